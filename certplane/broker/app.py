@@ -33,7 +33,6 @@ from certplane.broker.fleet.health_watch import HealthWatch
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.requests import RenewalRequests
 from certplane.broker.fleet.settings import StreamSettings
-from certplane.broker.fleet.view import FleetView
 from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.issuance.budget import BudgetWatch
 from certplane.broker.issuance.context import IssuancePorts
@@ -72,6 +71,7 @@ from certplane.broker.telemetry import PrometheusMeter, watch_loop
 from certplane.broker.wiring import (
     admission_control,
     coalescing,
+    fleet_parts,
     issuance_settings,
     listening_server,
     metrics_listener,
@@ -200,17 +200,14 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         )
         follow_others(hub, plans, stores.certificates, stores.changes, clock)
         await stores.changes.read_first(ChangeKind.PLAN)
-        view = FleetView(
-            hub=hub,
-            store=stores.fleet,
-            plans=plans,
-            policy=prepared.policy,
-            identities=stores.identities,
-            deny_list=stores.deny_list,
-            clock=clock,
-            name=socket.gethostname(),
+        fleet = fleet_parts(
+            hub,
+            stores,
+            plans,
+            prepared.policy,
             address=str(settings.server.address),
             others=membership.known if membership else NoOtherBrokers(),
+            clock=clock,
         )
         reloader = Reloader(
             trust=trust,
@@ -242,15 +239,15 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 trail=trail,
             ),
             CertificateServicer(authority, clock, plans),
-            RenewalServicer(hub, view),
+            RenewalServicer(hub, fleet.view),
             FleetServicer(
-                view,
-                RenewalRequests(plans, stores.fleet, clock, trail, why_none=view.why_none),
+                fleet.view,
+                RenewalRequests(plans, stores.fleet, clock, trail, why_none=fleet.view.why_none),
                 BrokersView(stores.members, lambda: _member(broker), lease),
                 authority=authority,
-                followed=FollowedRequests(plans, stores.fleet, clock, view.holder_now),
+                followed=FollowedRequests(plans, stores.fleet, clock, fleet.view.holder_now),
                 forgetting=HostForgetting(
-                    view=view,
+                    view=fleet.view,
                     store=stores.host_removal,
                     plans=plans,
                     policy=prepared.policy,
@@ -294,8 +291,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         sources = {name: RemoteRenewalInfo(calls, name) for name, ca in settings.cas.items() if ca.renewal_info.enabled}
         planner = RenewalPlanner(plans, sources, prepared.policy, clock=clock, rng=rng, trail=trail, meter=meter)
         health = HealthWatch(
-            view=view,
-            watchers=hub.watchers,
+            index=fleet.index,
             policy=prepared.policy,
             clock=clock,
             meter=meter,
@@ -324,7 +320,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         for name, work in (
             ("renewal plans", planner.run()),
             ("streams", hub.supervision.run()),
-            ("health of the fleet", health.run()),
+            ("index of the fleet", fleet.index.run()),
             (
                 "readiness",
                 watch_readiness(

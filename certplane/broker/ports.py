@@ -693,6 +693,11 @@ class Policy(Protocol):
         """The identity names of all its hosts, sorted."""
         ...
 
+    @property
+    def service_names(self) -> Sequence[str]:
+        """The identity names of all its services, sorted."""
+        ...
+
 
 class PolicySource(Protocol):
     """The policy in force."""

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 
 from certplane.broker.audit import DenialCoalescer, RepeatCoalescer
 from certplane.broker.descriptors import most_connections
 from certplane.broker.events import AuditTrail
+from certplane.broker.fleet.circumstances import HostCircumstances
+from certplane.broker.fleet.hub import FleetHub
+from certplane.broker.fleet.indexing import MemoryIndex
+from certplane.broker.fleet.model import StreamBroker
+from certplane.broker.fleet.places import HostPlaces
+from certplane.broker.fleet.view import FleetView
 from certplane.broker.identity.activation import FirstUse
 from certplane.broker.identity.admission import AdmissionControl
 from certplane.broker.identity.allowances import Allowances, AllowanceSettings
 from certplane.broker.identity.authentication import Authenticator
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuers.dns.settings import propagation_limit
+from certplane.broker.members.ports import OtherBrokers
 from certplane.broker.metrics_listener import MetricsListener
-from certplane.broker.ports import Meter
+from certplane.broker.ports import Meter, PolicySource
 from certplane.broker.prepared import Prepared
+from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.retention import Retention
 from certplane.broker.services.interceptors.edge import Edge
 from certplane.broker.services.server import BrokerServer, Servicer
@@ -121,3 +131,51 @@ def listening_server(settings: BrokerSettings, trust: TrustInForce, edge: Edge, 
         edge=edge,
         servicers=servicers,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class FleetParts:
+    """What the broker knows of the fleet: all of it in short, in memory, and each host as it is recorded."""
+
+    index: MemoryIndex
+    view: FleetView
+
+
+def fleet_parts(
+    hub: FleetHub,
+    stores: Stores,
+    plans: RenewalPlans,
+    policy: PolicySource,
+    *,
+    address: str,
+    others: OtherBrokers,
+    clock: Clock,
+    name: str = "",
+) -> FleetParts:
+    """Both, hearing what `hub` hears. The broker's machine is called `name`, and it listens on `address`."""
+    circumstances = HostCircumstances(policy, stores.identities, stores.deny_list, clock)
+    here = StreamBroker(stores.fleet.broker_id, name or socket.gethostname(), address)
+    places = HostPlaces(hub.registry, here, others)
+    index = MemoryIndex(
+        store=stores.fleet,
+        issued=stores.issued,
+        places=places,
+        policy=policy,
+        circumstances=circumstances,
+        clock=clock,
+        settings=hub.context.settings,
+        health_changed=lambda host: hub.watchers.host_changed(host, clock.now()),
+    )
+    hub.watchers.listen(index)
+    view = FleetView(
+        hub=hub,
+        store=stores.fleet,
+        plans=plans,
+        policy=policy,
+        identities=stores.identities,
+        circumstances=circumstances,
+        places=places,
+        index=index,
+        clock=clock,
+    )
+    return FleetParts(index, view)

@@ -7,6 +7,7 @@ error message of some hook shall not keep a host from reporting it.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 from certplane.pki.names import has_dns_syntax, shown_name
 from certplane.runtime.text import printable
@@ -91,3 +92,38 @@ class DnsNames:
             if not has_dns_syntax(name):
                 raise FieldError(field, f"has {shown_name(name)}, which is no DNS name in lower case and A-labels")
         return tuple(sorted(names))
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """At most so many texts that each match."""
+
+    most: int
+    word: Word
+
+    def check(self, field: str, texts: Sequence[str]) -> tuple[str, ...]:
+        """The same texts.
+
+        Raises:
+            FieldError: they are too many, or one doesn't match.
+        """
+        if len(texts) > self.most:
+            raise FieldError(field, f"must be at most {self.most}")
+        return tuple(self.word.check(field, text) for text in texts)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A time that is longer than none and at most so long."""
+
+    most: timedelta
+
+    def check(self, field: str, span: timedelta | None) -> timedelta:
+        """The same span.
+
+        Raises:
+            FieldError: it is none, or longer.
+        """
+        if span is None or not timedelta() < span <= self.most:
+            raise FieldError(field, f"must be longer than nothing and at most {self.most.days} days")
+        return span

@@ -8,7 +8,7 @@ everything, since hosts are known and not trusted; writing checks nothing.
 import dataclasses
 import types
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 
 from certplane.fleet_report.fields import FieldError
 from certplane.fleet_report.model import (
+    AgentMode,
     CertificateState,
     CertificateStatus,
     HeldCertificate,
@@ -23,7 +24,7 @@ from certplane.fleet_report.model import (
     RenewalCause,
     RenewalStep,
 )
-from certplane.rpc.times import put_time, time_of
+from certplane.rpc.times import put_time, span_of, time_of
 from certplane.runtime.health import HealthActor, HealthWord
 from certplane.v1 import renewal_pb2 as pb
 
@@ -54,7 +55,15 @@ HEALTH_NUMBERS: Final = {word: pb.Health.ValueType(number) for number, word in H
 ACTORS: Final = _words(pb.HealthActor.items(), "HEALTH_ACTOR_", HealthActor)
 ACTOR_NUMBERS: Final = {word: pb.HealthActor.ValueType(number) for number, word in ACTORS.items()}
 
-_ENUMS: Final[Mapping[type, Mapping[int, StrEnum]]] = {CertificateState: STATES, RenewalStep: STEPS}
+AGENT_MODES: Final = _words(pb.AgentMode.items(), "AGENT_MODE_", AgentMode)
+
+_ENUMS: Final[Mapping[type, Mapping[int, StrEnum]]] = {
+    CertificateState: STATES,
+    RenewalStep: STEPS,
+    AgentMode: AGENT_MODES,
+}
+_UNKNOWN_IS_NONE: Final = frozenset({AgentMode})
+"""Enums of which a newer peer's word that isn't known here is none: it says nothing that must be understood."""
 _WIRE_NAMES: Final = {"not_before": "not_before_time", "not_after": "not_after_time"}
 """Of the fields whose name in the message is another one."""
 
@@ -118,10 +127,12 @@ def _conversion(hint: Any, *, required: bool) -> tuple[Read, Write]:
     if hint is int:
         return _read_count, setattr
     if hint in _ENUMS:
-        return _enum(_ENUMS[hint], required=required)
+        return _enum(_ENUMS[hint], required=required, lenient=hint in _UNKNOWN_IS_NONE)
     if hint is HeldCertificate:
         return _nested(_Codec[HeldCertificate](hint))
-    kind, bound = get_args(hint)  # a text or a list of texts, which says what it may hold
+    kind, bound = get_args(hint)  # a text, a list of texts or a span, which says what it may hold
+    if kind is timedelta:
+        return _span(bound), _write_span
     return _bounded(bound), _extend if get_origin(kind) is tuple else setattr
 
 
@@ -145,14 +156,27 @@ def _read_count(message: Any, name: str) -> int:
     return count
 
 
-def _enum(words: Mapping[int, StrEnum], *, required: bool) -> tuple[Read, Write]:
+def _span(bound: Any) -> Read:
+    check = bound.check
+
+    def read(message: Any, name: str) -> Any:
+        return check(name, span_of(getattr(message, name))) if message.HasField(name) else None
+
+    return read
+
+
+def _write_span(message: Any, name: str, value: timedelta) -> None:
+    getattr(message, name).FromTimedelta(value)
+
+
+def _enum(words: Mapping[int, StrEnum], *, required: bool, lenient: bool) -> tuple[Read, Write]:
     numbers = {word: number for number, word in words.items()}
     problem = "is required, and one that this broker knows" if required else "isn't one that this broker knows"
 
     def read(message: Any, name: str) -> StrEnum | None:
         number = getattr(message, name)
         word = words.get(number)
-        if word is None and (required or number):
+        if word is None and (required or (number and not lenient)):
             raise FieldError(name, problem)
         return word
 

@@ -7,11 +7,11 @@ their order: a field is only ever added, at the end and with a default, so that 
 
 import re
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Final
 
-from certplane.fleet_report.fields import DnsNames, Printable, Text, Word
+from certplane.fleet_report.fields import DnsNames, Printable, Span, Text, Word, Words
 
 
 class RenewalCause(StrEnum):
@@ -73,6 +73,8 @@ NAME: Final = Word(re.compile(r"[A-Za-z0-9._-]{1,64}"), _NAME_PROBLEM)
 _NAME_OR_NONE: Final = Word(re.compile(r"[A-Za-z0-9._-]{0,64}"), _NAME_PROBLEM)
 _SERIAL: Final = Word(re.compile(r"0|[1-9a-f][0-9a-f]{0,39}"), "must be lower-case hexadecimal without leading zeros")
 _ID: Final = Word(re.compile(r"[!-~]{0,128}"), "is not an id of this broker")
+_SHA256: Final = Word(re.compile(r"[0-9a-f]{64}"), "must be a SHA-256 in lower-case hexadecimal")
+_FEATURE: Final = Word(re.compile(r"[a-z0-9_-]{1,32}"), "must be 1 to 32 of the characters a-z 0-9 _ -")
 MOST_REASON_BYTES: Final = 500
 MOST_ERROR_BYTES: Final = 2000
 
@@ -150,3 +152,11 @@ class HostFacts:
     """
 
     agent_version: Annotated[str, Printable(64)]
+    agent_mode: AgentMode | None = None
+    """None of an agent that doesn't say: it is taken for a daemon."""
+    run_interval: Annotated[timedelta, Span(timedelta(days=400))] | None = None
+    """How often a timer starts the agent, as far as it knows."""
+    broker_roots_sha256: Annotated[tuple[str, ...], Words(20, _SHA256)] = ()
+    """The roots by which the host knows its broker: SHA-256 of each certificate (DER), lower-case hexadecimal."""
+    features: Annotated[tuple[str, ...], Words(20, _FEATURE)] = ()
+    """What the agent can do that older ones can't."""

@@ -968,6 +968,7 @@ class Host(_message.Message):
     DISCONNECT_TIME_FIELD_NUMBER: _builtins.int
     BLOCKED_REASON_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its identity's name."""
     label: _builtins.str
@@ -1042,6 +1043,10 @@ class Host(_message.Message):
     def disconnect_time(self) -> _timestamp_pb2.Timestamp:
         """When its last stream ended; unset while it is connected."""
 
+    @_builtins.property
+    def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What its agent can do that older ones can't, as in Hello."""
+
     def __init__(
         self,
         *,
@@ -1071,10 +1076,11 @@ class Host(_message.Message):
         disconnect_time: _timestamp_pb2.Timestamp | None = ...,
         blocked_reason: _builtins.str = ...,
         health: Global___Health.ValueType = ...,
+        features: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["clock_skew", b"clock_skew", "connect_time", b"connect_time", "directive_error", b"directive_error", "disconnect_time", b"disconnect_time", "identity_expire_time", b"identity_expire_time", "last_seen_time", b"last_seen_time", "run_interval", b"run_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_mode", b"agent_mode", "agent_version", b"agent_version", "blocked_reason", b"blocked_reason", "broker_address", b"broker_address", "broker_id", b"broker_id", "broker_name", b"broker_name", "broker_roots_sha256", b"broker_roots_sha256", "certificate_count", b"certificate_count", "certificates", b"certificates", "clock_skew", b"clock_skew", "connect_time", b"connect_time", "connected", b"connected", "contested", b"contested", "directive_error", b"directive_error", "disconnect_time", b"disconnect_time", "displaced_streams", b"displaced_streams", "health", b"health", "identity_expire_time", b"identity_expire_time", "identity_serial_number", b"identity_serial_number", "kind", b"kind", "label", b"label", "last_seen_time", b"last_seen_time", "name", b"name", "pending_renewals", b"pending_renewals", "run_interval", b"run_interval", "source_ip", b"source_ip"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_mode", b"agent_mode", "agent_version", b"agent_version", "blocked_reason", b"blocked_reason", "broker_address", b"broker_address", "broker_id", b"broker_id", "broker_name", b"broker_name", "broker_roots_sha256", b"broker_roots_sha256", "certificate_count", b"certificate_count", "certificates", b"certificates", "clock_skew", b"clock_skew", "connect_time", b"connect_time", "connected", b"connected", "contested", b"contested", "directive_error", b"directive_error", "disconnect_time", b"disconnect_time", "displaced_streams", b"displaced_streams", "features", b"features", "health", b"health", "identity_expire_time", b"identity_expire_time", "identity_serial_number", b"identity_serial_number", "kind", b"kind", "label", b"label", "last_seen_time", b"last_seen_time", "name", b"name", "pending_renewals", b"pending_renewals", "run_interval", b"run_interval", "source_ip", b"source_ip"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

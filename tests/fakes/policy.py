@@ -38,7 +38,14 @@ class FakePolicy:
 
     @property
     def host_names(self) -> list[str]:
-        return sorted(grant.name for grant in self.grants.values() if grant.kind is IdentityKind.HOST)
+        return self._names(IdentityKind.HOST)
+
+    @property
+    def service_names(self) -> list[str]:
+        return self._names(IdentityKind.SERVICE)
+
+    def _names(self, kind: IdentityKind) -> list[str]:
+        return sorted(grant.name for grant in self.grants.values() if grant.kind is kind)
 
 
 class FakePolicySource:

@@ -22,7 +22,6 @@ from certplane.broker.fleet.health_watch import HealthWatch
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.requests import RenewalRequests
 from certplane.broker.fleet.settings import StreamSettings
-from certplane.broker.fleet.view import FleetView
 from certplane.broker.identity.activation import FirstUse
 from certplane.broker.identity.admission import AdmissionControl
 from certplane.broker.identity.allowances import Allowances, AllowanceSettings
@@ -44,6 +43,7 @@ from certplane.broker.services.renewal import RenewalServicer
 from certplane.broker.services.server import BrokerServer
 from certplane.broker.services.trust import LoadedTrust, TrustInForce
 from certplane.broker.store import Stores, open_stores
+from certplane.broker.wiring import fleet_parts
 from certplane.pki.chain import leaf_facts
 from certplane.pki.trust_bundle import TrustBundle
 from certplane.rpc.channel import open_channel
@@ -155,21 +155,19 @@ class EdgeServer:
         )
         follow_others(self.hub, self.plans, self.stores.certificates, self.stores.changes, self.clock)
         self.known = KnownMembers(self.stores.members, self.me)
-        self.view = FleetView(
-            hub=self.hub,
-            store=self.stores.fleet,
-            plans=self.plans,
-            policy=self.policy,
-            identities=self.stores.identities,
-            deny_list=self.stores.deny_list,
-            clock=self.clock,
-            name=self.name,
+        parts = fleet_parts(
+            self.hub,
+            self.stores,
+            self.plans,
+            self.policy,
             address="[::]:8443",
             others=self.known,
+            clock=self.clock,
+            name=self.name,
         )
+        self.view, self.index = parts.view, parts.index
         self.health = HealthWatch(
-            view=self.view,
-            watchers=self.hub.watchers,
+            index=self.index,
             policy=self.policy,
             clock=self.clock,
             meter=self.meter,
@@ -287,7 +285,7 @@ async def serve_edge(ca: PrivateCa | None = None, **options: Any) -> AsyncIterat
     edge = EdgeServer(ca or PrivateCa("internal"), **options)
     await edge.server.start()
     await edge.stores.changes.look()  # what was there before is known
-    works = (edge.hub.supervision.run(), edge.health.lead(), edge.health.run())
+    works = (edge.hub.supervision.run(), edge.index.run(), edge.health.lead())
     looking = {asyncio.create_task(work) for work in works}
     try:
         yield edge

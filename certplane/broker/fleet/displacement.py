@@ -78,7 +78,7 @@ class Displacement(ChangeFollower):
         row = recorded.stream
         if row.broker_id != self._context.recorder.store.broker_id:
             self._registry.give_up(stream)
-            self._context.recorder.watchers.host_changed(stream.host, self._context.clock.now())
+            self._context.recorder.watchers.host_elsewhere(stream.host, self._context.clock.now())
             self.displace(stream, row.identity_serial_number, row.source_ip, row.broker_id)
 
     def displace(self, stream: ServedStream, serial_number: str, source_ip: str, broker_id: str = "") -> None:

@@ -14,7 +14,6 @@ from enum import StrEnum
 from typing import Final
 
 from certplane.broker import metrics
-from certplane.broker.fleet.health import FLEET_WORDS
 from certplane.broker.ports import Meter
 from certplane.fleet_report.model import CertificateState
 from certplane.runtime.health import HealthWord
@@ -97,7 +96,7 @@ class FleetFigures:
             meter.level(metrics.HOSTS, self._links[link], link=link.value)
         for state in CertificateState:
             meter.level(metrics.CERTIFICATES, self._states[state], state=state.value)
-        for word in FLEET_WORDS:
+        for word in HealthWord:
             meter.level(metrics.HEALTH, self._healths[word], health=word.value)
         profiles = before.union(self._soonest)
         for profile in profiles:

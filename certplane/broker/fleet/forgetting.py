@@ -76,7 +76,7 @@ class HostForgetting:
         event = self._event(caller, request_id, name, reason, in_force)
         if not await self._store.forget_host(name, view.record.stream, self._clock.now(), [event]):
             raise HostStaysError("it has come back just now: see whether it is gone, and ask again")
-        self._watchers.host_changed(name, self._clock.now())
+        self._watchers.host_elsewhere(name, self._clock.now())
         return ForgottenHost(view, len(in_force))
 
     def _event(

@@ -10,37 +10,53 @@ and time alone makes it another one (`next_change`). Pure.
     OVERDUE          its renewal is late: half of the time between that and the end is over
     FAILING          a step fails, and is tried again before the end; or there is no certificate, and its host is silent
     STALE_SERVED     the service serves an older certificate than the newest, and nothing holds that one back
+    MISMATCHED       what the host's configuration asks for isn't what the policy allows: its renewal will be refused
+    UNHEARD          its host has been silent for longer than its mode allows
     OK               none of these; there may be no certificate yet
 
-`MISMATCHED` is the host's alone to say: it has agent.yml.
+`find` decides, by facts so small that a whole fleet's are kept in memory (`index`); `certificate_health` puts what it
+has found into words for people.
 """
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import Enum
 from typing import Final
 
-from certplane.broker.fleet.model import RevokedCertificate
-from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate
+from certplane.broker.fleet.facts import CertificateFacts, facts_of
+from certplane.broker.fleet.model import Block, RevokedCertificate
+from certplane.errors import Reason, Refusal
+from certplane.fleet_report.model import CertificateState, CertificateStatus, RenewalStep
 from certplane.pki.lifetime import renew_time
+from certplane.runtime.causes import cause_text
 from certplane.runtime.health import (
     NONE_YET,
     REMEDY_FOR_SERVICE,
     Health,
+    HealthActor,
     HealthWord,
-    is_persons,
     moment_text,
     overdue_time,
 )
 
-FLEET_WORDS: Final = tuple(word for word in HealthWord if word not in {HealthWord.MISMATCHED, HealthWord.UNHEARD})
-"""Those that are found here, worst first."""
+IDENTITY: Final = "identity"
+UNHEARD_CAUSE: Final = "UNHEARD"
+"""The cause of what is wrong since a host says nothing."""
 
-_IDENTITY: Final = "identity"
+_VERIFY: Final = RenewalStep.VERIFY.value.upper()
+_REQUEST: Final = RenewalStep.REQUEST.value.upper()
 _ACTIVATING: Final = frozenset(
     {CertificateState.ISSUED, CertificateState.INSTALLING, CertificateState.RELOADING, CertificateState.VERIFYING}
 )
 _ILL: Final = frozenset({CertificateState.FAILED, CertificateState.DEGRADED})
+
+
+def nothing_refused(_profile: str, _dns_names: tuple[str, ...]) -> Refusal | None:
+    """Policy allows what the host asks for."""
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,159 +64,309 @@ class HostKnowledge:
     """What the broker knows of the host whose certificate it is.
 
     Attributes:
-        heard: Whether it is there: it has a stream.
+        heard: Whether it is there: it has a stream, or its agent runs by a timer and was heard as often as that says.
         last_heard: When it was last heard; None if never, or unknown.
-        why_none: Why it gets no new certificates whatever it is told; empty if it does.
+        unheard_time: From when on it is silent for longer than its mode allows, unless it comes before; None while it
+            has a stream, and of one that never came.
+        block: Why it gets no new certificates whatever it is told; None if it does.
         revoked: Its revoked certificates that haven't expired, by serial number.
+        refusal: Why policy refuses a profile with these names to the host; None if it doesn't.
+        is_service: Whether it is a service: it has no agent, and renews when it asks.
     """
 
     heard: bool
     last_heard: datetime | None = None
-    why_none: str = ""
+    unheard_time: datetime | None = None
+    block: Block | None = None
     revoked: Mapping[str, RevokedCertificate] = field(default_factory=dict)
+    refusal: Callable[[str, tuple[str, ...]], Refusal | None] = nothing_refused
+    is_service: bool = False
+
+    def is_unheard(self, now: datetime) -> bool:
+        """Whether it has been silent for too long."""
+        return self.unheard_time is not None and self.unheard_time <= now
 
 
-def in_use(status: CertificateStatus) -> HeldCertificate | None:
-    """What is at the configured paths; before anything is, what the host has."""
-    return status.installed or status.issued
+class What(Enum):
+    """What is wrong, where one word may have several grounds."""
+
+    NOTHING = "nothing"
+    EXPIRED_IN_USE = "expired, in use"
+    EXPIRED_SERVED = "expired, served"
+    REVOKED_IN_USE = "revoked, in use"
+    REVOKED_SERVED = "revoked, served"
+    FOREIGN = "foreign"
+    BLOCKED = "blocked"
+    FOR_A_PERSON = "for a person"
+    TOO_LATE = "too late"
+    LATE = "late"
+    FAILS = "fails"
+    NONE_AND_SILENT = "none, and its host silent"
+    STALE = "stale"
+    MISMATCHED = "mismatched"
+    UNHEARD = "unheard"
 
 
-def certificate_health(status: CertificateStatus, host: HostKnowledge, now: datetime) -> Health:
-    """How bad it is."""
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What is wrong with a certificate: the worst of it. `cause`, `actor` and `since` are `Health`'s."""
+
+    what: What
+    word: HealthWord
+    cause: str = ""
+    actor: HealthActor = HealthActor.NOBODY
+    since: datetime | None = None
+
+
+WELL: Final = Finding(What.NOTHING, HealthWord.OK)
+
+
+def find(facts: CertificateFacts, host: HostKnowledge, now: datetime) -> Finding:
+    """What is wrong with it; the first that is true in the order of the words."""
     return (
-        _expired(status, host, now)
-        or _revoked(status, host)
-        or _foreign(status, host)
-        or _late(status, host, now)
-        or _failing(status, host)
-        or _stale(status, host, now)
-        or (NONE_YET if in_use(status) is None else Health(HealthWord.OK))
+        _expired(facts, host, now)
+        or _revoked(facts, host)
+        or _foreign(facts)
+        or _late(facts, host, now)
+        or _failing(facts, host)
+        or _stale(facts, host, now)
+        or _mismatched(facts, host)
+        or _unheard(host, now)
+        or WELL
     )
 
 
-def next_change(status: CertificateStatus, now: datetime) -> datetime | None:
+def next_change(facts: CertificateFacts, host: HostKnowledge, now: datetime) -> datetime | None:
     """When time alone may next make it another one; None if it can't."""
-    held, served = in_use(status), status.served
-    moments = [None if held is None else held.not_after, None if served is None else served.not_after]
-    moments += [_late_from(status), status.activate_time]
+    moments = (facts.not_after, facts.served_not_after, _late_from(facts), facts.activate_time, host.unheard_time)
     return min((each for each in moments if each is not None and each > now), default=None)
 
 
-def _expired(status: CertificateStatus, host: HostKnowledge, now: datetime) -> Health | None:
-    held, served = in_use(status), status.served
-    if held is not None and held.not_after is not None and held.not_after <= now:
-        return _of_renewal(HealthWord.EXPIRED, f"expired at {moment_text(held.not_after)}", status, host)
-    if served is not None and served.not_after is not None and served.not_after <= now:
-        text = f"the service serves {served.serial_number}, which expired at {moment_text(served.not_after)}"
-        return _of_service(HealthWord.EXPIRED, text, host)
+def _expired(facts: CertificateFacts, host: HostKnowledge, now: datetime) -> Finding | None:
+    if facts.not_after is not None and facts.not_after <= now:
+        return _of_renewal(What.EXPIRED_IN_USE, HealthWord.EXPIRED, facts, host, facts.not_after)
+    if facts.served_not_after is not None and facts.served_not_after <= now:
+        return _of_service(What.EXPIRED_SERVED, HealthWord.EXPIRED, facts.served_not_after)
     return None
 
 
-def _revoked(status: CertificateStatus, host: HostKnowledge) -> Health | None:
-    held, served = in_use(status), status.served
-    if held is not None and (revoked := host.revoked.get(held.serial_number)) is not None:
-        return _of_renewal(HealthWord.REVOKED_IN_USE, f"is in use; {_revocation(revoked)}", status, host)
-    if served is not None and (revoked := host.revoked.get(served.serial_number)) is not None:
-        text = f"the service serves {served.serial_number}; {_revocation(revoked)}"
-        return _of_service(HealthWord.REVOKED_IN_USE, text, host)
-    return None
-
-
-def _foreign(status: CertificateStatus, host: HostKnowledge) -> Health | None:
-    served = status.served
-    own = {each.serial_number for each in (status.issued, status.installed) if each is not None}
-    if served is None or served.version or served.certificate_id or served.serial_number in own:
+def _revoked(facts: CertificateFacts, host: HostKnowledge) -> Finding | None:
+    if not host.revoked:
         return None
-    text = f"the service serves {served.serial_number}, which isn't this host's"
-    return _of_service(HealthWord.FOREIGN_SERVED, text, host)
+    if (revoked := host.revoked.get(facts.serial_number)) is not None:
+        return _of_renewal(What.REVOKED_IN_USE, HealthWord.REVOKED_IN_USE, facts, host, revoked.revoke_time)
+    if (revoked := host.revoked.get(facts.served_serial_number)) is not None:
+        return _of_service(What.REVOKED_SERVED, HealthWord.REVOKED_IN_USE, revoked.revoke_time)
+    return None
 
 
-def _late(status: CertificateStatus, host: HostKnowledge, now: datetime) -> Health | None:
-    if host.why_none and status.name != _IDENTITY:  # that one is the internal CA's to give
-        remedy = "see policy.yml and `certplane-broker identity list`"
-        return Health(HealthWord.WONT_HEAL, f"its host gets no certificates: {host.why_none}", remedy)
-    if status.request_failures and is_persons(status.last_error):
-        renewal = _of_renewal(HealthWord.WONT_HEAL, "", status, host)
-        return Health(HealthWord.WONT_HEAL, status.last_error, f"fix the cause; then {renewal.remedy}")
-    end = None if (held := in_use(status)) is None else held.not_after
+def _foreign(facts: CertificateFacts) -> Finding | None:
+    if not facts.served_serial_number or facts.served_own:
+        return None
+    return _of_service(What.FOREIGN, HealthWord.FOREIGN_SERVED, facts.update_time)
+
+
+def _late(facts: CertificateFacts, host: HostKnowledge, now: datetime) -> Finding | None:
+    block = host.block
+    if block is not None and facts.name != IDENTITY:  # that one is the internal CA's to give
+        return Finding(What.BLOCKED, HealthWord.WONT_HEAL, block.cause, HealthActor.OPERATOR, block.since)
+    if facts.for_a_person:
+        return Finding(What.FOR_A_PERSON, HealthWord.WONT_HEAL, facts.error_cause, facts.error_actor, facts.update_time)
+    end = facts.not_after
     if end is None:
         return None
-    again = status.next_attempt_time if status.request_failures or status.activation_failures else None
-    if again is not None and again >= end:
-        text = f"it ends at {moment_text(end)}, and the next try is at {moment_text(again)}"
-        return _of_renewal(HealthWord.WONT_HEAL, text, status, host)
-    late = _late_from(status)
+    if facts.failing and facts.next_attempt_time is not None and facts.next_attempt_time >= end:
+        return _of_renewal(What.TOO_LATE, HealthWord.WONT_HEAL, facts, host, facts.update_time)
+    late = _late_from(facts)
     if late is not None and late <= now:
-        return _of_renewal(HealthWord.OVERDUE, f"ends at {moment_text(end)}", status, host)
+        return _of_renewal(What.LATE, HealthWord.OVERDUE, facts, host, late)
     return None
 
 
-def _failing(status: CertificateStatus, host: HostKnowledge) -> Health | None:
-    if status.request_failures or status.activation_failures or status.state in _ILL:
-        step = status.failed_step or status.state
-        return Health(HealthWord.FAILING, f"{step}: {status.last_error or 'it gave no details'}", _gone(host))
-    if in_use(status) is None and not host.heard:
-        return Health(HealthWord.FAILING, NONE_YET.text, _gone(host))
+def _failing(facts: CertificateFacts, host: HostKnowledge) -> Finding | None:
+    if facts.failing or facts.state in _ILL:
+        return Finding(What.FAILS, HealthWord.FAILING, facts.error_cause, facts.error_actor, facts.update_time)
+    if not facts.serial_number and not host.heard:
+        return Finding(What.NONE_AND_SILENT, HealthWord.FAILING, UNHEARD_CAUSE, HealthActor.HOST, host.last_heard)
     return None
 
 
-def _stale(status: CertificateStatus, host: HostKnowledge, now: datetime) -> Health | None:
-    newest, served = status.issued or status.installed, status.served
-    if newest is None or served is None or served.serial_number == newest.serial_number:
+def _stale(facts: CertificateFacts, host: HostKnowledge, now: datetime) -> Finding | None:
+    newest = facts.issued_serial_number or facts.serial_number
+    if not newest or facts.served_serial_number in {"", newest}:
         return None
-    if status.activate_time is not None and status.activate_time > now:
+    if facts.activate_time is not None and facts.activate_time > now:
         return None  # a window holds it back
-    if host.heard and status.state in _ACTIVATING:
+    if host.heard and facts.state in _ACTIVATING:
         return None  # it is being done
-    text = f"the service serves {served.serial_number}, and {newest.serial_number} is the newest"
-    return _of_service(HealthWord.STALE_SERVED, text, host)
+    return _of_service(What.STALE, HealthWord.STALE_SERVED, facts.update_time)
 
 
-def _late_from(status: CertificateStatus) -> datetime | None:
+def _mismatched(facts: CertificateFacts, host: HostKnowledge) -> Finding | None:
+    if not facts.profile or not facts.dns_names:  # an identity, or nothing that was ever asked for
+        return None
+    refusal = host.refusal(facts.profile, facts.dns_names)
+    if refusal is None:
+        return None
+    cause = cause_text(refusal.reason, facts.profile)
+    return Finding(What.MISMATCHED, HealthWord.MISMATCHED, cause, HealthActor.OPERATOR)
+
+
+def _unheard(host: HostKnowledge, now: datetime) -> Finding | None:
+    if not host.is_unheard(now):
+        return None
+    return Finding(What.UNHEARD, HealthWord.UNHEARD, UNHEARD_CAUSE, HealthActor.HOST, host.unheard_time)
+
+
+def _late_from(facts: CertificateFacts) -> datetime | None:
     """From when on the renewal of what is in use is late; None if that can't be told.
 
     The host's time is that of its newest certificate: where another one is in use, or the host said none, it is what
     the rule for all gives (`certplane.pki.lifetime`).
     """
-    held = in_use(status)
-    if held is None or held.not_after is None:
+    if facts.not_after is None:
         return None
-    newest = status.issued or held
-    due = status.renew_time if newest.serial_number == held.serial_number else None
-    if due is None or due >= held.not_after:
-        if held.not_before is None or held.not_before >= held.not_after:
+    is_newest = facts.issued_serial_number in {"", facts.serial_number}
+    due = facts.renew_time if is_newest else None
+    if due is None or due >= facts.not_after:
+        if facts.not_before is None or facts.not_before >= facts.not_after:
             return None
-        due = renew_time(held.not_before, held.not_after, None, status.name)
-    return overdue_time(due, held.not_after)
+        due = renew_time(facts.not_before, facts.not_after, None, facts.name)
+    return overdue_time(due, facts.not_after)
 
 
-def _of_renewal(word: HealthWord, text: str, status: CertificateStatus, host: HostKnowledge) -> Health:
-    """One that a renewal ends."""
-    error = f"; {'waits' if status.state is CertificateState.REQUESTING else 'last error'}: {status.last_error}"
-    gone = _gone(host)
-    if status.name == _IDENTITY:  # without one its host is down, whatever runs there
-        first = gone or "check that its agent reaches the internal CA"
-        remedy = f"{first}; else run `certplane-agent enroll --force` there with a new token"
-    else:
-        remedy = gone or f"`certplane-agent renew {status.name}` there tries at once and says why it fails"
-    return Health(word, f"{text}{_silence(host)}{error if status.last_error else ''}", remedy)
+def _of_renewal(
+    what: What, word: HealthWord, facts: CertificateFacts, host: HostKnowledge, since: datetime | None
+) -> Finding:
+    """One that a renewal ends: its cause is what keeps that from happening, as far as it is known."""
+    if host.block is not None and facts.name != IDENTITY:
+        return Finding(what, word, host.block.cause, HealthActor.OPERATOR, since)
+    if facts.error_cause:
+        return Finding(what, word, facts.error_cause, facts.error_actor, since)
+    return Finding(what, word, _REQUEST if host.heard else UNHEARD_CAUSE, HealthActor.HOST, since)
 
 
-def _of_service(word: HealthWord, text: str, host: HostKnowledge) -> Health:
+def _of_service(what: What, word: HealthWord, since: datetime | None) -> Finding:
     """One that the host's service has to end."""
-    return Health(word, f"{text}{_silence(host)}", REMEDY_FOR_SERVICE)
+    return Finding(what, word, _VERIFY, HealthActor.HOST, since)
+
+
+# In words.
+
+_SERVED: Final = frozenset({What.EXPIRED_SERVED, What.REVOKED_SERVED, What.FOREIGN, What.STALE})
+"""What the host's service has to end."""
+_GONE: Final = "check that the host and its certplane-agent run"
+
+
+def certificate_health(status: CertificateStatus, host: HostKnowledge, now: datetime) -> Health:
+    """How bad it is, for people."""
+    facts = facts_of(status)
+    found = find(facts, host, now)
+    if found is WELL:
+        return Health(HealthWord.OK) if facts.serial_number else NONE_YET
+    text, remedy = _said(found, facts, status, host)
+    return Health(found.word, text, remedy, found.cause, found.actor, found.since)
+
+
+def _said(found: Finding, facts: CertificateFacts, status: CertificateStatus, host: HostKnowledge) -> tuple[str, str]:
+    """Text and remedy."""
+    if found.what in _SERVED:
+        return f"{_served_text(found, facts, host)}{_silence(host)}", REMEDY_FOR_SERVICE
+    match found.what:
+        case What.BLOCKED if host.block is not None:
+            said = (
+                f"its {'service' if host.is_service else 'host'} gets no certificates: {host.block.text}",
+                host.block.remedy,
+            )
+        case What.FOR_A_PERSON:
+            said = status.last_error, f"fix the cause; then {_renew(facts, host)}"
+        case What.FAILS:
+            step = status.failed_step or status.state
+            said = f"{step}: {status.last_error or 'it gave no details'}", _gone(host)
+        case What.NONE_AND_SILENT:
+            said = f"{NONE_YET.text}{_silence(host)}", _gone(host)
+        case What.MISMATCHED:
+            said = _mismatch(facts, host)
+        case What.UNHEARD:
+            said = f"its host isn't heard any more{_last(host)}", _GONE
+        case _:
+            newer = "; no newer one was asked for" if host.is_service else ""
+            said = f"{_of_use(found, facts, host)}{newer}{_silence(host)}{_error(status)}", _renew(facts, host)
+    return said
+
+
+def _served_text(found: Finding, facts: CertificateFacts, host: HostKnowledge) -> str:
+    """What is wrong with what is served."""
+    served = facts.served_serial_number
+    match found.what:
+        case What.EXPIRED_SERVED:
+            what = f", which expired at {_moment(facts.served_not_after)}"
+        case What.REVOKED_SERVED:
+            what = f"; {_revocation(host.revoked[served])}"
+        case What.FOREIGN:
+            what = ", which isn't this host's"
+        case _:
+            what = f", and {facts.issued_serial_number or facts.serial_number} is the newest"
+    return f"the service serves {served}{what}"
+
+
+def _of_use(found: Finding, facts: CertificateFacts, host: HostKnowledge) -> str:
+    """What is wrong with what is in use."""
+    match found.what:
+        case What.EXPIRED_IN_USE:
+            return f"expired at {_moment(facts.not_after)}"
+        case What.REVOKED_IN_USE:
+            return f"is in use; {_revocation(host.revoked[facts.serial_number])}"
+        case What.TOO_LATE:
+            return f"it ends at {_moment(facts.not_after)}, and the next try is at {_moment(facts.next_attempt_time)}"
+        case _:
+            return f"ends at {_moment(facts.not_after)}"
+
+
+def _error(status: CertificateStatus) -> str:
+    if not status.last_error:
+        return ""
+    return f"; {'waits' if status.state is CertificateState.REQUESTING else 'last error'}: {status.last_error}"
+
+
+def _renew(facts: CertificateFacts, host: HostKnowledge) -> str:
+    """What has it renewed."""
+    if host.is_service:
+        return "check that the service runs and asks for a new one: the broker can't tell it to"
+    gone = _gone(host)
+    if facts.name == IDENTITY:  # without one its host is down, whatever runs there
+        first = gone or "check that its agent reaches the internal CA"
+        return f"{first}; else run `certplane-agent enroll --force` there with a new token"
+    return gone or f"`certplane-agent renew {facts.name}` there tries at once and says why it fails"
+
+
+def _mismatch(facts: CertificateFacts, host: HostKnowledge) -> tuple[str, str]:
+    refusal = host.refusal(facts.profile, facts.dns_names)
+    assert refusal is not None  # it was found by this
+    if refusal.reason is Reason.NAMES_NOT_ALLOWED:
+        text = f"agent.yml and the policy differ in the names of profile {facts.profile}: {refusal.message}"
+        remedy = f"make `dns_names` of {facts.name} in agent.yml those of profile {facts.profile} in policy.yml"
+        return text, f"{remedy}, and restart the agent"
+    text = f"agent.yml asks for profile {facts.profile}, which the policy doesn't give to this host"
+    return text, f"add the profile to the host in policy.yml, or take {facts.name} out of agent.yml"
 
 
 def _silence(host: HostKnowledge) -> str:
-    if host.heard:
-        return ""
-    return "; its host is down" + (f", last heard at {moment_text(host.last_heard)}" if host.last_heard else "")
+    return "" if host.heard else f"; its host is down{_last(host)}"
+
+
+def _last(host: HostKnowledge) -> str:
+    return f", last heard at {moment_text(host.last_heard)}" if host.last_heard else ""
 
 
 def _gone(host: HostKnowledge) -> str:
-    return "" if host.heard else "check that the host and its certplane-agent run"
+    return "" if host.heard else _GONE
 
 
 def _revocation(revoked: RevokedCertificate) -> str:
     reason = f": {revoked.reason}" if revoked.reason else ""
     return f"it was revoked at {moment_text(revoked.revoke_time)}{reason}"
+
+
+def _moment(time: datetime | None) -> str:
+    return "no time" if time is None else moment_text(time)

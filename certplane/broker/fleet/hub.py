@@ -30,6 +30,7 @@ from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.displacement import CountDisplacement, Displacement
 from certplane.broker.fleet.knowledge import revoked_plan
 from certplane.broker.fleet.messages import DirectiveResult, Goodbye, Hello, Outgoing, Welcome
+from certplane.broker.fleet.model import RevokedCertificate
 from certplane.broker.fleet.plan_teller import PlanTeller
 from certplane.broker.fleet.ports import FleetStore, StreamPlaces
 from certplane.broker.fleet.recording import Recorder
@@ -130,7 +131,7 @@ class FleetHub:
     def was_elsewhere(self, host: str) -> None:
         """A host has come to another broker, has left it, or has answered it: nobody here knows what it refuses now."""
         self._teller.forget(host)
-        self.watchers.host_changed(host, self._clock.now())
+        self.watchers.host_elsewhere(host, self._clock.now())
 
     def may_have_been_elsewhere(self) -> None:
         """Any host may have come to another broker unheard."""
@@ -141,7 +142,9 @@ class FleetHub:
         plan = revoked_plan(certificate)
         if plan is not None:
             self.plans_changed([plan])
-            self.watchers.host_changed(certificate.identity, self._clock.now())
+            reason = certificate.revocation_reason or ""
+            revoked = RevokedCertificate(certificate.identity, certificate.serial_number, plan.renew_time, reason)
+            self.watchers.certificate_revoked(revoked, self._clock.now())
 
     # What streams do.
 
@@ -176,7 +179,7 @@ class FleetHub:
             stream.session.say_goodbye(self._goodbye())
         stream.wake()
         self._teller.tell_soon(stream.host)
-        self.watchers.host_changed(stream.host, now)
+        self.watchers.host_came(stream.host, now)
 
     async def report(self, stream: ServedStream, report: Report) -> None:
         """Take a report; waits while too many are not durable yet.
@@ -240,7 +243,7 @@ class FleetHub:
         stream.close()
         if self.registry.remove(stream):
             stream.record_end()
-            self.watchers.host_changed(stream.host, self._clock.now())
+            self.watchers.host_left(stream.host, self._clock.now())
 
     # The end.
 

@@ -17,55 +17,28 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
-import msgspec
-
+from certplane.broker.fleet.facts import CertificateFacts
 from certplane.broker.model import IdentityKind
-from certplane.fleet_report.model import AgentMode, CertificateState
+from certplane.fleet_report.model import AgentMode
 from certplane.runtime.health import HealthActor, HealthWord
 
 
-class IndexedCertificate(msgspec.Struct, frozen=True, gc=False):
-    """A certificate of a host's configuration, or one that was issued to a service.
-
-    `gc=False`: the garbage collector needn't go through forty thousand of these, which refer to texts and times alone.
+class IndexedCertificate(CertificateFacts, frozen=True, gc=False):
+    """A certificate of a host's configuration, or one that was issued to a service, and how bad it is with it.
 
     Attributes:
-        name: In the host's configuration; "identity" for its own; of a service the certificate's id.
-        profile: Of the policy; empty for an identity.
-        state: Where it is in its renewal. Of a service WAITING.
-        dns_names: What the configuration wants; of a service what was issued.
         health: How bad it is.
         cause: What causes that, as in `Health`.
         actor: Who can act on it.
-        since: Since when it is so; None for OK.
-        certificate_id: The broker's name for what is in use; empty if there is none, or it isn't the broker's.
-        serial_number: Of what is in use (installed; before anything is, issued); empty if there is none.
-        issued_serial_number: Of the newest on the host's disk.
-        served_serial_number: Of what the service was last seen to serve; empty without a look.
-        not_before: Start of the validity of what is in use.
-        not_after: End of the validity of what is in use; None if there is none.
-        renew_time: When the host means to renew.
-        next_attempt_time: When what failed is tried again; None if nothing failed.
+        since: Since when it is so, as far as is known; None for OK.
         issuer: Of what is in use, by its name in the broker's configuration; empty where it isn't known.
         public_key_sha256: Of what is in use (SPKI), lower-case hexadecimal; empty where it isn't known.
     """
 
-    name: str
-    profile: str
-    state: CertificateState
-    dns_names: tuple[str, ...] = ()
     health: HealthWord = HealthWord.OK
     cause: str = ""
     actor: HealthActor = HealthActor.NOBODY
     since: datetime | None = None
-    certificate_id: str = ""
-    serial_number: str = ""
-    issued_serial_number: str = ""
-    served_serial_number: str = ""
-    not_before: datetime | None = None
-    not_after: datetime | None = None
-    renew_time: datetime | None = None
-    next_attempt_time: datetime | None = None
     issuer: str = ""
     public_key_sha256: str = ""
 
@@ -81,12 +54,13 @@ class IndexedHost:
         connected: Whether it has a stream at any broker. Never of a service.
         broker_id: The broker that has it.
         connect_time: When its last stream began; None if it never came.
-        last_seen_time: When it was last heard, as recorded: of a host with a stream some minutes ago. None if never.
+        last_seen_time: When it was last heard; of a host with a stream some time since that began. None if never.
         end_time: When its last stream ended; None while it has one.
         agent_version: As it last said; empty if it never came.
-        mode: How its agent runs.
+        mode: How its agent runs; None of one that doesn't say, which is taken for a daemon.
         run_interval: How often that is, of a timer; None where it isn't known.
         blocked: Why it gets no certificates whatever it asks for, for people; empty if it does.
+        change_time: When time alone may next change the health of one of its certificates; None if it can't.
         unheard_since: Since when it has been silent for longer than its mode allows; None if it isn't, or never came.
         certificates: By name; the identity among them.
     """
@@ -100,9 +74,10 @@ class IndexedHost:
     last_seen_time: datetime | None = None
     end_time: datetime | None = None
     agent_version: str = ""
-    mode: AgentMode = AgentMode.DAEMON
+    mode: AgentMode | None = None
     run_interval: timedelta | None = None
     blocked: str = ""
+    change_time: datetime | None = None
     unheard_since: datetime | None = None
     certificates: tuple[IndexedCertificate, ...] = ()
 
@@ -150,6 +125,11 @@ class FleetIndex(Protocol):
     @property
     def hosts(self) -> Mapping[str, IndexedHost]:
         """Hosts and services by name, as they are now. Don't go through it across an `await`: see `walk`."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether the fleet has been read since this broker began: before, hosts are missing."""
         ...
 
     @property

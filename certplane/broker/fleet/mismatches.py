@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
+from certplane.broker.fleet.circumstances import refusal_of
 from certplane.broker.fleet.model import HostRecord
 from certplane.broker.fleet.ports import FleetStore
-from certplane.broker.policy.decision import decide_again
 from certplane.broker.policy.planned import Mismatch
 from certplane.broker.ports import Policy
-from certplane.errors import Refusal, RefusalError
 
 _PAGE: Final = 100
 
@@ -34,16 +33,8 @@ def mismatches_of(record: HostRecord, policy: Policy, in_force: Policy) -> Itera
     for status in record.certificates:
         if not status.profile or not status.dns_names:
             continue
-        refusal = _refusal(policy, record.host, status.profile, status.dns_names)
+        refusal = refusal_of(policy, record.host, status.profile, status.dns_names)
         if refusal is None:
             continue
-        now = _refusal(in_force, record.host, status.profile, status.dns_names)
+        now = refusal_of(in_force, record.host, status.profile, status.dns_names)
         yield Mismatch(record.host, status.name, status.profile, refusal.reason, refusal.message, now is not None)
-
-
-def _refusal(policy: Policy, host: str, profile: str, dns_names: tuple[str, ...]) -> Refusal | None:
-    try:
-        decide_again(policy, host, profile, dns_names)
-    except RefusalError as error:
-        return error.refusal
-    return None

@@ -72,3 +72,34 @@ class RevokedCertificate:
     serial_number: str
     revoke_time: datetime
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Why a host gets no new certificates whatever it asks for: `text` and `remedy` for people, `cause` as in `Health`.
+
+    `since` is when that began; None where it isn't known.
+    """
+
+    text: str
+    cause: str
+    remedy: str
+    since: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedCertificate:
+    """Of a certificate that was issued, what the index of the fleet needs."""
+
+    certificate_id: str
+    identity: str
+    profile: str
+    issuer: str
+    public_key_sha256: str
+    serial_number: str
+    dns_names: tuple[str, ...]
+    not_before: datetime
+    not_after: datetime
+    renew_time: datetime
+    revoke_time: datetime | None = None
+    revocation_reason: str | None = None

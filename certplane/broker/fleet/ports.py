@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
 from certplane.broker.events import AuditEvent
-from certplane.broker.fleet.model import HostRecord, HostStream, RecordedStream, RevokedCertificate
+from certplane.broker.fleet.model import HostRecord, HostStream, IssuedCertificate, RecordedStream, RevokedCertificate
 from certplane.errors import Refusal
 from certplane.fleet_report.model import Report
 
@@ -128,6 +128,28 @@ class HostRemoval(Protocol):
 
         Raises:
             RefusalError: STORE_UNAVAILABLE, AUDIT_UNAVAILABLE; nothing changed.
+        """
+        ...
+
+
+class IssuedCertificates(Protocol):
+    """What was issued, in short."""
+
+    async def find_issued(self, certificate_ids: Collection[str]) -> Sequence[IssuedCertificate]:
+        """The certificates of these ids; those that there are.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        ...
+
+    async def issued_to(self, identities: Collection[str], now: datetime) -> Sequence[IssuedCertificate]:
+        """Of these identities what is neither expired nor revoked, and the newest of each profile even if it is.
+
+        By identity and profile, the newest first.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
         """
         ...
 

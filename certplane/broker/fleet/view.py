@@ -8,18 +8,20 @@ import heapq
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
+from certplane.broker.fleet.circumstances import HostCircumstances, Presence, Revoked
 from certplane.broker.fleet.health import HostKnowledge, certificate_health
 from certplane.broker.fleet.hub import FleetHub
+from certplane.broker.fleet.index import FleetIndex
 from certplane.broker.fleet.knowledge import unknown_plans
 from certplane.broker.fleet.model import HostRecord, RevokedCertificate, StreamBroker
+from certplane.broker.fleet.places import HostPlaces
 from certplane.broker.fleet.ports import FleetStore, StreamPlaces
 from certplane.broker.fleet.progress import HolderNow
-from certplane.broker.members.ports import OtherBrokers
 from certplane.broker.model import IdentityKind
-from certplane.broker.ports import DenyList, IdentityLedger, PolicySource
+from certplane.broker.ports import IdentityLedger, PolicySource
 from certplane.broker.renewal.model import InForce, RenewalPlan
 from certplane.broker.renewal.ports import RenewalPlanStore
 from certplane.errors import Reason, RefusalError
@@ -30,9 +32,6 @@ from certplane.runtime.health import Health, HealthWord
 _PAGE: Final = 100
 _SLICE: Final = 64
 """Hosts that are looked at before the loop has its turn: a millisecond or two."""
-
-Revoked = Mapping[str, RevokedCertificate]
-"""A host's, by serial number."""
 
 
 class HostNotFoundError(RefusalError):
@@ -72,24 +71,20 @@ class FleetView:
         plans: RenewalPlanStore,
         policy: PolicySource,
         identities: IdentityLedger,
-        deny_list: DenyList,
+        circumstances: HostCircumstances,
+        places: HostPlaces,
+        index: FleetIndex,
         clock: Clock,
-        name: str,
-        address: str,
-        others: OtherBrokers,
     ) -> None:
-        """Reads with the streams of `hub`, this broker's, and of the `others`.
-
-        This broker's machine is called `name`, and it listens on `address`.
-        """
+        """Reads with the streams of `hub`, this broker's, and of others, at their `places`."""
         self._hub = hub
-        self._here = StreamBroker(store.broker_id, name, address)
-        self._others = others
+        self._places = places
+        self._index = index
         self._store = store
         self._plans = plans
         self._policy = policy
         self._identities = identities
-        self._deny_list = deny_list
+        self._circumstances = circumstances
         self._clock = clock
 
     def identity(self, name_or_label: str) -> str:
@@ -99,17 +94,8 @@ class FleetView:
         return grant.name if grant is not None else name_or_label
 
     def why_none(self, name: str) -> str:
-        """Why the identity gets no new certificates whatever it is told; empty if it does."""
-        grant, known = self._policy.current.find_grant(name), self._identities.known(name)
-        if grant is None:
-            return "the policy no longer has it"
-        if self._deny_list.denied(name, "", "") is not None:
-            return "an operator has denied its identity (`certplane-broker identity list`)"
-        if grant.kind is not IdentityKind.HOST:
-            return "it is a service, which can't be told to renew: it renews when it asks"
-        if known is not None and known.contest is not None:
-            return "two holders use its identity; decide with `certplane-broker identity allow`"
-        return ""
+        """Why the identity can't be told to get a new certificate, or gets none; empty if it can and does."""
+        return self._circumstances.why_none(name)
 
     def holder_now(self, name: str, record: HostRecord | None) -> HolderNow:
         """What is known of the identity of this name, whose `record` was read, for how far its renewals are."""
@@ -153,7 +139,8 @@ class FleetView:
             RefusalError: STORE_UNAVAILABLE.
         """
         revoked = (await self._revoked([host]))[host]
-        return certificate_health(status, self._knowledge(HostRecord(host, None), revoked), self._clock.now())
+        health = certificate_health(status, self._knowledge(HostRecord(host, None), revoked), self._clock.now())
+        return self._since(host, status.name, health)
 
     async def count_connected(self, hosts: Collection[str]) -> int:
         """How many of these hosts have a stream, at whichever broker; where the store can't be read, at this one.
@@ -162,33 +149,12 @@ class FleetView:
         """
         away = [host for host in hosts if host not in self._hub.registry]
         count = len(hosts) - len(away)
-        if away and not self._others.alone:
+        if away and not self._places.others.alone:
             with contextlib.suppress(RefusalError):
                 streams = await self._store.find_streams(away)
                 records = (HostRecord(found.stream.host, found.stream) for found in streams)
                 count += sum(self._broker_of(record) is not None for record in records)
         return count
-
-    async def survey(self) -> AsyncGenerator[tuple[HostRecord, Sequence[Health]], None]:
-        """All hosts that had a stream once, each with the health of its certificates, a page at a time.
-
-        Raises:
-            RefusalError: STORE_UNAVAILABLE.
-        """
-        revoked = await self._revoked(None)
-        after = ""
-        while records := await self._store.list_hosts(after=after, limit=_PAGE):
-            for record in records:
-                yield record, self._health(record, revoked[record.host])
-            after = records[-1].host
-
-    async def records(self, hosts: Sequence[str]) -> Sequence[HostRecord]:
-        """What is durably known of these hosts, at most 500.
-
-        Raises:
-            RefusalError: STORE_UNAVAILABLE.
-        """
-        return await self._store.list_hosts(hosts=hosts)
 
     async def hosts(
         self,
@@ -255,30 +221,26 @@ class FleetView:
         return found
 
     def _knowledge(self, record: HostRecord, revoked: Revoked) -> HostKnowledge:
-        stream = record.stream
-        return HostKnowledge(
-            heard=self._broker_of(record) is not None,
-            last_heard=None if stream is None else stream.last_seen_time,
-            why_none=self.why_none(record.host),
-            revoked=revoked,
-        )
-
-    def is_connected(self, record: HostRecord) -> bool:
-        """Whether the host has a stream, at whichever broker."""
-        return self._broker_of(record) is not None
+        connected = self._broker_of(record) is not None
+        presence = None if record.stream is None else Presence.of(record.stream)
+        return self._circumstances.of(record.host, presence, revoked, connected=connected)
 
     def _broker_of(self, record: HostRecord) -> StreamBroker | None:
-        """Which broker has the host's stream: this one by its memory, others by what is recorded while they live."""
-        if record.host in self._hub.registry:
-            return self._here
-        if record.stream is None or record.stream.end_time is not None:
-            return None
-        other = self._others.find(record.stream.broker_id)
-        return None if other is None else StreamBroker(other.broker_id, other.name, other.address)
+        return self._places.broker_of(record.host, record.stream)
 
     def _health(self, record: HostRecord, revoked: Revoked) -> Sequence[Health]:
         host, now = self._knowledge(record, revoked), self._clock.now()
-        return [certificate_health(status, host, now) for status in record.certificates]
+        return [
+            self._since(record.host, each.name, certificate_health(each, host, now)) for each in record.certificates
+        ]
+
+    def _since(self, host: str, name: str, health: Health) -> Health:
+        """The health with since when it is so, as far as the index knows better: a report tells of the last failure."""
+        indexed = self._index.hosts.get(host)
+        known = None if indexed is None else next((each for each in indexed.certificates if each.name == name), None)
+        if known is None or known.since is None or (known.health, known.cause) != (health.word, health.cause):
+            return health
+        return replace(health, since=known.since)
 
     def _view(self, record: HostRecord, revoked: Revoked, in_force: Mapping[str, Sequence[InForce]]) -> HostView:
         stream = self._hub.registry.place_of(record.host)

@@ -9,17 +9,21 @@ told before.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from certplane.broker import metrics
+from certplane.broker.fleet.model import RevokedCertificate
 from certplane.broker.fleet.refusals import draining
 from certplane.broker.ports import Meter
 from certplane.errors import Reason, RefusalError, Violation
 from certplane.fleet_report.model import CertificateStatus
+
+_logger = logging.getLogger("certplane.broker.fleet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +119,38 @@ class Watcher:
         self._some.set()
 
 
+class FleetListener(Protocol):
+    """Hears at once what happens to the hosts of this broker, and that something has happened to those of others."""
+
+    def came(self, host: str) -> None:
+        """The host has its stream here now."""
+        ...
+
+    def left(self, host: str) -> None:
+        """The host has its stream here no more."""
+        ...
+
+    def reported(self, host: str, certificate: CertificateStatus) -> None:
+        """The host has reported a certificate, which is durable."""
+        ...
+
+    def removed(self, host: str, name: str) -> None:
+        """The host no longer has a certificate."""
+        ...
+
+    def revoked(self, certificate: RevokedCertificate) -> None:
+        """A certificate of a host or a service was revoked, by whomever."""
+        ...
+
+    def recorded_elsewhere(self, host: str) -> None:
+        """Another broker has recorded something of the host: read it."""
+        ...
+
+    def missed(self) -> None:
+        """Other brokers may have recorded anything: read the fleet."""
+        ...
+
+
 class Watchers:
     """All watchers of one broker, `most` of them at once."""
 
@@ -122,8 +158,7 @@ class Watchers:
         self._most = most
         self._meter = meter
         self._watchers: set[Watcher] = set()
-        self._listeners: list[Callable[[str, CertificateStatus], None]] = []
-        self._listeners_elsewhere: list[Callable[[str], None]] = []
+        self._listeners: list[FleetListener] = []
         self._closed = False
 
     def __len__(self) -> int:
@@ -151,32 +186,50 @@ class Watchers:
             self._watchers.discard(watcher)
             self._meter.level(metrics.WATCHERS, len(self._watchers))
 
-    def listen(self, on_report: Callable[[str, CertificateStatus], None], on_elsewhere: Callable[[str], None]) -> None:
-        """Have them called: with host and certificate of each report; with the host of one to another broker."""
-        self._listeners.append(on_report)
-        self._listeners_elsewhere.append(on_elsewhere)
+    def listen(self, listener: FleetListener) -> None:
+        """Tell `listener` of all that is told here, at once and before watchers."""
+        self._listeners.append(listener)
 
     def host_changed(self, host: str, time: datetime) -> None:
-        """A host came, left, or answered a directive, or the health of a certificate changed."""
+        """A host answered a directive, or the health of a certificate changed."""
         for watcher in self._watchers:
             watcher.put((host, ""), HostChanged(host, time))
 
+    def host_came(self, host: str, time: datetime) -> None:
+        """A host has its stream here now."""
+        self._listen_to(lambda listener: listener.came(host))
+        self.host_changed(host, time)
+
+    def host_left(self, host: str, time: datetime) -> None:
+        """A host has its stream here no more."""
+        self._listen_to(lambda listener: listener.left(host))
+        self.host_changed(host, time)
+
+    def host_elsewhere(self, host: str, time: datetime) -> None:
+        """A host has come to another broker, has left it, or has answered it."""
+        self._listen_to(lambda listener: listener.recorded_elsewhere(host))
+        self.host_changed(host, time)
+
+    def certificate_revoked(self, revoked: RevokedCertificate, time: datetime) -> None:
+        """A certificate of a host was revoked: it is in use, as long as it is."""
+        self._listen_to(lambda listener: listener.revoked(revoked))
+        self.host_changed(revoked.host, time)
+
     def certificate_changed(self, host: str, certificate: CertificateStatus, time: datetime) -> None:
         """A host has reported a certificate."""
-        for on_report in self._listeners:
-            on_report(host, certificate)
+        self._listen_to(lambda listener: listener.reported(host, certificate))
         for watcher in self._watchers:
             watcher.put((host, certificate.name), CertificateChanged(host, certificate, time))
 
     def certificate_removed(self, host: str, name: str, time: datetime) -> None:
         """A host no longer has a certificate."""
+        self._listen_to(lambda listener: listener.removed(host, name))
         for watcher in self._watchers:
             watcher.put((host, name), CertificateRemoved(host, name, time))
 
     def recorded_elsewhere(self, host: str, names: Sequence[str], time: datetime) -> None:
         """Another broker has recorded what a host reports: of the certificates of these names, or of any."""
-        for on_elsewhere in self._listeners_elsewhere:
-            on_elsewhere(host)
+        self._listen_to(lambda listener: listener.recorded_elsewhere(host))
         if not names:
             self.host_changed(host, time)
         for watcher in self._watchers:
@@ -186,8 +239,18 @@ class Watchers:
 
     def fleet_changed(self, time: datetime) -> None:
         """Anything may have changed at other brokers."""
+        self._listen_to(lambda listener: listener.missed())
         for watcher in self._watchers:
             watcher.put_all(FleetChanged(time))
+
+    def _listen_to(self, tell: Callable[[FleetListener], None]) -> None:
+        """Tell the listeners: a bug of one must not keep what a host said from being taken, which is durable by now."""
+        for listener in self._listeners:
+            try:
+                tell(listener)
+            except Exception:
+                _logger.exception("could not take in what happened to a host; reading the fleet anew")
+                listener.missed()
 
     def close(self) -> None:
         """Let all of them end, and take no more."""

@@ -249,6 +249,11 @@ class PolicyDocument(Policy):
     def host_names(self) -> tuple[str, ...]:
         return self._host_names
 
+    @property
+    @override
+    def service_names(self) -> tuple[str, ...]:
+        return tuple(sorted(grant.name for grant in self._grants.values() if grant.kind is IdentityKind.SERVICE))
+
 
 def load_policy(path: Path, private_issuers: Collection[str] | None = ()) -> PolicyDocument:
     """Read policy.yml.

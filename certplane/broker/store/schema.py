@@ -432,6 +432,11 @@ host_streams = Table(
     metadata,
     Column("host", _Text, primary_key=True),
     Column("agent_version", _Text, nullable=False),
+    # What agents of before don't say.
+    Column("agent_mode", _Text),
+    Column("run_interval", _Time),
+    Column("broker_roots_sha256", _Text),
+    Column("features", _Text),
     Column("identity_serial_number", _Text, nullable=False),
     Column("identity_not_after", _Time, nullable=False),
     Column("source_ip", _Text, nullable=False),

@@ -31,6 +31,7 @@ from certplane.broker.store.fleet import SqlFleetStore
 from certplane.broker.store.forgetting import SqlHostRemoval
 from certplane.broker.store.holds import SqlHoldStore
 from certplane.broker.store.identities import SqlIdentityLedger
+from certplane.broker.store.issued import SqlIssuedCertificates
 from certplane.broker.store.members import SqlMemberStore
 from certplane.broker.store.order_listing import SqlOrderListing
 from certplane.broker.store.orders import SqlKeyLedger, SqlOrderStore
@@ -89,6 +90,7 @@ class Stores:
     enrollments: SqlEnrollmentStore
     host_removal: SqlHostRemoval
     fleet: SqlFleetStore
+    issued: SqlIssuedCertificates
     audit: SqlAuditLog
     repeats: SqlRepeatCounts
     upkeep: SqlUpkeep
@@ -236,6 +238,7 @@ def assemble(
         enrollments=SqlEnrollmentStore(reader, writer, log),
         host_removal=SqlHostRemoval(reader, writer, log, changes),
         fleet=SqlFleetStore(reader, writer, log, broker_id=writer_id, changes=changes),
+        issued=SqlIssuedCertificates(reader),
         audit=log,
         repeats=SqlRepeatCounts(reader, writer, log, audit or _NoAudit(), clock=clock, broker_id=writer_id),
         upkeep=SqlUpkeep(reader, writer, path),

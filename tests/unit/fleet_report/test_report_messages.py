@@ -5,6 +5,7 @@ import functools
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from certplane.fleet_report.fields import FieldError
 from certplane.fleet_report.messages import (
@@ -19,6 +20,7 @@ from certplane.fleet_report.messages import (
     write_status,
 )
 from certplane.fleet_report.model import (
+    AgentMode,
     CertificateState,
     CertificateStatus,
     HeldCertificate,
@@ -79,6 +81,27 @@ def test_every_word_has_its_number() -> None:
     assert set(ACTORS.values()) == set(HealthActor)
 
 
+WRONG_FACTS: dict[str, dict[str, object]] = {
+    "run_interval": {"run_interval": Duration(seconds=-1)},
+    "broker_roots_sha256": {"broker_roots_sha256": ["AB" * 32]},
+    "features": {"features": [f"f{n}" for n in range(21)]},
+}
+
+
+@pytest.mark.parametrize(("field", "values"), WRONG_FACTS.items(), ids=WRONG_FACTS)
+def test_facts_that_are_none_are_refused(field: str, values: dict[str, object]) -> None:
+    """With the field's name, as every field of a host's message."""
+    with pytest.raises(FieldError) as refused:
+        read_facts(pb.StreamRenewalStatusRequest.Hello(agent_version="1", **values))  # type: ignore[arg-type]  # each its own
+    assert refused.value.field == field
+
+
+def test_a_newer_agents_mode_is_none_that_is_known() -> None:
+    """Nothing that must be understood: the host is taken for a daemon."""
+    hello = pb.StreamRenewalStatusRequest.Hello(agent_version="9", agent_mode=pb.AgentMode.ValueType(99))
+    assert read_facts(hello) == HostFacts("9")
+
+
 WRONG: dict[str, tuple[str, str, object]] = {
     "no name": ("name", "name", ""),
     "a long name": ("name", "name", "n" * 65),
@@ -127,7 +150,7 @@ def test_names_are_sorted_and_texts_made_printable() -> None:
 
 def test_facts_of_a_host_are_the_messages() -> None:
     """Every fact is a field of hello, and of what operators see, under its name."""
-    facts = HostFacts(agent_version="1.2.0")
+    facts = HostFacts("1.2.0", AgentMode.TIMER, timedelta(hours=1), ("ab" * 32,), ("identity",))
     hello, host = pb.StreamRenewalStatusRequest.Hello(), pb.Host()
     write_facts(facts, hello)
     write_facts(facts, host)

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
-from certplane.broker.fleet.health import FLEET_WORDS, HostKnowledge, certificate_health, next_change
-from certplane.broker.fleet.model import RevokedCertificate
+from certplane.broker.fleet.facts import facts_of
+from certplane.broker.fleet.health import HostKnowledge, certificate_health, next_change
+from certplane.broker.fleet.model import Block, RevokedCertificate
+from certplane.errors import Reason, Refusal
 from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, RenewalStep
-from certplane.runtime.health import NONE_YET, HealthWord, Severity
+from certplane.runtime.health import NONE_YET, HealthActor, HealthWord, Severity
 
 NOW = datetime(2026, 11, 28, 3, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -49,7 +51,8 @@ def well(
 
 def knowing(host: HostKnowledge = UP, *revoked: str, why_none: str = "") -> HostKnowledge:
     found = {each: RevokedCertificate("web1", each, NOW - HOUR, "keyCompromise") for each in revoked}
-    return replace(host, revoked=found, why_none=why_none)
+    block = Block(why_none, "IDENTITY_UNKNOWN", "see policy.yml") if why_none else None
+    return replace(host, revoked=found, block=block)
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,13 @@ class Case:
 FOREIGN = held("beef", version=0, certificate_id="")
 NEXT = held("3", 89 * DAY)
 SHUT_OUT = "the policy no longer has it"
+
+ASKING = replace(well(), profile="shop", dns_names=("shop.example.test",))
+LACKING = replace(
+    UP, refusal=lambda _profile, _names: Refusal(Reason.NAMES_NOT_ALLOWED, "this one lacks store.example.test")
+)
+NO_PROFILE = replace(UP, refusal=lambda _profile, _names: Refusal(Reason.PROFILE_NOT_ALLOWED, "not for this identity"))
+SILENT = replace(DOWN, unheard_time=NOW - HOUR)
 
 CASES = {
     "all is well": Case(HealthWord.OK, well()),
@@ -137,6 +147,13 @@ CASES = {
     "the host went down installing the newest": Case(
         HealthWord.STALE_SERVED, well(issued=NEXT, state=CertificateState.VERIFYING), DOWN
     ),
+    "policy has another name": Case(HealthWord.MISMATCHED, ASKING, LACKING, ("profile shop", "lacks store.example.test"), "agent.yml"),
+    "policy has another profile": Case(HealthWord.MISMATCHED, ASKING, NO_PROFILE, ("profile shop", "doesn't give"), "policy.yml"),
+    "policy has another name, and an older one is served": Case(HealthWord.STALE_SERVED, replace(ASKING, served=held("1")), LACKING),
+    "an identity asks for no profile": Case(HealthWord.OK, replace(ASKING, name="identity", profile=""), LACKING),
+    "its host is silent": Case(HealthWord.UNHEARD, well(), SILENT, ("last heard at 2026-11-26",), "check that the host"),
+    "its host is silent, and policy has another name": Case(HealthWord.MISMATCHED, ASKING, replace(LACKING, unheard_time=NOW)),
+    "its host may be silent for longer": Case(HealthWord.OK, well(), replace(SILENT, unheard_time=NOW + HOUR)),
 }  # fmt: skip
 
 
@@ -155,7 +172,56 @@ def test_the_worst_is_said(case: Case) -> None:
 
 def test_every_word_has_a_case() -> None:
     """No word is there that nothing leads to."""
-    assert {case.word for case in CASES.values()} == set(FLEET_WORDS)
+    assert {case.word for case in CASES.values()} == set(HealthWord)
+
+
+@dataclass(frozen=True)
+class Caused:
+    status: CertificateStatus
+    host: HostKnowledge
+    cause: str
+    actor: HealthActor
+    since: datetime | None
+
+
+NS2 = "DNS_UNAVAILABLE: the TXT record at _acme-challenge.shop.example.test isn't visible: ns2.example.org (192.0.2.1) lacks it"
+NGINX = NOT_INSTALLED | {
+    "failed_step": RenewalStep.RELOAD,
+    "last_error": "the reload ended with status 1: Job for nginx.service failed",
+}
+BEFORE = NOW - DAY
+CAUSES = {
+    "a name server": Caused(
+        replace(ASKING, **LIMITED | {"last_error": NS2, "update_time": BEFORE}),
+        UP, "DNS_UNAVAILABLE ns2.example.org", HealthActor.DNS, BEFORE,
+    ),
+    "a limit": Caused(well(**LIMITED), UP, "RATE_LIMITED", HealthActor.OPERATOR, None),
+    "a unit": Caused(well(**NGINX), UP, "RELOAD nginx.service", HealthActor.HOST, None),
+    "policy, since it refused": Caused(
+        well(**REFUSED), UP, "NAMES_NOT_ALLOWED web", HealthActor.OPERATOR, None
+    ),
+    "policy, before it refuses": Caused(ASKING, LACKING, "NAMES_NOT_ALLOWED shop", HealthActor.OPERATOR, None),
+    "its host is shut out": Caused(
+        well(), knowing(why_none=SHUT_OUT), "IDENTITY_UNKNOWN", HealthActor.OPERATOR, None
+    ),
+    "expired, since a CA limits": Caused(
+        well(-HOUR, **LIMITED | {"last_error": "ISSUER_RATE_LIMITED: too many"}), UP, "ISSUER_RATE_LIMITED",
+        HealthActor.ISSUER, NOW - HOUR,
+    ),
+    "expired, and its host is down": Caused(well(-HOUR), DOWN, "UNHEARD", HealthActor.HOST, NOW - HOUR),
+    "expired, and nothing failed": Caused(well(-HOUR), UP, "REQUEST", HealthActor.HOST, NOW - HOUR),
+    "revoked": Caused(well(), knowing(UP, "2"), "REQUEST", HealthActor.HOST, NOW - HOUR),
+    "a stranger's is served": Caused(well(served=FOREIGN), UP, "VERIFY", HealthActor.HOST, None),
+    "silence": Caused(well(), SILENT, "UNHEARD", HealthActor.HOST, NOW - HOUR),
+    "nothing": Caused(well(), UP, "", HealthActor.NOBODY, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CAUSES.values(), ids=CAUSES)
+def test_what_one_cause_affects_has_one_text(case: Caused) -> None:
+    """The reason or the step and what it is about, with who can act and since when; nothing that differs by host."""
+    health = certificate_health(case.status, case.host, NOW)
+    assert (health.cause, health.actor, health.since) == (case.cause, case.actor, case.since)
 
 
 @dataclass(frozen=True)
@@ -174,6 +240,11 @@ PASSING = {
         well(30 * DAY, issued=NEXT, activate_time=NOW + DAY, served=held("2", 30 * DAY)),
         (HealthWord.OK, HealthWord.STALE_SERVED, HealthWord.OVERDUE, HealthWord.EXPIRED),
     ),
+    "its host is silent": Passing(
+        well(),
+        (HealthWord.OK, HealthWord.UNHEARD, HealthWord.OVERDUE, HealthWord.EXPIRED),
+        replace(DOWN, unheard_time=NOW + DAY),
+    ),
     "there is none": Passing(CertificateStatus("web", CertificateState.ABSENT), (HealthWord.FAILING,)),
 }
 
@@ -182,7 +253,7 @@ PASSING = {
 def test_time_alone_changes_it_at_the_moments_that_are_told(case: Passing) -> None:
     """Between two of them it stays what it was, so that whoever looks at these moments misses nothing."""
     now, words = NOW, [certificate_health(case.status, case.host, NOW).word]
-    while (moment := next_change(case.status, now)) is not None:
+    while (moment := next_change(facts_of(case.status), case.host, now)) is not None:
         just_before = certificate_health(case.status, case.host, moment - timedelta(microseconds=1)).word
         assert just_before is words[-1]
         now = moment

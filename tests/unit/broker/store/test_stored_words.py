@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 from certplane.broker.store import accounts, cells, fleet_rows, holds, members, request_rows
 
 KNOWN = {
+    "AgentMode": "daemon timer",
     "CertificateState": "absent waiting due requesting issued installing reloading verifying serving failed degraded",
     "OrderCause": "ordinary early withdrawn revoked operator issuer due",
     "OrderState": "PENDING AUTHORIZED VALIDATING FINALIZING ISSUED FAILED",

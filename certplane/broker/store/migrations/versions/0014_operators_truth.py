@@ -104,6 +104,10 @@ def upgrade() -> None:
         sqlite_where=identity,
         postgresql_where=identity,
     )
+    op.add_column("host_streams", sa.Column("agent_mode", _text))
+    op.add_column("host_streams", sa.Column("run_interval", _time))
+    op.add_column("host_streams", sa.Column("broker_roots_sha256", _text))
+    op.add_column("host_streams", sa.Column("features", _text))
 
 
 def downgrade() -> None:
@@ -114,6 +118,8 @@ def downgrade() -> None:
     op.drop_index("ix_renewal_requests_request_id", "renewal_requests")
     op.drop_column("renewal_requests", "reason")
     op.drop_column("certificates", "forget_time")
+    for name in ("features", "broker_roots_sha256", "run_interval", "agent_mode"):
+        op.drop_column("host_streams", name)
     op.drop_table("audit_checkpoints")
     op.drop_index("ix_audit_chains_open", "audit_chains")
     op.drop_table("audit_chains")

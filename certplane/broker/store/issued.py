@@ -1,0 +1,61 @@
+"""Issued certificates for the index of the fleet: of which issuer and key what hosts use is, and what services have."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Final
+
+from sqlalchemy import and_, bindparam, func, or_, select
+from typing_extensions import override
+
+from certplane.broker.fleet.model import IssuedCertificate
+from certplane.broker.fleet.ports import IssuedCertificates
+from certplane.broker.store.audit_log import reading
+from certplane.broker.store.cells import Columns
+from certplane.broker.store.rows import to_micros
+from certplane.broker.store.schema import certificates
+from certplane.broker.store.session import Database
+from certplane.broker.store.statements import HOSTS, hosts_parameters
+
+_ISSUED: Final = Columns(IssuedCertificate)
+
+
+class SqlIssuedCertificates(IssuedCertificates):
+    """`IssuedCertificates` over the database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        compiler = database.compiler
+        columns = [certificates.c[name] for name in _ISSUED.names]
+        self._by_id = compiler(select(*columns).where(certificates.c.certificate_id.in_(HOSTS)))
+        newest = func.row_number().over(
+            partition_by=(certificates.c.identity, certificates.c.profile),
+            order_by=(certificates.c.create_time.desc(), certificates.c.certificate_id.desc()),
+        )
+        ranked = (
+            select(*columns, newest.label("age"))
+            .where(certificates.c.identity.in_(HOSTS), certificates.c.forget_time.is_(None))
+            .subquery("ranked")
+            .columns
+        )
+        usable = and_(ranked.revoke_time.is_(None), ranked.not_after > bindparam("now"))
+        self._of_identities = compiler(
+            select(*(ranked[name] for name in _ISSUED.names))
+            .where(or_(ranked.age == 1, usable))
+            .order_by(ranked.identity, ranked.profile, ranked.age)
+        )
+
+    @override
+    async def find_issued(self, certificate_ids: Collection[str]) -> Sequence[IssuedCertificate]:
+        with reading():
+            which = hosts_parameters(sorted(certificate_ids))
+            rows = [row for some in which for row in await self._database.all(self._by_id, some)]
+        return [_ISSUED.value(row) for row in rows]
+
+    @override
+    async def issued_to(self, identities: Collection[str], now: datetime) -> Sequence[IssuedCertificate]:
+        with reading():
+            which = ({**some, "now": to_micros(now)} for some in hosts_parameters(sorted(identities)))
+            rows = [row for some in which for row in await self._database.all(self._of_identities, some)]
+        return [_ISSUED.value(row) for row in rows]
