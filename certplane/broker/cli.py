@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from certplane import __version__
+from certplane.broker.backup_cli import add_backup_command
 from certplane.broker.command_line import (
     DEFAULT_CONFIG,
     print_json,
@@ -101,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     looking = command(commands, "preflight", _preflight, "check what a profile's orders need; changes nothing")
     looking.add_argument("--profile", required=True, metavar="NAME", help="the profile, as in the policy")
 
+    add_backup_command(commands, command)
     add_policy_commands(group, command)
     add_notify_commands(group, command)
     _add_account(group, command)

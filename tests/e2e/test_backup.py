@@ -25,18 +25,17 @@ _POLICY = {
 _CERTIFICATE = {"name": "web", "profile": "web", "dns_names": ["www.certplane.test"]}
 
 
-async def copy_as_documented(database: Path, copy: Path) -> None:
-    """Run the document's commands for a copy beside the running broker, with other paths."""
+async def copy_as_documented(config: Path, copy: Path) -> None:
+    """Run the document's command for a copy beside the running broker, with other paths."""
     chapter = _DOCUMENT.read_text(encoding="utf-8").partition("\n## Backup\n")[2].partition("\n## ")[0]
-    (commands,) = [block for block in re.findall(r"```sh\n(.*?)```", chapter, re.DOTALL) if "python" in block]
+    (command,) = re.findall(r"```sh\n(.*?)```", chapter, re.DOTALL)
     for written, meant in (
-        ("/opt/certplane/bin/python", sys.executable),
-        ("/var/lib/certplane/broker.db", str(database)),
+        ("certplane-broker backup", f"{sys.executable} -m certplane.broker -c {config} backup"),
         ("/var/backups/certplane-broker.db", str(copy)),
     ):
-        assert written in commands
-        commands = commands.replace(written, meant)
-    process = await asyncio.create_subprocess_exec("bash", "-c", commands)
+        assert written in command
+        command = command.replace(written, meant)
+    process = await asyncio.create_subprocess_exec("bash", "-c", command)
     assert await process.wait() == 0
 
 
@@ -51,7 +50,7 @@ async def test_backup_and_restore(tmp_path: Path) -> None:
         for command in (["enroll"], ["run", "--once"]):
             done = await host.run(*command)
             assert done.status == 0, done.stderr
-        await copy_as_documented(database, copy)
+        await copy_as_documented(deployment.broker_config, copy)
         assert (await host.run("renew", "web")).status == 0
         before = (await deployment.run_broker("certs", "list")).stdout.splitlines()
         await deployment.stop_broker()

@@ -36,6 +36,7 @@ _COMMANDS = {
         "check",
         "reload",
         "preflight",
+        "backup",
         "policy",
         "policy validate",
         "policy test",

@@ -193,7 +193,7 @@ def look_at(path: Path) -> list[str]:
     """
     if not is_there(path):
         return []
-    with _beside(path) as connection:
+    with beside(path) as connection:
         _check_owner(connection, path)
         return upgrade_notices(str(path), _schema(connection))
 
@@ -211,7 +211,7 @@ def look_through(path: Path, *, full: bool) -> list[str]:
     """
     _check_file(path)
     in_use = _in_use(path)
-    with _beside(path) as connection:
+    with beside(path) as connection:
         _check_owner(connection, path)
         found = broken_pages(connection, full=full) or broken_references(connection)
     if found and not in_use and _in_use(path):
@@ -224,7 +224,7 @@ def _in_use(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _beside(path: Path) -> Iterator[sqlite3.Connection]:
+def beside(path: Path) -> Iterator[sqlite3.Connection]:
     """A connection that changes and makes nothing: beside whoever writes, or to the file that nobody has open.
 
     Raises:
