@@ -18,9 +18,9 @@ from certplane.broker.database import database_url
 from certplane.broker.events import AuditEvent, AuditEventType, AuditTrail
 from certplane.broker.settings import BrokerSettings, StoreDriver
 from certplane.broker.store import files, sqlite
+from certplane.broker.store.audit_records import EventRow, event_row
 from certplane.broker.store.copying import CopiedTable, Database, PostgresqlDatabase, SqliteDatabase, copy_all
 from certplane.broker.store.migrate import FoundSchema, migrate
-from certplane.broker.store.rows import EventRow, event_row
 from certplane.errors import OperationError
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.ids import TimeOrderedIds

@@ -79,6 +79,29 @@ class AuditEventType(StrEnum):
     TRUST_REJECTED = "trust_rejected"
 
 
+CHANGE_EVENTS: Final = frozenset(
+    {
+        AuditEventType.ACCOUNT_KEY_CHANGED,
+        AuditEventType.BROKER_STARTED,
+        AuditEventType.BROKER_STOPPED,
+        AuditEventType.CERTIFICATE_REVOKED,
+        AuditEventType.IDENTITY_ALLOWED,
+        AuditEventType.IDENTITY_CONTESTED,
+        AuditEventType.IDENTITY_DENIED,
+        AuditEventType.ISSUER_FAILED_OVER,
+        AuditEventType.POLICY_LOADED,
+        AuditEventType.POLICY_REJECTED,
+        AuditEventType.RENEWAL_REQUESTED,
+        AuditEventType.RENEWAL_WINDOW_MOVED,
+        AuditEventType.STORE_COPIED,
+        AuditEventType.STORE_DAMAGED,
+        AuditEventType.TRUST_REJECTED,
+        AuditEventType.TRUST_RELOADED,
+    }
+)
+"""What changes for many: few among all events, and found without reading those (`AuditReader.recent`)."""
+
+
 _TIMES: Final = tuple(f'"{name}":"' for name in ("timestamp", "cert_not_before", "cert_not_after"))
 _SECONDS: Final = len("2026-11-23T12:00:00")
 

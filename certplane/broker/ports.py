@@ -29,7 +29,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from typing_extensions import override
 
-from certplane.broker.events import AuditEvent, EventKind
+from certplane.broker.events import AuditEvent, AuditEventType, EventKind
 from certplane.broker.metrics import Counter, Gauge, Histogram, Table
 from certplane.broker.model import (
     CertificateRecord,
@@ -457,6 +457,24 @@ class AuditLog(Protocol):
         ...
 
 
+class AuditReader(Protocol):
+    """The audit log of all brokers of the database, as those read it who show it."""
+
+    async def recent(self, types: Collection[AuditEventType], *, since: datetime, limit: int) -> Sequence[AuditEvent]:
+        """The newest events of these types, the newest first; events of releases before 0014's schema are not found.
+
+        Args:
+            types: Among `CHANGE_EVENTS`, which are found without reading the others.
+            since: Earlier ones are left out.
+            limit: How many at most.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+            ValueError: a type is none of `CHANGE_EVENTS`.
+        """
+        ...
+
+
 class AuditFallback(Protocol):
     """What the audit settings make of events; the store asks it while it writes them.
 
@@ -467,6 +485,11 @@ class AuditFallback(Protocol):
     @property
     def fail_open(self) -> bool:
         """Whether a change stands when its events can't be written."""
+        ...
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether `written` wants to be told."""
         ...
 
     def rescue(self, records: Sequence[str], cause: Exception) -> None:

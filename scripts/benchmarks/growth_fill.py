@@ -33,9 +33,10 @@ from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType
 from certplane.broker.model import CertificateRecord, IdentityUse, Order, OrderState
 from certplane.broker.renewal.model import RenewalPlan
 from certplane.broker.store import open_stores, schema
+from certplane.broker.store.audit_records import event_row
 from certplane.broker.store.cells import CERTIFICATE, IDENTITY_USE, ORDER, PLAN, encode_json
 from certplane.broker.store.fleet_rows import encode_status
-from certplane.broker.store.rows import event_row, to_micros
+from certplane.broker.store.rows import to_micros
 from certplane.errors import Reason, Refusal
 from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, RenewalCause
 from certplane.pki.csr import build_csr
@@ -291,7 +292,8 @@ class Filling:
             csr_dns_names=names_of(number),
             issuer_name="acme",
         )
-        return dict(zip(("event_id", "create_time", "record"), event_row(event), strict=True))
+        row = event_row(event)
+        return {name: getattr(row, name) for name in ("event_id", "create_time", "record", "body", "kind")}
 
 
 def _serial(index: int) -> str:

@@ -30,6 +30,7 @@ from benchmarks import load, reports
 from benchmarks.fleet import Fleet, HostProcesses, Process, push
 from benchmarks.processes import processor_seconds
 from benchmarks.result import Figure, figure
+from certplane.broker.store.audit_records import record_of
 from certplane.sandbox.loopback import LOOPBACK, free_port
 
 HELD, IDLE, RETURNING, REPORTING = 10_000, 5_000, 2_000, 1_000
@@ -314,7 +315,7 @@ def _forget_reports(fleet: Fleet) -> None:
     with closing(sqlite3.connect(fleet.folder / "broker.db")) as database:
         for table in ("report_sequences", "certificate_statuses"):
             database.execute(f"DELETE FROM {table}")  # noqa: S608 - names from here
-        database.execute("DELETE FROM audit_events WHERE record LIKE '%\"renewal_reported\"%'")
+        database.execute("DELETE FROM audit_events")
         database.commit()
 
 
@@ -323,7 +324,8 @@ def _check_once(fleet: Fleet, count: int, said: int) -> None:
         sequences = Counter(
             sequence for (sequence,) in database.execute("SELECT acknowledged_sequence FROM report_sequences")
         )
-        records = (json.loads(record) for (record,) in database.execute("SELECT record FROM audit_events"))
+        rows = database.execute("SELECT event_id, create_time, record, body FROM audit_events")
+        records = (json.loads(record_of(*row)) for row in rows)
         told = Counter(
             (record["identity"], record["cert_serial_number"])
             for record in records

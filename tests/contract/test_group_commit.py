@@ -12,8 +12,8 @@ import psycopg
 import pytest
 from msgspec.structs import replace
 
+from certplane.broker.store.audit_records import event_row
 from certplane.broker.store.batch import Done
-from certplane.broker.store.rows import event_row
 from certplane.broker.store.session import Session
 from certplane.broker.store.statements import Statement
 from certplane.errors import Reason, RefusalError

@@ -6,7 +6,6 @@ The hosts are streams of this process, each on a connection of its own (`tests.s
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import sqlite3
 from collections import Counter
@@ -18,6 +17,7 @@ import pytest
 import yaml
 
 from tests.e2e.test_broker_program import Program
+from tests.support.audit_rows import AUDIT_ROWS, records
 from tests.support.broker_files import BrokerFiles
 from tests.support.reporting_hosts import ReportingHost, has_acknowledged
 from tests.support.waiting import no_hang, until
@@ -64,11 +64,11 @@ async def test_no_report_is_lost_or_doubled(tmp_path: Path) -> None:
     assert sum(agent.streams for agent in agents) > HOSTS, "the fleet came back"
     with closing(sqlite3.connect(tmp_path / "broker.db")) as database:
         sequences = dict(database.execute("SELECT host, acknowledged_sequence FROM report_sequences"))
-        records = [json.loads(record) for (record,) in database.execute("SELECT record FROM audit_events")]
+        events = records(database.execute(AUDIT_ROWS))
     assert sequences == dict.fromkeys(names, REPORTS)
     told = Counter(
         (record["identity"], record["cert_serial_number"])
-        for record in records
+        for record in events
         if record["event_type"] == "renewal_reported"
     )
     assert told == Counter({(name, f"{serial:x}"): 1 for name in names for serial in range(1, REPORTS + 1)})

@@ -6,7 +6,6 @@ Four broker programs on one PostgreSQL. The hosts are streams of this process, w
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -20,6 +19,7 @@ import pytest_asyncio
 from certplane.rpc.credentials import KeyPair
 from certplane.sandbox.loopback import LOOPBACK
 from certplane.sandbox.postgres import PostgresCluster
+from tests.support.audit_rows import AUDIT_ROWS, records
 from tests.support.cable import Cable
 from tests.support.database_servers import DATABASE
 from tests.support.fleet import OPERATOR, Fleet, policy_of
@@ -85,10 +85,9 @@ async def assert_each_report_once(fleet: Fleet, names: Sequence[str]) -> None:
     """The database has each host's last sequence, and the audit log each certificate that it told of once."""
     rows = await fleet.query("SELECT host, acknowledged_sequence FROM report_sequences")
     assert {host: sequence for host, sequence in rows if host in names} == dict.fromkeys(names, REPORTS)
-    records = [json.loads(record) for (record,) in await fleet.query("SELECT record FROM audit_events")]
     told = Counter(
         (record["identity"], record["cert_serial_number"])
-        for record in records
+        for record in records(await fleet.query(AUDIT_ROWS))
         if record["event_type"] == "renewal_reported" and record["identity"] in names
     )
     assert told == Counter({(name, f"{serial:x}"): 1 for name in names for serial in range(1, REPORTS + 1)})

@@ -1,7 +1,6 @@
 """What a host in a loop leaves on the disk of a real broker: bounded in rows, complete in what it tells."""
 
 import asyncio
-import json
 import signal
 import sqlite3
 from contextlib import closing
@@ -14,6 +13,7 @@ from certplane.rpc.channel import open_channel
 from certplane.rpc.credentials import channel_credentials
 from certplane.v1 import enrollment_pb2, enrollment_pb2_grpc
 from tests.e2e.test_broker_program import serving
+from tests.support.audit_rows import AUDIT_ROWS, records
 from tests.support.broker_files import BrokerFiles
 from tests.support.waiting import HANG
 
@@ -48,10 +48,8 @@ def report(files: BrokerFiles, port: int, count: int = REPORTS) -> None:
 def events(files: BrokerFiles) -> list[dict[str, Any]]:
     """The events about enrollments, as the database has them."""
     with closing(sqlite3.connect(files.directory / "broker.db")) as database:
-        records = [
-            json.loads(text) for (text,) in database.execute("SELECT record FROM audit_events ORDER BY sequence")
-        ]
-    return [record for record in records if record.get("identity") == files.host and "reported" in str(record)]
+        found = records(database.execute(AUDIT_ROWS))
+    return [record for record in found if record.get("identity") == files.host and "reported" in str(record)]
 
 
 def check(told: list[dict[str, Any]]) -> None:

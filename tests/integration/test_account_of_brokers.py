@@ -32,6 +32,7 @@ from certplane.errors import ConfigurationError, Reason, RefusalError
 from certplane.pki.keys import KeyType, generate_private_key, private_key_pem
 from certplane.sandbox.pebble import Pebble, PebbleOptions
 from certplane.sandbox.ports import DnsServer
+from tests.support.audit_rows import AUDIT_ROWS, records
 from tests.support.broker_files import BrokerFiles
 from tests.support.parts import need_part
 from tests.support.stores import StorePlace
@@ -82,8 +83,8 @@ class Brokers:
         return self.place.query("SELECT public_key_sha256, sealed_key IS NULL, next_key_sha256 FROM acme_accounts")
 
     def audited(self) -> list[str]:
-        records = [json.loads(record) for (record,) in self.place.query("SELECT record FROM audit_events")]
-        return [each["reason"] for each in records if each["event_type"] == "account_key_changed"]
+        events = records(self.place.query(AUDIT_ROWS))
+        return [each["reason"] for each in events if each["event_type"] == "account_key_changed"]
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ async def test_every_row_there_and_back_again(copies: Copies) -> None:
     assert {row["table"]: row["rows"] for row in rows} == {name: len(found) for name, found in before.items()}
     there = all_rows(copies.postgresql)
     (event,) = set(there["audit_events"]) - set(before["audit_events"])
-    assert '"event_type":"store_copied"' in event[3]
+    assert event[-1] == "store_copied"
     assert {**there, "audit_events": None} == {**before, "audit_events": None}
     assert any(line.startswith("orders: 6 rows") for line in copies.said)
     again = await copies.copy(copies.postgresql, copies.back)

@@ -36,11 +36,12 @@ from certplane.broker.ports import AuditFallback, NullMeter
 from certplane.broker.renewal.model import RenewalPlan
 from certplane.broker.store import identities, order_rows, schema
 from certplane.broker.store.audit_log import AuditRows
+from certplane.broker.store.audit_records import EventRow, record_of
 from certplane.broker.store.batch import Change, GroupCommit, Job
 from certplane.broker.store.cells import CERTIFICATE, PLAN
 from certplane.broker.store.fleet import SqlFleetStore
 from certplane.broker.store.migrate import FoundSchema, migrate
-from certplane.broker.store.rows import EventRow, from_micros, to_micros
+from certplane.broker.store.rows import from_micros, to_micros
 from certplane.broker.store.session import Database, Fault, SqlError
 from certplane.broker.store.sqlite import SqliteSession
 from certplane.broker.store.statements import Compiler, Row, Statement
@@ -184,6 +185,11 @@ class _Spill(AuditFallback):
     def rescue(self, records: Sequence[str], cause: Exception) -> None:
         self.records += records
 
+    @property
+    @override
+    def mirrors(self) -> bool:
+        return False
+
     @override
     def written(self, records: Sequence[str]) -> None:
         pass
@@ -216,8 +222,9 @@ class MemoryDatabase:
         """Make the stores of another process: copies of some that were assembled once, since that takes 70 ms."""
         ids = itertools.count(1 + self._one("SELECT count(*) FROM orders"))
         reader = _Reader(self, _parts().compiler)
-        writer = _Writer(self, GroupCommit(_Session(self), _parts().rows, self._spill))
-        self.stores = _parts().copy(reader, writer, self._spill, self.clock, lambda: f"order-{next(ids):06d}")
+        rows = _parts().rows_of(self.clock)
+        writer = _Writer(self, GroupCommit(_Session(self), rows, self._spill))
+        self.stores = _parts().copy(reader, writer, rows, self._spill, self.clock, lambda: f"order-{next(ids):06d}")
         self.stores.fleet.__class__ = _FleetStore
         self.stores.upkeep.size = self._size  # type: ignore[method-assign]  # there is no file to look at
         run(self.stores.changes.look())
@@ -260,7 +267,8 @@ class MemoryDatabase:
     @property
     def events(self) -> list[AuditEvent]:
         """The audit log, oldest first."""
-        return [_event(record) for (record,) in self._all("SELECT record FROM audit_events ORDER BY sequence")]
+        rows = self._all("SELECT event_id, create_time, record, body FROM audit_events ORDER BY sequence")
+        return [_event(record_of(*row)) for row in rows]
 
     @property
     def spilled(self) -> list[AuditEvent]:
@@ -404,7 +412,7 @@ class _Parts:
 
     def __init__(self) -> None:
         self.compiler = _Compiler("sqlite")
-        self.rows = AuditRows(self.compiler)
+        self.rows = AuditRows(self.compiler, "", None)  # type: ignore[arg-type]  # those of each copy have them
         self._reader = _Nothing()
         self._reader.compiler = self.compiler
         self._writer, self._fallback, self._clock, self._new_id = (_Nothing() for _ in range(4))
@@ -418,16 +426,31 @@ class _Parts:
             new_id=self._new_id,  # type: ignore[arg-type]
         )
 
-    def copy(self, reader: Database, writer: _Writer, fallback: AuditFallback, clock: Clock, new_id: Any) -> Stores:
+    def rows_of(self, clock: Clock) -> AuditRows:
+        """Audit rows of a writer of its own, over statements that were made once."""
+        rows = copy.copy(self.rows)
+        rows._chain = chain = copy.copy(rows._chain)
+        chain.writer_id, chain._clock, chain.head = str(uuid.uuid4()), clock, None
+        return rows
+
+    def copy(
+        self,
+        reader: Database,
+        writer: _Writer,
+        rows: AuditRows,
+        fallback: AuditFallback,
+        clock: Clock,
+        new_id: Any,
+    ) -> Stores:
         """Stores of these parts, which have seen nothing yet."""
-        same = {id(part): part for part in (self.compiler, self.rows)}
+        same = {id(self.compiler): self.compiler, id(self.rows): rows}
         mine = (self._reader, self._writer, self._fallback, self._clock, self._new_id)
         memo: dict[int, Any] = {
             **same,
             **dict(zip(map(id, mine), (reader, writer, fallback, clock, new_id), strict=True)),
         }
         made = copy.deepcopy(self._stores, memo)
-        writer_id = str(uuid.uuid4())
+        writer_id = rows.writer_id
         for part in (made.changes, made.certificates._changes):
             part._writer_id = writer_id
         for part in (made.members, made.fleet, made.retry_epoch):

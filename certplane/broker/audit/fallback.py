@@ -57,6 +57,11 @@ class SpillFallback(AuditFallback):
     def fail_open(self) -> bool:
         return self._fail_open
 
+    @property
+    @override
+    def mirrors(self) -> bool:
+        return self._mirror
+
     @override
     def rescue(self, records: Sequence[str], cause: Exception) -> None:
         with self._lock:  # the writer's thread, and one for events that didn't fit into its queue
@@ -78,6 +83,5 @@ class SpillFallback(AuditFallback):
 
     @override
     def written(self, records: Sequence[str]) -> None:
-        if self._mirror:
-            for record in records:
-                _log.info("audit event", extra={"fields": {"event": json.loads(record)}})
+        for record in records if self._mirror else ():
+            _log.info("audit event", extra={"fields": {"event": json.loads(record)}})

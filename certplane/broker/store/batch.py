@@ -33,7 +33,8 @@ from enum import Enum, auto
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from certplane.broker.ports import AuditFallback
-from certplane.broker.store.rows import EventRow
+from certplane.broker.store.audit_chain import Head
+from certplane.broker.store.audit_records import EventRow
 from certplane.broker.store.session import Fault, Session, SqlError
 from certplane.errors import Reason, RefusalError
 
@@ -98,6 +99,9 @@ class Job:
 
 class AuditTable(Protocol):
     """How audit rows are inserted."""
+
+    head: Head | None
+    """How far the chain of rows has come, set back when rows are undone; None where nobody knows (`audit_chain`)."""
 
     def insert(self, session: Session, rows: Sequence[EventRow], *, again: bool = False) -> None:
         """Insert `rows`, whole or not at all if the session is in no transaction.
@@ -165,6 +169,7 @@ class GroupCommit:
             self._run(jobs)
         except Exception:
             self._session.rollback()
+            self._audit.head = None
             raise
 
     def _run(self, jobs: Sequence[Job]) -> None:
@@ -189,12 +194,14 @@ class GroupCommit:
 
         Nothing was written then, or (LOST, while committing) nobody knows.
         """
+        head = self._audit.head
         for left in reversed(range(_TRIES)):
             try:
                 self._together(jobs)
                 return None
             except SqlError as error:
                 self._session.rollback()
+                self._set_back(head, error)
                 self._note(error)
                 if error.fault is not Fault.UNDONE or not left:
                     return error
@@ -253,15 +260,18 @@ class GroupCommit:
         """
         assert job.change is not None
         self._session.savepoint()
+        head = self._audit.head
         try:
             done = job.change(self._session)
         except SqlError as error:
             if not self._session.in_transaction or error.fault in _WHOLE:
                 raise
             self._session.rollback_to_savepoint()
+            self._audit.head = head
             job.error = _store_refusal(error)
         except Exception as error:  # noqa: BLE001 - a refusal, or a fault of the change: its caller's to see
             self._session.rollback_to_savepoint()
+            self._audit.head = head
             job.error = error
         else:
             self._session.release()
@@ -310,6 +320,7 @@ class GroupCommit:
             _StepError: nothing was written, or (LOST, while committing) nobody knows.
         """
         step = _Step.CHANGE
+        head = self._audit.head
         try:
             if job.change is None:
                 step = _Step.EVENTS
@@ -325,6 +336,7 @@ class GroupCommit:
                 raise
             except Exception as error:  # noqa: BLE001 - a refusal, or a fault of the change: its caller's to see
                 self._session.rollback()
+                self._audit.head = head
                 job.error = error
                 return
             job.take(done)
@@ -340,7 +352,12 @@ class GroupCommit:
             self._session.commit()
         except SqlError as error:
             self._session.rollback()
+            self._set_back(head, error)
             raise _StepError(step, error) from error
+
+    def _set_back(self, head: Head | None, error: SqlError) -> None:
+        """The transaction that failed so is undone, and gives back the numbers that its events had got."""
+        self._audit.head = None if error.fault in (Fault.LOST, Fault.BROKEN) else head
 
     def _refuse(self, job: Job, failed: _StepError) -> None:
         """Nothing of the job was written: say so, or, where its events may go elsewhere, let them."""
@@ -357,7 +374,7 @@ class GroupCommit:
 
     def _rescue(self, job: Job, cause: SqlError) -> None:
         if not job.rescued:
-            self._fallback.rescue([record for _, _, record in job.events], cause)
+            self._fallback.rescue([row.text for row in job.events], cause)
         job.rescued = True
 
     def _note(self, error: SqlError) -> None:

@@ -26,7 +26,7 @@ import psycopg
 from sqlalchemy import Table, insert, select
 from typing_extensions import override
 
-from certplane.broker.store.rows import EventRow
+from certplane.broker.store.audit_records import EventRow
 from certplane.broker.store.schema import audit_events, metadata
 from certplane.broker.store.statements import Compiler, Driver, Row
 from certplane.errors import OperationError
@@ -106,7 +106,7 @@ class SqliteDatabase(Database):
 
     @override
     def add_event(self, event: EventRow) -> None:
-        self._connection.execute(self.insert(audit_events, _EVENT_COLUMNS), event)
+        self._connection.execute(self.insert(audit_events, _EVENT_COLUMNS), _event_values(event))
 
     def _number(self, query: str, *values: str) -> int:
         row = self._connection.execute(query, values).fetchone()
@@ -147,7 +147,7 @@ class PostgresqlDatabase(Database):
 
     @override
     def add_event(self, event: EventRow) -> None:
-        self._connection.execute(self.insert(audit_events, _EVENT_COLUMNS).encode(), event)
+        self._connection.execute(self.insert(audit_events, _EVENT_COLUMNS).encode(), _event_values(event))
 
     def _one(self, query: str, *values: object) -> Any:
         row = self._connection.execute(query.encode(), values or None).fetchone()
@@ -155,7 +155,11 @@ class PostgresqlDatabase(Database):
         return row[0]
 
 
-_EVENT_COLUMNS: Final = ("event_id", "create_time", "record")
+_EVENT_COLUMNS: Final = ("event_id", "create_time", "record", "body", "kind")
+
+
+def _event_values(event: EventRow) -> tuple[object, ...]:
+    return tuple(getattr(event, name) for name in _EVENT_COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)

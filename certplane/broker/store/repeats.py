@@ -2,28 +2,30 @@
 
 Rows as events are: when counting ends, a row moves to `audit_events` as it stands. Of a broker that was killed, another
 start moves them, or another broker of the database. Should that one only have stood still, it goes on counting where
-it was, and its later event, which says all that the moved one says and more, takes that one's place.
+it was. Events never change, so what it has counted since is an event of its own beside the one that was moved.
 """
 
 import functools
 import itertools
 import logging
+import uuid
 from collections.abc import Sequence
 from typing import Final
 
 import msgspec
-from sqlalchemy import BindParameter, bindparam, delete, select, update
+from sqlalchemy import BindParameter, bindparam, delete, select
 from typing_extensions import override
 
 from certplane.broker.events import AuditEvent
 from certplane.broker.ports import AuditFallback, RepeatCounts
 from certplane.broker.store.audit_log import AuditRows, SqlAuditLog, reading
+from certplane.broker.store.audit_records import EventRow, event_row, record_row
 from certplane.broker.store.batch import Done, audit_unavailable
 from certplane.broker.store.members import is_alive
-from certplane.broker.store.rows import EventRow, to_micros
-from certplane.broker.store.schema import audit_events, audit_repeats
+from certplane.broker.store.rows import to_micros
+from certplane.broker.store.schema import audit_repeats
 from certplane.broker.store.session import Database, Session
-from certplane.broker.store.statements import Statement, limited_to
+from certplane.broker.store.statements import Statement, chunks, limited_to
 from certplane.broker.store.writer import Writer
 from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock
@@ -32,8 +34,7 @@ _log = logging.getLogger("certplane.audit")
 
 _COLUMNS: Final = ("event_id", "create_time", "record")
 _KEPT: Final = (*_COLUMNS, "broker_id")
-_CHUNKS: Final = (64, 8, 1)
-"""Rows of one statement: few sizes, since each is compiled once."""
+_LATER: Final = uuid.UUID("0c8f6b0e-6a51-4b0e-9d0c-5a7c6f2f8f14")
 
 
 class SqlRepeatCounts(RepeatCounts):
@@ -44,6 +45,7 @@ class SqlRepeatCounts(RepeatCounts):
         database: Database,
         writer: Writer,
         audit: SqlAuditLog,
+        rows: AuditRows,
         fallback: AuditFallback,
         *,
         clock: Clock,
@@ -58,7 +60,7 @@ class SqlRepeatCounts(RepeatCounts):
         self._keeping = True
         """Whether what was last counted is in the database."""
         self._compiler = compiler = database.compiler
-        self._rows = AuditRows(compiler)
+        self._rows = rows
         self._upsert = functools.cache(self._compile_upsert)
         self._delete = compiler(delete(audit_repeats).where(audit_repeats.c.event_id == bindparam("event_id")))
         left = (audit_repeats.c.broker_id != bindparam("me"), ~is_alive(compiler, audit_repeats.c.broker_id))
@@ -67,12 +69,6 @@ class SqlRepeatCounts(RepeatCounts):
         self._take_left = compiler(
             delete(audit_repeats).where(*left).returning(*(audit_repeats.c[n] for n in _COLUMNS))
         )
-        self._known = functools.cache(self._compile_known)
-        self._replace = compiler(
-            update(audit_events)
-            .where(audit_events.c.event_id == bindparam("which"))
-            .values(create_time=bindparam("new_time"), record=bindparam("new_record"))
-        )
 
     @override
     async def keep(self, summaries: Sequence[AuditEvent]) -> None:
@@ -80,16 +76,15 @@ class SqlRepeatCounts(RepeatCounts):
         if not rows:
             return
 
-        chunks = _chunks(rows)
+        counted = [*chunks([(row.event_id, row.create_time, row.text, self._broker_id) for row in rows])]
 
         def change(session: Session) -> Done[None]:
-            for chunk in chunks:
-                values = [(*row, self._broker_id) for row in chunk]
-                session.execute(self._upsert(len(chunk)), tuple(itertools.chain.from_iterable(values)))
+            for chunk in counted:
+                session.execute(self._upsert(len(chunk)), tuple(itertools.chain.from_iterable(chunk)))
             return Done(None)
 
         try:
-            await self._writer.write(change, (), single=len(chunks) == 1)
+            await self._writer.write(change, (), single=len(counted) == 1)
         except RefusalError as error:
             if not self._fallback.fail_open:
                 raise audit_unavailable() from error
@@ -107,8 +102,8 @@ class SqlRepeatCounts(RepeatCounts):
             return
 
         def change(session: Session) -> Done[None]:
-            for event_id, _, _ in rows:
-                session.execute(self._delete, (event_id,))
+            for row in rows:
+                session.execute(self._delete, (row.event_id,))
             return Done(None, events=self._not_known(session, rows))
 
         await self._writer.write(change, rows)
@@ -118,7 +113,7 @@ class SqlRepeatCounts(RepeatCounts):
         values = {"me": self._broker_id, "clock": to_micros(self._clock.now())}
 
         def change(session: Session) -> Done[int]:
-            rows = sorted(session.all(self._take_left, values))
+            rows = [record_row(record) for _, _, record in sorted(session.all(self._take_left, values))]
             new = self._not_known(session, rows)
             if new:
                 self._rows.insert(session, new)
@@ -130,22 +125,15 @@ class SqlRepeatCounts(RepeatCounts):
         return await self._writer.write(change, ())
 
     def _not_known(self, session: Session, rows: Sequence[EventRow]) -> Sequence[EventRow]:
-        """Those that aren't events yet; an event that is there says from now on what its row does, if that is more."""
-        known: dict[str, str] = {}
-        for chunk in _chunks(rows):
-            statement = self._known(len(chunk))
-            values = {f"event_id_{n}": row[0] for n, row in enumerate(chunk)}
-            known.update(session.all(statement, values))
-        for event_id, time, record in rows:
-            if event_id in known and _count(record) > _count(known[event_id]):
-                new = {"which": event_id, "new_time": time, "new_record": record}
-                session.execute(self._replace, self._replace.arguments(new))
-        return [row for row in rows if row[0] not in known] if known else rows
-
-    def _compile_known(self, count: int) -> Statement:
-        ids: list[BindParameter[str]] = [bindparam(f"event_id_{n}") for n in range(count)]
-        row = select(audit_events.c.event_id, audit_events.c.record)
-        return self._compiler(row.where(audit_events.c.event_id.in_(ids)))
+        """What the rows say that no event says yet."""
+        known = self._rows.known(session, rows)
+        if not known:
+            return rows
+        more = [_since(row, known[row.event_id]) for row in rows if row.event_id in known]
+        later = [row for row in more if row is not None]
+        later_known = self._rows.known(session, later)
+        new = [row for row in rows if row.event_id not in known]
+        return new + [row for row in later if row.event_id not in later_known]
 
     def _compile_upsert(self, count: int) -> Statement:
         rows: list[dict[str, BindParameter[object]]] = [
@@ -158,14 +146,13 @@ class SqlRepeatCounts(RepeatCounts):
         return statement
 
 
-def _count(record: str) -> int:
-    return msgspec.json.decode(record, type=AuditEvent).count
-
-
-def _chunks(rows: Sequence[EventRow]) -> list[Sequence[EventRow]]:
-    chunks, start = [], 0
-    for size in _CHUNKS:
-        while len(rows) - start >= size:
-            chunks.append(rows[start : start + size])
-            start += size
-    return chunks
+def _since(row: EventRow, written: str) -> EventRow | None:
+    """What was counted since an event was written of the same count: None if nothing was."""
+    event = msgspec.json.decode(row.text, type=AuditEvent)
+    count = event.count - msgspec.json.decode(written, type=AuditEvent).count
+    if count <= 0:
+        return None
+    reason = f"{event.reason}; counted since event_id {event.event_id} was written"
+    # One id for one count, whoever writes it, and however often.
+    event_id = str(uuid.uuid5(_LATER, f"{event.event_id} {event.count}"))
+    return event_row(msgspec.structs.replace(event, event_id=event_id, reason=reason, count=count))

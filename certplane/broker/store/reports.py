@@ -25,10 +25,10 @@ from certplane.broker.fleet.model import HostStream
 from certplane.broker.fleet.ports import RecordedReports
 from certplane.broker.fleet.reports import KnownReports, take_reports
 from certplane.broker.model import ChangeKind
+from certplane.broker.store.audit_records import EventRow
 from certplane.broker.store.batch import Done
 from certplane.broker.store.change_feed import ChangeLog
 from certplane.broker.store.fleet_rows import encode_status
-from certplane.broker.store.rows import EventRow
 from certplane.broker.store.schema import certificate_statuses, report_sequences
 from certplane.broker.store.session import Session
 from certplane.broker.store.statements import Compiler, Row, Statement, chunks, numbered

@@ -539,6 +539,7 @@ audit_events = Table(
 
 Index(
     "ix_audit_events_kind",  # what changed lately
+    audit_events.c.kind,
     audit_events.c.sequence,
     sqlite_where=text("kind IS NOT NULL"),
     postgresql_where=text("kind IS NOT NULL"),
@@ -563,13 +564,6 @@ audit_chains = Table(
     Column("end_time", _Time),
     sqlite_strict=True,
     sqlite_autoincrement=True,
-)
-
-Index(
-    "ix_audit_chains_open",  # whose ends another broker may have to seal
-    audit_chains.c.chain_id,
-    sqlite_where=text("end_time IS NULL"),
-    postgresql_where=text("end_time IS NULL"),
 )
 
 audit_checkpoints = Table(

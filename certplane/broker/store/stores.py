@@ -19,6 +19,7 @@ from certplane.broker.ports import AuditFallback, Meter, NullMeter
 from certplane.broker.store import sqlite
 from certplane.broker.store.accounts import SqlAccounts
 from certplane.broker.store.audit_log import AuditRows, SqlAuditLog
+from certplane.broker.store.audit_reader import SqlAuditReader
 from certplane.broker.store.batch import GroupCommit
 from certplane.broker.store.certificates import SqlCertificateStore
 from certplane.broker.store.change_feed import ChangeLog, SqlChangeFeed
@@ -59,6 +60,7 @@ class _NoAudit(AuditFallback):
     """`AuditFallback` where auditing is switched off: no events reach it."""
 
     fail_open = True
+    mirrors = False
 
     @override
     def rescue(self, records: Sequence[str], cause: Exception) -> None:
@@ -92,6 +94,7 @@ class Stores:
     fleet: SqlFleetStore
     issued: SqlIssuedCertificates
     audit: SqlAuditLog
+    audit_reader: SqlAuditReader
     repeats: SqlRepeatCounts
     upkeep: SqlUpkeep
     changes: SqlChangeFeed
@@ -155,7 +158,7 @@ async def open_stores(
                 session, reader = await opener.run(_open_postgresql, url, direct_url, busy_timeout, exclusive, stack)
                 checkpointer = None
         stack.push_async_callback(reader.close)
-        rows = AuditRows(reader.compiler)
+        rows = AuditRows(reader.compiler, str(uuid.uuid4()), clock)
         commit = GroupCommit(session, rows, fallback)
         writer = Writer(
             commit,
@@ -217,7 +220,7 @@ def assemble(
         database: A descriptor of it (`SqliteSoundness`).
     """
     log = SqlAuditLog(reader, writer, rows, enabled=audit is not None)
-    writer_id = str(uuid.uuid4())  # also this broker's among the others
+    writer_id = rows.writer_id  # also this broker's among the others
     changes = ChangeLog(reader.compiler, writer_id, clock)
     feed = SqlChangeFeed(reader, writer, writer_id, clock)
     return Stores(
@@ -240,7 +243,8 @@ def assemble(
         fleet=SqlFleetStore(reader, writer, log, broker_id=writer_id, changes=changes),
         issued=SqlIssuedCertificates(reader),
         audit=log,
-        repeats=SqlRepeatCounts(reader, writer, log, audit or _NoAudit(), clock=clock, broker_id=writer_id),
+        audit_reader=SqlAuditReader(reader),
+        repeats=SqlRepeatCounts(reader, writer, log, rows, audit or _NoAudit(), clock=clock, broker_id=writer_id),
         upkeep=SqlUpkeep(reader, writer, path),
         changes=feed,
         outbox=SqlOutbox(reader, writer, clock),

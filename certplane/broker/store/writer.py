@@ -33,8 +33,8 @@ from typing import Any, Final, TypeVar
 
 from certplane.broker import metrics
 from certplane.broker.ports import AuditFallback, Meter
+from certplane.broker.store.audit_records import EventRow
 from certplane.broker.store.batch import Change, GroupCommit, Job, audit_unavailable, store_unavailable
-from certplane.broker.store.rows import EventRow
 from certplane.runtime.clock import Clock
 from certplane.runtime.pool import BlockingPool
 
@@ -127,7 +127,7 @@ class Writer:
             refusal = audit_unavailable(self._why_not())
             if not self._fallback.fail_open:
                 raise refusal
-            await self._rescuers.run(self._fallback.rescue, [record for _, _, record in events], refusal)
+            await self._rescuers.run(self._fallback.rescue, [row.text for row in events], refusal)
             return
         await self._put(Job(None, events, self._loop.create_future()))
 
@@ -210,12 +210,12 @@ class Writer:
                 for job in group:
                     job.reset()
                     job.error = error
-            written = [record for job in group if job.recorded for _, _, record in job.events]
-            self._after_group(len(group), sum(map(len, written)))
+            written = [row for job in group if job.recorded for row in job.events]
+            self._after_group(len(group), sum(row.size for row in written))
         with contextlib.suppress(RuntimeError):  # the loop was closed without waiting for us: the rows stand
             self._loop.call_soon_threadsafe(self._wake, group)
-        if written:
-            self._fallback.written(written)
+        if written and self._fallback.mirrors:
+            self._fallback.written([row.text for row in written])
         self._meter.observe(metrics.STORE_GROUP, timedelta(seconds=self._clock.monotonic() - begun))
 
     # Back on the loop.

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditSeverity, AuditTrail
-from certplane.broker.store.rows import record_row
+from certplane.broker.store.audit_records import record_row
 from certplane.config.values import IdentityName
 from tests.fakes.clock import ManualClock
 

@@ -122,7 +122,7 @@ def test_tables_of_another_user(server: Server) -> None:
     grant = sql.SQL("GRANT SELECT ON ALL TABLES IN SCHEMA public TO {}").format(sql.Identifier(user))
     server.execute(grant, "certplane_others")
     said = _refusal(server.url("certplane_others", user))
-    assert "the broker's user may not read and write acme_accounts, audit_events" in said
+    assert "the broker's user may not read and write acme_accounts, audit_chains" in said
     assert "OWNER TO" in said
     server.execute(
         sql.SQL("REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {}").format(sql.Identifier(user)), "certplane_others"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certplane.broker.store import rows
+from certplane.broker.store import audit_records, rows
 
 TIMES = st.datetimes(min_value=datetime(1950, 1, 1), max_value=datetime(2200, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001 - hypothesis adds the zone
 TEXTS = st.text(max_size=20)
@@ -39,4 +39,4 @@ def test_a_time_of_another_zone_is_stored_as_utc() -> None:
 def test_what_is_no_record_is_refused(record: str) -> None:
     """Only an event with an id and a time is imported."""
     with pytest.raises(ValueError, match="not the record"):
-        rows.record_row(record)
+        audit_records.record_row(record)

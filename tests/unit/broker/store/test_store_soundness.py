@@ -30,10 +30,10 @@ _MORE = (iter([number]) for number in itertools.count(1000))
 
 
 async def fill(place: StorePlace) -> None:
-    """Some pages of events."""
+    """More pages of events than there are of anything else: the page in the middle of the file is one of them."""
     async with place.open(ManualClock()) as stores:
         store = StoreHarness(place, ManualClock(), stores)
-        await stores.audit.append([store.event(reason="x" * 4000) for _ in range(50)])
+        await stores.audit.append([store.event(reason="x" * 4000) for _ in range(100)])
 
 
 async def append(place: StorePlace, stores: Any) -> None:

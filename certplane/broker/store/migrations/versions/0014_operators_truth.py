@@ -22,8 +22,8 @@ def upgrade() -> None:
     op.add_column("audit_events", sa.Column("hash", sa.LargeBinary()))
     op.add_column("audit_events", sa.Column("body", sa.LargeBinary()))
     op.add_column("audit_events", sa.Column("kind", _text))
-    there = sa.text("kind IS NOT NULL")
-    op.create_index("ix_audit_events_kind", "audit_events", ["sequence"], sqlite_where=there, postgresql_where=there)
+    columns, there = ["kind", "sequence"], sa.text("kind IS NOT NULL")
+    op.create_index("ix_audit_events_kind", "audit_events", columns, sqlite_where=there, postgresql_where=there)
     op.create_table(
         "audit_chains",
         sa.Column("chain_id", sa.Integer(), nullable=False, autoincrement=True),
@@ -39,8 +39,6 @@ def upgrade() -> None:
         sqlite_strict=True,
         sqlite_autoincrement=True,
     )
-    ended = sa.text("end_time IS NULL")
-    op.create_index("ix_audit_chains_open", "audit_chains", ["chain_id"], sqlite_where=ended, postgresql_where=ended)
     op.create_table(
         "audit_checkpoints",
         sa.Column("chain_id", sa.Integer(), nullable=False, autoincrement=False),
@@ -121,7 +119,6 @@ def downgrade() -> None:
     for name in ("features", "broker_roots_sha256", "run_interval", "agent_mode"):
         op.drop_column("host_streams", name)
     op.drop_table("audit_checkpoints")
-    op.drop_index("ix_audit_chains_open", "audit_chains")
     op.drop_table("audit_chains")
     op.drop_index("ix_audit_events_kind", "audit_events")
     for name in ("kind", "body", "hash", "number", "chain_id"):
