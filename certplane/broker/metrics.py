@@ -252,6 +252,17 @@ HOSTS: Final = Gauge(
 )
 WATCHERS: Final = Gauge("certplane_renewal_watchers", "Streams of WatchRenewals.")
 
+# Notifications.
+
+NOTIFICATIONS: Final = Counter(
+    "certplane_notifications_total",
+    "Attempts to deliver a notification, by result: delivered, failed (tried again), refused (tried again), given_up.",
+    ("notifier", "result"),
+)
+NOTIFICATIONS_WAITING: Final = Gauge(
+    "certplane_notifications_waiting", "Notifications that wait to be delivered.", ("notifier",)
+)
+
 # The database and the audit log.
 
 STORE_GROUP: Final = Histogram(

@@ -38,6 +38,9 @@ from certplane.broker.members.ports import LastingLease
 from certplane.broker.members.roles import Roles, SoleRoleStore
 from certplane.broker.metrics import Metric
 from certplane.broker.model import Grant, IdentityKind, Profile, RevocationReason
+from certplane.broker.notify.delivery import Delivery
+from certplane.broker.notify.model import Message, MessageKind
+from certplane.broker.notify.ports import Records
 from certplane.broker.ports import DurableLimits, PruneBefore, Soundness, Upkeep
 from certplane.broker.prepared import prepare
 from certplane.broker.renewal.model import RenewalInfo, RenewalInfoUnsupportedError, RenewalPlan
@@ -55,6 +58,7 @@ from certplane.v1 import enrollment_pb2, enrollment_pb2_grpc, renewal_pb2, renew
 from tests.fakes.audit import FakeMeter
 from tests.fakes.clock import ManualClock
 from tests.fakes.issuer import FakeCa, FakeIssuer
+from tests.fakes.notify import FakeNotifier
 from tests.fakes.policy import FakePolicy, FakePolicySource
 from tests.fakes.renewal import FakeRenewalInfoSource, plan_on
 from tests.support.broker_files import BrokerFiles
@@ -398,6 +402,17 @@ async def a_role(_folder: Path) -> Collection[Metric]:
     return meter.moved
 
 
+async def a_notification(_folder: Path) -> Collection[Metric]:
+    """One that waits, and is delivered."""
+    meter, clock = FakeMeter(), ManualClock()
+    outbox = MemoryStores.open(clock).outbox
+    await outbox.record(Records([Message("1", "oncall", MessageKind.TEST, clock.now())]), "")
+    delivery = Delivery(outbox, {"oncall": FakeNotifier()}, clock=clock, rng=random.Random(1), meter=meter)
+    async with beside(delivery.run()):
+        await until(lambda: meter.total(metrics.NOTIFICATIONS, result="delivered"))
+    return meter.moved
+
+
 Scenario = Callable[[Path], Awaitable[Collection[Metric]]]
 
 MOVED: dict[Scenario, set[Metric]] = {
@@ -407,6 +422,7 @@ MOVED: dict[Scenario, set[Metric]] = {
     },
     a_member: {metrics.LEASE, metrics.CLOCK_SKEW, metrics.BROKERS, metrics.BROKERS_DIFFER},
     a_role: {metrics.ROLES_HELD},
+    a_notification: {metrics.NOTIFICATIONS, metrics.NOTIFICATIONS_WAITING},
     an_issuer_out_of_reach: {metrics.FAILOVERS, metrics.STEP_FAILURES},
     an_order_lost_by_its_ca: {metrics.ORDERS_ABANDONED},
     a_store_and_a_dns_in_trouble: {metrics.JOURNAL_RETRIES, metrics.SERVERS_SILENT, metrics.RECORDS_LEFT},
