@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 
 from certplane.agent.control import ControlServer, FanOut, Outcome
-from certplane.agent.host import Host
+from certplane.agent.host import IDENTITY, Host
 from certplane.agent.install.activation import ActivationResult, Activator, Reload, command_reload
 from certplane.agent.install.hook import ShellHookRunner
 from certplane.agent.lineage import Lineage
@@ -177,9 +177,14 @@ class Agent:
         if self._stream is not None:
             # In timer mode this is when the host hears of a revocation, of an operator, of another policy or epoch.
             await self._stream.deliver(listen=True)
-            again = [runner for runner in self._certificates.values() if runner.wants_again]
-            if again:
-                errors |= await self._settle_all(again, statuses)
+            told = True
+            # The identity first, as at the start: whatever is asked for next is asked by it.
+            for runners in ([self._identity], [*self._certificates.values()]):
+                again = [runner for runner in runners if runner.wants_again]
+                if again:
+                    errors |= await self._settle_all(again, statuses)
+                    told = False
+            if not told:
                 await self._stream.deliver()
         if self._textfile is not None:
             await self._textfile.write()
@@ -205,15 +210,18 @@ class Agent:
         return errors
 
     async def renew(self, name: str) -> Outcome:
-        """Renew one certificate now; says whether a new version is in use, and if not, why.
+        """Renew one certificate now, or the identity; says whether a new version is in use, and if not, why.
 
         Raises:
             CertplaneError: this host isn't enrolled, or its state can't be read or written.
         """
         await self._start()
-        await self._settle_all([self._identity], {})
+        runner = self._runner_of(name)
+        if runner is None:
+            raise RuntimeError(f"there is no certificate {name}")
+        await self._settle_all([self._identity], {})  # one that was just enrolled is taken into use first
         before = await self._newest(name)
-        status = await self._certificates[name].settle(forced=True)
+        status = await runner.settle(forced=True)
         if self._stream is not None:
             await self._stream.deliver()
         return renewal_outcome(name, before, status, self._host.clock.now())
@@ -233,7 +241,9 @@ class Agent:
         await self._host.prepare(*self._host.certificates.values())
         await self._host.report_all()
         if self._channels is not None:
-            self._stream = await status_stream(self._host, self._certificates, self._channels, self.skew)
+            self._stream = await status_stream(
+                self._host, self._certificates, self._identity, self._channels, self.skew
+            )
 
     async def _use(self, identity: Version) -> None:
         if self._in_use is not None and identity.serial_number == self._in_use.serial_number:
@@ -322,7 +332,7 @@ class Agent:
 
     async def _renew_while_running(self, name: str) -> Outcome:
         """`renew` for the control socket, which hears of `progress`."""
-        runner = self._certificates.get(name)
+        runner = self._runner_of(name)
         if runner is None:
             return Outcome(ok=False, text="the running agent has no certificate of that name; restart it")
         try:
@@ -332,8 +342,12 @@ class Agent:
             return Outcome(ok=False, text=str(error))
         return renewal_outcome(name, before, status, self._host.clock.now())
 
+    def _runner_of(self, name: str) -> LineageRunner | None:
+        return self._identity if name == IDENTITY else self._certificates.get(name)
+
     async def _newest(self, name: str) -> int:
-        versions = await self._host.disk.run(self._host.certificates[name].versions.versions)
+        lineage = self._host.identity if name == IDENTITY else self._host.certificates[name]
+        versions = await self._host.disk.run(lineage.versions.versions)
         return versions[-1].number if versions else 0
 
     def _certificate(self, settings: CertificateSettings, lineage: Lineage) -> LineageRunner:

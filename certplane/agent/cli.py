@@ -80,8 +80,8 @@ def _parser() -> argparse.ArgumentParser:
         "status", parents=[common], help="show this host's certificates and when they are renewed"
     )
     status.add_argument("--json", action="store_true", help="one JSON object")
-    renew = commands.add_parser("renew", parents=[common, output], help="renew one certificate now")
-    renew.add_argument("name", metavar="NAME", help="the certificate's name in agent.yml")
+    renew = commands.add_parser("renew", parents=[common, output], help="renew one certificate, or the identity, now")
+    renew.add_argument("name", metavar="NAME", help="the certificate's name in agent.yml; `identity` is the host's own")
     return parser
 
 
@@ -148,9 +148,10 @@ async def _renew(options: argparse.Namespace, host: Host, progress: Progress) ->
     from certplane.agent.control import ask  # noqa: PLC0415 - as in `main`
     from certplane.agent.install.lock import StateLockedError  # noqa: PLC0415
 
-    if options.name not in host.certificates:
+    names = [*host.certificates, host.identity.name]
+    if options.name not in names:
         message = f"has no certificate named {options.name!r}"
-        remedy = f"use one of: {', '.join(host.certificates) or 'none'}"
+        remedy = f"use one of: {', '.join(names)}"
         raise ConfigurationError([host.settings.source.problem("certificates", message, remedy)])
     request = {"command": "renew", "name": options.name}
     outcome = await ask(host.state_dir, request, progress)

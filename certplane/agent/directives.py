@@ -53,6 +53,8 @@ class HostDirectives(DirectiveTaker):
     Args:
         lineages: the certificates by name.
         runners: their runners, to be woken; those of an agent that only runs once come to it by themselves.
+        identity: the identity's lineage.
+        identity_runner: its runner.
         disk: where files may block.
         clock: says whether a time has come.
         policy_hash: of the policy that was in force when the broker was last heard; empty if it never was.
@@ -67,6 +69,8 @@ class HostDirectives(DirectiveTaker):
         lineages: Mapping[str, Lineage],
         runners: Mapping[str, LineageRunner],
         *,
+        identity: Lineage,
+        identity_runner: LineageRunner,
         disk: BlockingPool,
         clock: Clock,
         policy_hash: str,
@@ -77,6 +81,8 @@ class HostDirectives(DirectiveTaker):
     ) -> None:
         self._lineages = lineages
         self._runners = runners
+        self._identity = identity
+        self._identity_runner = identity_runner
         self._disk = disk
         self._clock = clock
         self._policy_hash = policy_hash
@@ -88,7 +94,9 @@ class HostDirectives(DirectiveTaker):
 
     @override
     async def renew(self, renewals: Sequence[DirectedRenewal]) -> None:
-        missing = list(renewals)
+        for directed in (each for each in renewals if each.is_of_identity):
+            await uninterrupted(self._take_over_identity(directed))
+        missing = [each for each in renewals if not each.is_of_identity]
         for look in range(_LOOKS):
             # Asked first: a certificate that comes in between is found.
             expected = await self._disk.run(self._is_expecting)
@@ -107,6 +115,30 @@ class HostDirectives(DirectiveTaker):
             more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
             message = f"this host has no certificate {named}{more}"
             raise RefusalError(Reason.CERTIFICATE_NOT_FOUND, message)
+
+    async def _take_over_identity(self, directed: DirectedRenewal) -> None:
+        """Keep what is meant for the identity in force, and wake its runner.
+
+        Once a newer one is on disk, the two have crossed: what is wanted is being done.
+
+        Raises:
+            OperationError: the disk refuses.
+        """
+
+        def keep() -> DirectedRenewal | None:
+            lineage = self._identity
+            current, newest = lineage.versions.current(), newest_version(tuple(lineage.versions.versions()))
+            if newest is None or (current is not None and current.serial_number != newest.serial_number):
+                return None
+            meant = replace(directed, serial_number=newest.serial_number)
+            if lineage.directive is None or lineage.directive.load() == meant:
+                return None
+            lineage.directive.save(replace(meant, receive_time=self._clock.now()))
+            return meant
+
+        meant = await self._disk.run(keep)
+        if meant is not None:
+            self._wake_for(self._identity.name, meant, self._identity_runner)
 
     async def _take_over(
         self, renewals: Sequence[DirectedRenewal]
@@ -145,13 +177,15 @@ class HostDirectives(DirectiveTaker):
 
     def _wake(self, changed: Mapping[str, DirectedRenewal]) -> None:
         for name, directed in changed.items():
-            when = f"{directed.renew_time:%Y-%m-%d %H:%M:%S} UTC"
-            logger.info("%s: will be renewed at %s: %s", name, when, explanation(directed))
-            runner = self._runners[name]
-            if directed.cause is not RenewalCause.LIFETIME and directed.renew_time <= self._clock.now():
-                runner.try_again()  # somebody wants it now: our own patience isn't a reason against
-            else:
-                runner.wake()
+            self._wake_for(name, directed, self._runners[name])
+
+    def _wake_for(self, name: str, directed: DirectedRenewal, runner: LineageRunner) -> None:
+        when = f"{directed.renew_time:%Y-%m-%d %H:%M:%S} UTC"
+        logger.info("%s: will be renewed at %s: %s", name, when, explanation(directed))
+        if directed.cause is not RenewalCause.LIFETIME and directed.renew_time <= self._clock.now():
+            runner.try_again()  # somebody wants it now: our own patience isn't a reason against
+        else:
+            runner.wake()
 
     def _keep(
         self, renewals: Sequence[DirectedRenewal]

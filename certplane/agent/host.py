@@ -157,7 +157,7 @@ class Host:
         keys = FilePendingKeys(directory, clock=self.clock, key_type=key_type)
         store = FileVersionStore(directory, outputs, keys=keys, mode=mode, access=access, pkcs12=pkcs12)
         self._stores[spec.name] = store
-        directive = None if spec.name == IDENTITY else JsonDirectiveFile(directory)
+        directive = JsonDirectiveFile(directory)
         statuses = self._statuses[spec.name] = ReportedStatusFile(
             JsonStatusFile(directory),
             spool=self.reports,

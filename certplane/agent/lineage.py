@@ -37,7 +37,7 @@ class OrderUnderWayError(OperationError):
 class Lineage:
     """What belongs to one lineage: what is wanted of it, and where it is kept.
 
-    `directive` is None where no broker can say anything: the identity's. `trial` says beforehand whether a certificate
+    `directive` is None where no broker can say anything. `trial` says beforehand whether a certificate
     could be installed; None where one is wanted in any case.
     """
 

@@ -20,6 +20,7 @@ from certplane.fleet_report.model import CertificateState, RenewalCause, Renewal
 class DirectedRenewal:
     """What the broker's last directive says of one certificate, which is over once that certificate is replaced.
 
+    One for the identity has an empty `certificate_id`, and the `serial_number` of the identity that it came to.
     `reason` is for a person; `explanation_url` is where the CA explains it: shown, never fetched (RFC 9773 4.2). Both
     are printable.
     """
@@ -32,6 +33,12 @@ class DirectedRenewal:
     renewal_request_id: str = ""
     receive_time: datetime | None = field(default=None, compare=False)
     """When this host heard it first; the same directive again is no other one."""
+    serial_number: str = ""
+
+    @property
+    def is_of_identity(self) -> bool:
+        """Whether it is about this host's identity, which the internal CA renews."""
+        return not self.certificate_id
 
 
 @dataclass(frozen=True, slots=True)

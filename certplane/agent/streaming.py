@@ -24,13 +24,18 @@ logger = logging.getLogger(__name__)
 
 
 async def status_stream(
-    host: Host, runners: Mapping[str, LineageRunner], channels: ChannelSource, skew: ClockSkew
+    host: Host,
+    runners: Mapping[str, LineageRunner],
+    identity_runner: LineageRunner,
+    channels: ChannelSource,
+    skew: ClockSkew,
 ) -> StatusStream:
     """The stream, not opened yet: it sends `host.reports`, and directives wake `runners`.
 
     Args:
         host: under its lock.
         runners: the certificates' runners by name.
+        identity_runner: the identity's.
         channels: the channel in use.
         skew: fed with what the broker says of its time.
     """
@@ -60,6 +65,8 @@ async def status_stream(
     directives = HostDirectives(
         host.certificates,
         runners,
+        identity=host.identity,
+        identity_runner=identity_runner,
         disk=disk,
         clock=host.clock,
         policy_hash=known.policy_hash,

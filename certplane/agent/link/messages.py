@@ -76,7 +76,11 @@ def directed_renewals(directive: pb.StreamRenewalStatusResponse.Directive) -> li
         wrong.append(Violation("renewals", f"holds {len(directive.renewals)} entries; at most {_MOST_RENEWALS}"))
     renewals = []
     for number, each in enumerate(directive.renewals[:_MOST_RENEWALS]):
-        if _ID.fullmatch(each.certificate_id) is None:
+        if each.identity:
+            if each.certificate_id:
+                wrong.append(Violation(f"renewals[{number}].certificate_id", "must be empty of an identity"))
+                continue
+        elif _ID.fullmatch(each.certificate_id) is None:
             wrong.append(Violation(f"renewals[{number}].certificate_id", "must be 1 to 128 printable octets"))
             continue
         when = time_of(each.renew_time) if each.HasField("renew_time") else None

@@ -1,8 +1,9 @@
 """What a directive of the broker means for a lineage: pure.
 
-A directive names one certificate and says when it should be renewed. It is the broker's newer word in the place of the
-`renew_time` that came with that certificate, and means nothing for any other: once the certificate is replaced, the
-directive is over. That is also why it may be obeyed in a lifetime's first tenth without a loop.
+A directive names one certificate, the identity's by its serial number, and says when it should be renewed. It is the
+broker's newer word in the place of the `renew_time` that came with that certificate, and means nothing for any other:
+once the certificate is replaced, the directive is over. That is also why it may be obeyed in a lifetime's first tenth
+without a loop.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ def laid_over(facts: LineageFacts, directed: DirectedRenewal | None) -> LineageF
 
     A revoked one is noted as such besides, so that nothing goes back to it.
     """
-    if directed is None or not directed.certificate_id:
+    if directed is None:
         return facts
-    named = {each.number for each in facts.versions if each.certificate_id == directed.certificate_id}
+    named = {each.number for each in facts.versions if _is_named(each, directed)}
     if not named:
         return facts
 
     def told(version: Version) -> Version:
-        if version.certificate_id != directed.certificate_id:
+        if not _is_named(version, directed):
             return version
         return replace(version, renew_time=directed.renew_time, directed=directed)
 
@@ -50,6 +51,12 @@ def laid_over(facts: LineageFacts, directed: DirectedRenewal | None) -> LineageF
         current=None if facts.current is None else told(facts.current),
         status=status,
     )
+
+
+def _is_named(version: Version, directed: DirectedRenewal) -> bool:
+    if directed.is_of_identity:
+        return directed.serial_number != "" and version.serial_number == directed.serial_number
+    return version.certificate_id == directed.certificate_id
 
 
 def explanation(directed: DirectedRenewal | None) -> str:

@@ -361,6 +361,44 @@ async def test_a_new_identity_that_the_broker_refuses_gives_way(make_world: Make
     assert len(await world.versions("identity")) == 2
 
 
+def directives_of(world: AgentWorld, agent: Agent) -> HostDirectives:
+    """What takes the broker's directives for an agent."""
+    return HostDirectives(
+        world.host.certificates,
+        agent._certificates,
+        identity=world.host.identity,
+        identity_runner=agent._identity,
+        disk=world.host.disk,
+        clock=world.clock,
+        policy_hash="",
+        on_policy=lambda _: None,
+        retry_epoch="",
+        on_retry_epoch=lambda _: None,
+        rng=world.host.rng,
+    )
+
+
+async def test_an_identity_is_renewed_on_demand(make_world: MakeWorld) -> None:
+    """By hand here, or because an operator asked the broker for it: long before it is due, and the broker hears of it."""
+    world = make_world()
+    first = await world.enroll()
+    outcome = await world.agent().renew("identity")
+    assert outcome.ok, outcome.text
+    second = await world.host.current_identity()
+    assert second is not None
+    assert second.serial_number != first.serial_number
+    agent = world.agent()
+    await agent._start()
+    directives = directives_of(world, agent)
+    await directives.renew([DirectedRenewal("", world.clock.now(), RenewalCause.OPERATOR, "key ceremony")])
+    assert agent._identity.wants_again, "`run --once` does it in the same run"
+    assert is_well(await agent._identity.settle())
+    third = await world.host.current_identity()
+    assert third is not None
+    assert third.serial_number not in {first.serial_number, second.serial_number}
+    assert world.broker.identities[-1].serial_number == third.serial_number
+
+
 async def test_a_broker_that_is_down_does_not_stop_a_new_identity(make_world: MakeWorld) -> None:
     """Nobody has refused it: it stays in force."""
     world = make_world(lifetime=timedelta(days=20))
@@ -561,17 +599,7 @@ async def test_no_window_keeps_a_revoked_certificate_in_use(make_world: MakeWorl
     versions = await world.versions("web")
     agent = world.agent()
     await agent._start()
-    directives = HostDirectives(
-        world.host.certificates,
-        agent._certificates,
-        disk=world.host.disk,
-        clock=world.clock,
-        policy_hash="",
-        on_policy=lambda _: None,
-        retry_epoch="",
-        on_retry_epoch=lambda _: None,
-        rng=world.host.rng,
-    )
+    directives = directives_of(world, agent)
     revoked = versions if both else versions[:1]
     await directives.renew(
         [DirectedRenewal(each.certificate_id, world.clock.now(), RenewalCause.REVOKED) for each in revoked]

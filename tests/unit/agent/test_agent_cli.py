@@ -143,7 +143,7 @@ def test_renew_of_an_unknown_name_lists_the_known_ones(tmp_path: Path, capsys: p
         f"{VALID}state_dir: {tmp_path}/state\ncertificates:\n- {{name: web, profile: p, dns_names: [a.example]}}\n",
     )
     assert main(["-c", str(config), "renew", "wed"]) == 2
-    assert "use one of: web" in capsys.readouterr().err
+    assert "use one of: web, identity" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["run"], ["run", "--once"]])

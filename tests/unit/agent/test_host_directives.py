@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import cast
@@ -57,6 +58,8 @@ async def directives_of(world: AgentWorld, life: Life) -> tuple[HostDirectives, 
     taker = HostDirectives(
         host.certificates,
         dict.fromkeys(host.certificates, cast("LineageRunner", life)),
+        identity=host.identity,
+        identity_runner=cast("LineageRunner", life),
         disk=host.disk,
         clock=world.clock,
         policy_hash="",
@@ -191,3 +194,32 @@ async def test_what_was_kept_is_followed_although_the_disk_refuses_the_rest(worl
     with pytest.raises(OperationError, match="no space"):
         await taker.renew(directed)
     assert life.woken == 1
+
+
+async def test_the_identity_is_renewed_when_an_operator_asks(world: AgentWorld) -> None:
+    """The time is kept for the identity in force, through restarts; told again by another broker it is nothing new."""
+    life = Life()
+    taker, _ = await directives_of(world, life)
+    identity = world.host.identity
+    wanted = DirectedRenewal("", world.clock.now(), RenewalCause.OPERATOR, "key ceremony")
+    await taker.renew([wanted])
+    await taker.renew([wanted])
+    assert life.woken == 1
+    current = identity.versions.current()
+    assert current is not None
+    facts = identity.read_facts(world.clock.now())
+    assert facts.versions[-1].renew_time == wanted.renew_time
+    assert facts.versions[-1].directed == replace(wanted, serial_number=current.serial_number)
+
+
+async def test_an_identity_that_is_being_replaced_is_not_asked_for_again(world: AgentWorld) -> None:
+    """The two have crossed: the next one is on disk already."""
+    life = Life()
+    taker, _ = await directives_of(world, life)
+    identity = world.host.identity
+    request = identity.keys.begin(common_name="", sans=["web1.example"], replaces_certificate_id="", reuse_key=False)
+    identity.versions.stage(LocalIssuer(now=world.clock.now()).issue(request.csr_pem, certificate_id=""))
+    await taker.renew([DirectedRenewal("", world.clock.now(), RenewalCause.OPERATOR)])
+    assert not life.woken
+    assert identity.directive is not None
+    assert identity.directive.load() is None

@@ -195,6 +195,8 @@ async def running(world: AgentWorld, retry_epoch: str = "e1") -> AsyncIterator[H
     directives = HostDirectives(
         world.host.certificates,
         agent._certificates,
+        identity=world.host.identity,
+        identity_runner=agent._identity,
         disk=world.host.disk,
         clock=world.clock,
         policy_hash="",
