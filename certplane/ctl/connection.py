@@ -217,12 +217,14 @@ class Connection:
 
 
 def _one_of(failed: Sequence[CertplaneError]) -> CertplaneError:
-    """One error for several brokers, each with its cause and remedy; a refusal stays one: it says when to come back."""
-    if len(failed) == 1:
-        return failed[0]
-    refusal = next((each for each in failed if isinstance(each, RefusalError)), None)
-    if refusal is not None:
-        return refusal
+    """One error for several brokers, each with its cause and remedy.
+
+    A refusal that any broker would give is the answer; one of a broker alone is, where it is the best that was heard.
+    """
+    refusals = [each for each in failed if isinstance(each, RefusalError)]
+    refusals.sort(key=lambda each: each.refusal.reason in OF_ONE_BROKER)
+    if refusals or len(failed) == 1:
+        return (refusals or failed)[0]
     text = "; ".join(f"({number}) {error}" for number, error in enumerate(failed, 1))
     return OperationError(f"none of {len(failed)} brokers takes the call: {text}")
 

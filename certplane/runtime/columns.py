@@ -1,7 +1,7 @@
 """Tables that fit a terminal: a row is one line, whatever the width.
 
 What doesn't fit is left out, never folded: first texts are cut as far as their column allows, then whole columns go,
-the least important first. A wide table has all of them, whole.
+the least important first. A column that says nothing in any row isn't shown at all. A wide table has all, whole.
 """
 
 from __future__ import annotations
@@ -56,9 +56,12 @@ def column_lines(
         for number, each in enumerate(shown)
     ]
     limit = None if wide else terminal.width
-    kept = dict(enumerate(widths))
-    if limit is not None:
-        kept = _fitted(shown, widths, limit)
+    said = [
+        number
+        for number, each in enumerate(shown)
+        if wide or each.weight == 0 or any(line[number].strip() not in {"", _NOTHING} for line in cells)
+    ]
+    kept = {number: widths[number] for number in said} if limit is None else _fitted(shown, said, widths, limit)
     lines = [_line([(shown[number].title, width, Style.STRONG) for number, width in kept.items()], terminal, limit)]
     for row, line in zip(rows, cells, strict=True):
         styles = {number: shown[number].style for number in kept}
@@ -79,9 +82,9 @@ def _text(column: Column[T], row: T, *, wide: bool) -> str:
     return (column.wide_text if wide and column.wide_text is not None else column.text)(row)
 
 
-def _fitted(columns: Sequence[Column[T]], widths: Sequence[int], limit: int) -> dict[int, int]:
-    """Which columns are left, by number, and how wide each is."""
-    numbers = list(range(len(columns)))
+def _fitted(columns: Sequence[Column[T]], said: Sequence[int], widths: Sequence[int], limit: int) -> dict[int, int]:
+    """Which columns are left, by number, of those that say something, and how wide each is."""
+    numbers = list(said)
     least = [
         width if column.least is None else min(width, max(column.least, text_width(column.title)))
         for column, width in zip(columns, widths, strict=True)

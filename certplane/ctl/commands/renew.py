@@ -84,7 +84,8 @@ class _Said:
         if not out.for_people:
             out.message(answer)
         elif answer.certificate_count:
-            out.lines([self.line(answer, dry_run=dry_run), *renewals.held_up_lines(answer, dry_run=dry_run)])
+            for line in (self.line(answer, dry_run=dry_run), *renewals.held_up_lines(answer, dry_run=dry_run)):
+                out.line(line, folded=True)
             if not dry_run and answer.changed_count and answer.renewal_request_id:
                 out.lines([f"how far it is: certplanectl renewal {answer.renewal_request_id}"])
 

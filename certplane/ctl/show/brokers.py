@@ -24,10 +24,10 @@ def broker_columns(now: datetime) -> list[Column[fleet_pb2.Broker]]:
     """The columns of `brokers`."""
     return [
         _column("BROKER", _Subject.SUBJECT_ADDRESS, lambda broker: broker.name, 0),
-        Column("ADDRESS", lambda broker: f"{broker.address} (shared)" if broker.reuse_port else broker.address, 3),
+        Column("ADDRESS", lambda broker: f"{broker.address} (shared)" if broker.reuse_port else broker.address, 5),
         _column("VERSION", _Subject.SUBJECT_VERSION, lambda broker: broker.version, 2),
-        Column("UP", lambda broker: _up(broker, now), 5),
-        _column("LEASE", _Subject.SUBJECT_LEASE, lambda b: "held" if b.HasField("lease_expire_time") else "", 6),
+        Column("UP", lambda broker: _up(broker, now), 6),
+        _column("LEASE", _Subject.SUBJECT_LEASE, lambda b: "held" if b.HasField("lease_expire_time") else "", 3),
         Column("STREAMS", lambda broker: str(broker.stream_count), 1),
         _column("POLICY", _Subject.SUBJECT_POLICY, lambda broker: broker.policy_hash, 2, cut=_HASH),
         _column("TRUST", _Subject.SUBJECT_TRUST, lambda broker: broker.trust_hash, 4, cut=_HASH),

@@ -253,7 +253,7 @@ async def test_renew_and_wait(broker: OperatorsBroker, ctl: Ctl, last: int, stat
     )
     broker.answers["RequestRenewal"] = ANSWER
     broker.answers["GetRenewalRequest"] = lambda _: next(steps)
-    ran = await ctl("renew", "--host", "a", "--reason", "a drill", "--yes", "--wait", clock=NoWait())
+    ran = await ctl("renew", "--host", "a", "--reason", "a drill", "--yes", "--wait", width=None, clock=NoWait())
     assert ran.status == status
     assert ran.lines[0].startswith("2 of 2 matching certificates will be renewed")
     assert ran.lines[1] == "how far it is: certplanectl renewal r-1"

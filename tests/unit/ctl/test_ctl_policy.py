@@ -33,12 +33,12 @@ def test_plan() -> None:
     own = "each broker has its own policy; `certplanectl brokers` shows whether they differ"
     terminal = Terminal()
     assert column_lines(change_columns(), plan.changes, terminal) == [
-        "CHANGE  SUBJECT  IDENTITY      PROFILE  NAME  DETAIL",
-        "lost    host     web2.example  -        -     -",
+        "CHANGE  SUBJECT  IDENTITY",
+        "lost    host     web2.example",
     ]
     assert column_lines(mismatch_columns(), plan.mismatches, terminal) == [
-        "HOST          CERTIFICATE  PROFILE  REASON             NOW  MESSAGE",
-        "web1.example  web          web      NAMES_NOT_ALLOWED  -    lacks a",
+        "HOST          CERTIFICATE  PROFILE  REASON             MESSAGE",
+        "web1.example  web          web      NAMES_NOT_ALLOWED  lacks a",
     ]
     assert column_lines(count_columns(), plan.summary.counts, terminal) == [
         "SUBJECT  BEFORE  AFTER  GAINED  LOST",
