@@ -24,6 +24,7 @@ from certplane.broker.issuing.supervision import Bounds, IssuingProcess
 from certplane.broker.model import TxtRecord
 from certplane.broker.renewal.model import RenewalInfoError
 from certplane.broker.settings import load_settings
+from certplane.broker.telling import telling
 from certplane.errors import ConfigurationError, OperationError, Reason, RefusalError
 from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import SystemClock
@@ -437,3 +438,16 @@ async def test_the_childs_interpreter_imports_where_the_brokers_does(flag: str, 
     )
     output, _ = await asked.communicate()
     assert output.decode().split() == flags.split()
+
+
+async def test_a_ca_that_is_away_is_told_while_the_call_goes_on(files: BrokerFiles, silent: Silent) -> None:
+    """Whoever waits for the step hears why it takes long, seconds after it began and not at its end."""
+    silent.server.close()
+    heard: list[str] = []
+    async with running(files) as run:
+        with telling(heard.append):
+            call = run.call()
+        await until(lambda: len(heard) >= 2, what="two tries that failed")
+        assert not call.done()
+        call.cancel()
+    assert heard[0].startswith("ISSUER_UNAVAILABLE: ")

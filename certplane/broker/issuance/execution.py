@@ -17,7 +17,6 @@ at the CA's order, then do what its state and ours ask for.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -74,6 +73,8 @@ class OrderExecution:
         """Issuers that the order has failed at."""
         self._abandoned = 0
         self._failures = 0
+        self._logged = ""
+        """Why the last step that failed did, as the log has it."""
         self._out_since: float | None = None
         """Since when, after the order's last progress, the CA has been out of reach."""
         self._ending: End | None = None
@@ -160,6 +161,7 @@ class OrderExecution:
                     return True
             if self.order.state is not state:
                 self._failures = 0
+                self._logged = ""
                 self._out_since = None
         return False
 
@@ -227,10 +229,9 @@ class OrderExecution:
         this trouble of its issuer or DNS provider, which may go on for long.
         """
         trouble = cut(f"{refusal.reason}: {refusal.message}")
-        news = trouble != self.order.trouble
+        news, self._logged = trouble != self._logged, trouble
         self._journal.note(trouble=trouble, failures=self._failures, next_attempt=None, wait="")
-        subject = self._subjects.get(refusal.reason, "")
-        first = bool(subject) and self._context.told.is_news(subject, refusal.reason)
+        first = self._context.is_news(self.order, refusal.reason)
         level = logging.WARNING if stuck or first else logging.INFO
         fields = {
             "order_id": self.order.order_id,
@@ -244,22 +245,6 @@ class OrderExecution:
             "a step of an order failed: %s",
             refusal.message,
             extra={"fields": fields},
-        )
-
-    @property
-    def _subjects(self) -> Mapping[Reason, str]:
-        """What a failure of a step is laid at the door of."""
-        profile = self._ports.profile_of(self.order)
-        credentials = (profile.credentials if profile is not None else "") or "default"
-        issuer, dns = f"issuer {self.order.issuer}", f"DNS with the credentials {credentials}"
-        return {Reason.ISSUER_UNAVAILABLE: issuer, Reason.DNS_UNAVAILABLE: dns}
-
-    def _works(self) -> None:
-        """Issuer and DNS provider did what they are for."""
-        fields = {"order_id": self.order.order_id}
-        self._context.told.works(
-            sorted(set(self._subjects.values())),
-            lambda subject: logger.info("%s works again", subject, extra={"fields": fields}),
         )
 
     def _next_issuer(self, refusal: Refusal, verdict: TryAgain | End) -> str:
@@ -342,7 +327,10 @@ class OrderExecution:
         self._ports.meter.count(metrics.ORDERS_ENDED, profile=self.order.profile, reason=reason)
         self._context.condition.order_ended(self.order)
         if self.order.state is OrderState.ISSUED:
-            self._works()
+            fields = {"order_id": self.order.order_id}
+            self._context.works(
+                self.order, lambda subject: logger.info("%s works again", subject, extra={"fields": fields})
+            )
             self._context.holds.works(self.order.issuer)
             await self._context.holds.save(self._ports.clock.now())
         await self.clean_up()

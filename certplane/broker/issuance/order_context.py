@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,6 +21,7 @@ from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuance.tenure import Tenure
 from certplane.broker.issuance.validation import ChallengeRecords
 from certplane.broker.model import Order, Profile
+from certplane.errors import Reason
 from certplane.runtime.failpoints import failpoint
 
 _OUTSIDE = frozenset({"create", "present", "answer", "finalize", "remove"})
@@ -52,6 +53,24 @@ class OrderContext:
         """The next of the profile's issuers that isn't out, beside those that the order has `left`; empty for none."""
         issuers, now = self.ports.issuers_of(profile), self.ports.clock.now()
         return self.choice.choose(issuers, order.dns_names, profile.acme_profile, now, but=left | {order.issuer})
+
+    def is_news(self, order: Order, reason: str) -> bool:
+        """Whether nobody has met this trouble yet of the order's issuer or DNS provider: from now on it is known."""
+        subject = self._subjects(order).get(reason, "")
+        return bool(subject) and self.told.is_news(subject, reason)
+
+    def works(self, order: Order, tell: Callable[[str], object]) -> None:
+        """Issuer and DNS provider did what they are for: `tell` hears which of them was in trouble."""
+        self.told.works(sorted(set(self._subjects(order).values())), tell)
+
+    def _subjects(self, order: Order) -> Mapping[str, str]:
+        """At whose door a failure is laid, by its reason."""
+        profile = self.ports.profile_of(order)
+        credentials = profile.credentials if profile is not None else ""
+        return {
+            Reason.ISSUER_UNAVAILABLE: f"issuer {order.issuer}",
+            Reason.DNS_UNAVAILABLE: f"DNS with the credentials {credentials or 'default'}",
+        }
 
     @contextmanager
     def step(self, journal: Journal, name: str) -> Iterator[None]:

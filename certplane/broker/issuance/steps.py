@@ -18,11 +18,12 @@ from certplane.broker.issuance.events import OrderEvents
 from certplane.broker.issuance.journal import Journal
 from certplane.broker.issuance.order_context import OrderContext
 from certplane.broker.issuance.outcome import End, fails_over, is_told, pause_before_new_order
-from certplane.broker.issuance.progress import LOOK, PREFLIGHT
+from certplane.broker.issuance.progress import LOOK, PREFLIGHT, cut
 from certplane.broker.issuance.queue import Lane
 from certplane.broker.issuance.storing import record_of
 from certplane.broker.model import IssuerOrder, IssuerOrderStatus, Order, OrderState, Profile
 from certplane.broker.ports import Issuer, OrderChange
+from certplane.broker.telling import telling
 from certplane.errors import Reason, Refusal, RefusalError
 from certplane.pki.chain import MOST_CAME, IssuedChain, check_issued_chain
 from certplane.pki.chain_path import ChainError
@@ -148,8 +149,21 @@ class OrderSteps:
             OrderEndedError: somebody else has ended the order.
         """
         self._asked_at = self._ports.clock.monotonic()
+        heard = 0
+
+        def hear(text: str) -> None:
+            """What holds up this step: at once for who looks, and from the second try on in the log."""
+            nonlocal heard
+            heard += 1
+            self._journal.note(trouble=cut(text))
+            reason, _, message = text.partition(": ")
+            if heard > 1 and self._context.is_news(self.order, reason):
+                fields = {"order_id": self.order.order_id, "issuer": self.order.issuer, "reason": reason}
+                logger.warning("a step of an order fails, and is tried again: %s", message, extra={"fields": fields})
+
         try:
-            outcome = await self._next(ending)
+            with telling(hear):
+                outcome = await self._next(ending)
         except RefusalError as error:
             away = error.refusal.reason is Reason.ISSUER_UNAVAILABLE
             outcome = Failed(error.refusal, self._asked_at if away else None)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from certplane.broker.telling import tell
 from certplane.errors import RefusalError
 from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import Clock
@@ -56,7 +57,8 @@ async def repeat(
 ) -> T:
     """Await `attempt()` until it returns, fails in a way that may not be repeated, or the deadline leaves no time.
 
-    Waits between tries as `backoff` says, and at least as long as the failure's `retry_after`. A last try that the
+    Waits between tries as `backoff` says, and at least as long as the failure's `retry_after`, and tells whoever waits
+    why (`certplane.broker.telling`). A last try that the
     deadline cut off says no more than that: the failure before it is raised, which has the cause.
 
     Args:
@@ -78,7 +80,10 @@ async def repeat(
             earlier = error
             failures += 1
             wait = max(backoff.wait(failures, rng), error.refusal.retry_after or timedelta())
-            if not when(error) or not await deadline.sleep(wait):
+            if not when(error):
+                raise
+            tell(f"{error.refusal.reason}: {error.refusal.message}")
+            if not await deadline.sleep(wait):
                 raise
 
 

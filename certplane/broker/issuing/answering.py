@@ -19,6 +19,7 @@ from certplane.broker.model import Profile
 from certplane.broker.ports import ChallengeSolver, Issuer, OrderPreflight, Revoker
 from certplane.broker.renewal.model import RenewalInfoError, RenewalInfoUnsupportedError
 from certplane.broker.renewal.ports import RenewalInfoSource
+from certplane.broker.telling import telling
 from certplane.errors import RefusalError
 from certplane.runtime.logging import request_id
 
@@ -86,7 +87,8 @@ class Answering:
         request_id.set(request.request_id)
         number = request.number
         try:
-            value = await self._call(request.call, number)
+            with telling(lambda text: self._tell(number, text)):
+                value = await self._call(request.call, number)
             answer = m.encode(m.Returned(number, msgspec.Raw(m.encode(value))))
         except RefusalError as error:
             answer = m.encode(m.Refused(number, error.refusal))

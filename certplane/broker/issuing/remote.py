@@ -22,6 +22,7 @@ from certplane.broker.model import DnsChallenge, IssuerOrder, Profile, Revocatio
 from certplane.broker.ports import ChallengeSolver, Issuer, OrderPreflight, Revoker
 from certplane.broker.renewal.model import RenewalInfo, RenewalInfoError
 from certplane.broker.renewal.ports import RenewalInfoSource
+from certplane.broker.telling import hearer
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import Clock
 
@@ -102,7 +103,7 @@ class RemoteIssuer(Issuer, Revoker):
 
     async def _ask(self, call: m.Call[R]) -> R:
         try:
-            return await self._calls.ask(call)
+            return await self._calls.ask(call, hearer())
         except ChildEndedError as error:
             raise RefusalError(Reason.ISSUER_UNAVAILABLE, _CUT_OFF) from error
 
@@ -166,7 +167,7 @@ class RemoteSolver(ChallengeSolver):
 
     async def _ask(self, call: m.Call[R], tell: Callable[[str], object] | None = None) -> R:
         try:
-            return await self._calls.ask(call, tell)
+            return await self._calls.ask(call, tell or hearer())
         except ChildEndedError as error:
             raise RefusalError(Reason.DNS_UNAVAILABLE, _CUT_OFF) from error
 

@@ -6,6 +6,7 @@ import logging
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from certplane.broker.issuance.overview import OrdersView, OrderView
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.model import Order, OrderState
 from certplane.broker.ports import DurableLimits
+from certplane.broker.telling import tell
 from certplane.errors import Reason, RefusalError, Violation
 from tests.support.issuance import NO_WAIT, World, caller, csr, issue, kill_all, settle
 
@@ -192,3 +194,28 @@ async def test_a_ca_that_fails_is_one_warning(caplog: pytest.LogCaptureFixture) 
         world.issuer.faults.heal()
         await world.run_on()
         assert [r.getMessage() for r in caplog.records].count(f"issuer {world.issuer.name} works again") == 1
+
+
+async def test_what_holds_up_a_step_is_seen_while_it_lasts(caplog: pytest.LogCaptureFixture) -> None:
+    """A CA that is asked again within one call: who looks sees why at once, and the log has it from the second try on."""
+    world = World()
+    gate = world.issuer.faults.hold("create_order")
+    authority = await world.started()
+    create = world.issuer.create_order
+
+    async def failing(*arguments: Any, **options: Any) -> Any:
+        for _ in range(3):
+            tell("ISSUER_UNAVAILABLE: the CA answers 500")
+        return await create(*arguments, **options)
+
+    world.issuer.create_order = failing  # type: ignore[method-assign]
+    await authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle()
+    (view,) = await shown(world, authority)
+    assert (view.order.progress.step, view.order.trouble) == ("create", "ISSUER_UNAVAILABLE: the CA answers 500")
+    assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [
+        "a step of an order fails, and is tried again: the CA answers 500"
+    ]
+    gate.set()
+    await world.run_on()
+    assert world.order.state is OrderState.ISSUED

@@ -10,6 +10,7 @@ from datetime import timedelta
 import pytest
 
 from certplane.broker.issuers.attempts import Deadline, all_of, repeat
+from certplane.broker.telling import telling
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.backoff import Backoff
 from tests.fakes.clock import ManualClock
@@ -153,3 +154,14 @@ async def test_all_of_keeps_order_and_raises_the_first_failure_bare() -> None:
     assert caught.value is BUSY
     assert isinstance(caught.value.__cause__, KeyError)
     assert cancelled.is_set()
+
+
+async def test_whoever_waits_is_told_what_is_repeated() -> None:
+    """With each try that fails and may be followed by another; a failure that ends the call is its answer."""
+    heard: list[str] = []
+    steps = Steps(ManualClock(), BUSY, BUSY)
+    with telling(heard.append):
+        await run(steps.clock, steps, 60)
+        with pytest.raises(RefusalError):
+            await run(steps.clock, Steps(steps.clock, BUSY), 60, when=False)
+    assert heard == ["ISSUER_UNAVAILABLE: busy"] * 2
