@@ -26,6 +26,7 @@ from certplane.broker.announced import log_started, start_events, stop_event, wh
 from certplane.broker.background import check_directories, check_dns_accounts, running, watch_readiness
 from certplane.broker.configured import secret_source
 from certplane.broker.events import AuditTrail
+from certplane.broker.fleet.audience import TrustAudience
 from certplane.broker.fleet.elsewhere import BrokersElsewhere, follow_others
 from certplane.broker.fleet.followed import FollowedRequests
 from certplane.broker.fleet.forgetting import HostForgetting
@@ -64,6 +65,7 @@ from certplane.broker.services.renewal import RenewalServicer
 from certplane.broker.services.server import BrokerServer
 from certplane.broker.services.trust import TrustInForce
 from certplane.broker.settings import BrokerSettings
+from certplane.broker.settings_in_force import SettingsInForce
 from certplane.broker.sharing import accounts_in_use, membership_of, roles_of, share_accounts, stores_of_a_broker
 from certplane.broker.soundness import SoundnessWatch
 from certplane.broker.store import Stores
@@ -183,8 +185,13 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             ),
             issuance_settings(settings, accounts),
         )
-        admission = admission_control(prepared, trust, stores, clock=clock, trail=trail, meter=meter)
-        edge = Edge(admission=admission, denials=denials, meter=meter, clock=clock, trail=trail)
+        edge = Edge(
+            admission=admission_control(prepared, trust, stores, clock=clock, trail=trail, meter=meter),
+            denials=denials,
+            meter=meter,
+            clock=clock,
+            trail=trail,
+        )
         hub = FleetHub(
             store=stores.fleet,
             plans=plans,
@@ -200,30 +207,26 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         )
         follow_others(hub, plans, stores.certificates, stores.changes, clock)
         await stores.changes.read_first(ChangeKind.PLAN)
+        others = membership.known if membership else NoOtherBrokers()
         fleet = fleet_parts(
             hub,
             stores,
             plans,
             prepared.policy,
             address=str(settings.server.address),
-            others=membership.known if membership else NoOtherBrokers(),
+            others=others,
             clock=clock,
         )
         reloader = Reloader(
-            trust=trust,
-            files=prepared.trust_files,
-            loaded=prepared.trust_text,
-            policy=prepared.policy,
-            watch_policy=settings.policy.watch,
-            settings=settings,
+            prepared,
+            trust,
+            SettingsInForce(settings, take_limits=authority.take_limits, take_level=issuing.set_level),
+            audience=TrustAudience(stores.fleet, hub.registry, prepared.policy, others).hosts,
+            ask_again=epoch.ask_again,
             audit=stores.audit,
             meter=meter,
             clock=clock,
             trail=trail,
-            shut_out=lambda anchors: (hub.registry.count_without(anchors), len(hub.registry)),
-            ask_again=epoch.ask_again,
-            take_limits=authority.take_limits,
-            take_level=issuing.set_level,
         )
         server = listening_server(
             settings,
@@ -256,13 +259,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                     trail=trail,
                 ),
             ),
-            OrderServicer(
-                authority.overview(
-                    stores.order_listing,
-                    (membership.known if membership else NoOtherBrokers()).find,
-                    name=socket.gethostname(),
-                )
-            ),
+            OrderServicer(authority.overview(stores.order_listing, others.find, name=socket.gethostname())),
             policy_service(prepared.policy, reloader, stores.fleet),
         )
         listener = stack.enter_context(metrics_listener(settings, meter))
@@ -377,7 +374,7 @@ def _member(broker: Broker) -> Member:
         start_time=broker.start_time,
         policy_hash=broker.policy.current.hash,
         trust_hash=broker.trust.current.bundle.hash,
-        configuration_hash=broker.reloader.common_hash,
+        configuration_hash=broker.reloader.settings.common_hash,
         stream_count=len(broker.hub.registry),
         audit_mode=broker.settings.audit.mode,
         account_keys=tuple(starmap(AccountKey, sorted(broker.accounts.keys.items()))),

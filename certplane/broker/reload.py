@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -28,17 +28,18 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from certplane.broker import metrics
-from certplane.broker.changes import TAKEN, changed_keys, take_logging, waiting_keys
 from certplane.broker.control import ReloadRequest, ReloadResult
 from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditSeverity, AuditTrail
 from certplane.broker.expiry import ExpiryAnnouncer
+from certplane.broker.fleet.audience import AnchoredHost
+from certplane.broker.fleet.bundle_plan import removed_cas
 from certplane.broker.policy.guard import UnconfirmedError
-from certplane.broker.policy.source import FilePolicySource
-from certplane.broker.ports import AuditLog, DurableLimits, Meter
-from certplane.broker.services.trust import LoadedTrust, TrustFiles, TrustInForce, TrustText
-from certplane.broker.settings import BrokerSettings, load_settings
-from certplane.broker.settings.common import common_hash
-from certplane.broker.trust_checks import ShutOut, check_in_force, check_shut_out, trust_fields
+from certplane.broker.ports import AuditLog, Meter
+from certplane.broker.prepared import Prepared
+from certplane.broker.services.trust import LoadedTrust, TrustInForce, TrustText
+from certplane.broker.settings import load_settings
+from certplane.broker.settings_in_force import SettingsInForce
+from certplane.broker.trust_checks import Audience, check_in_force, check_shut_out, trust_fields
 from certplane.errors import ConfigurationError, Reason, RefusalError
 from certplane.runtime.clock import Clock
 from certplane.runtime.pool import BlockingPool
@@ -70,41 +71,33 @@ class Reloader:
 
     def __init__(
         self,
-        *,
+        prepared: Prepared,
         trust: TrustInForce,
-        files: TrustFiles,
-        loaded: TrustText,
-        policy: FilePolicySource,
-        watch_policy: bool,
+        settings: SettingsInForce,
+        *,
+        audience: Audience,
+        ask_again: Callable[[str], None],
         audit: AuditLog,
         meter: Meter,
         clock: Clock,
         trail: AuditTrail,
-        shut_out: ShutOut | None = None,
-        ask_again: Callable[[str], None] | None = None,
-        settings: BrokerSettings | None = None,
-        take_limits: Callable[[DurableLimits], None] | None = None,
-        take_level: Callable[[str], None] | None = None,
         interval: timedelta = _INTERVAL,
         settle: timedelta = _SETTLE,
     ) -> None:
-        """Take what is in force; `loaded` is the text that it was made of.
+        """Take what is in force: what was `prepared`.
 
-        `shut_out` counts the connected hosts that a bundle would shut out. `ask_again` is called when a person had
-        everything read again: what hosts wait for may be mended. `settings` are those in force; without them broker.yml
-        is not looked at. `take_limits` puts its limits in force, `take_level` the log's level where this process isn't
-        all that logs.
+        `audience` are the hosts, of whom a bundle may shut out some. `ask_again` is called when a person had
+        everything read again: what hosts wait for may be mended.
         """
         self._trust = trust
-        self._files = files
-        self._seen = loaded.fingerprint
-        self._policy = policy
-        self._watch_policy = watch_policy
+        self._files = prepared.trust_files
+        self._seen = prepared.trust_text.fingerprint
+        self._policy = prepared.policy
+        self._watch_policy = prepared.settings.policy.watch
         self._audit = audit
         self._meter = meter
         self._clock = clock
         self._trail = trail
-        self._shut_out = shut_out
         self._ask_again = ask_again
         self._interval = interval
         self._settle = settle
@@ -116,18 +109,17 @@ class Reloader:
         """Since when the policy in force is in force here."""
         self.policy_by = "the start of the broker"
         """Who had it put in force, as far as the broker knows."""
-        self._settings = settings
-        self.common_hash = "" if settings is None else common_hash(settings)
-        """Of the settings in force, as brokers compare it."""
-        self._take_limits = take_limits
-        self._take_level = take_level
+        self.settings = settings
+        self.audience = audience
         self._refused: dict[str, str] = {}
         self._unconfirmed = False  # whether the reload under way refused what could have been confirmed
+        self._announced: list[str] = []
+        """What came of CAs that the reload under way has taken out."""
         self._unreadable: dict[str, float] = {}
         """Since when, in monotonic seconds; infinity once it was told."""
         self.on_refused: Callable[[tuple[str, ...]], None] | None = None
         """Called with `refused` whenever it changes, whoever had the files read."""
-        self._expiry = ExpiryAnnouncer(trust, files, clock)
+        self._expiry = ExpiryAnnouncer(trust, self._files, clock)
         self._note_trust()
         self._expiry.announce()
 
@@ -172,8 +164,7 @@ class Reloader:
                     results = {
                         asked: await self._reload(asked) for asked in dict.fromkeys(asked for asked, _ in waiting)
                     }
-                    if self._ask_again is not None:
-                        self._ask_again("the files were read again")
+                    self._ask_again("the files were read again")
                     for asked, each in waiting:
                         if not each.done():  # whoever asked may have gone
                             each.set_result(results[asked])
@@ -191,6 +182,7 @@ class Reloader:
     async def _reload(self, asked: ReloadRequest) -> ReloadResult:
         """Read again what was asked for."""
         self._unconfirmed = False
+        self._announced = []
         trust = settings = None
         if not asked.policy_only:
             trust = await self._reload_trust(asked)
@@ -198,7 +190,7 @@ class Reloader:
         if not asked.policy_only:
             settings = await self._reload_settings()
         lines = [*filter(None, (self.policy_refusal,))] if asked.policy_only else [*self.refused]
-        lines += ["server certificate and agent CA bundle loaded"] if trust else []
+        lines += ["server certificate and agent CA bundle loaded", *self._announced] if trust else []
         changes = self._policy.loaded.changes if policy else None
         if policy:
             lines.append(f"policy loaded, hash {self._policy.current.hash}")
@@ -208,30 +200,13 @@ class Reloader:
 
     async def _reload_settings(self) -> list[str] | None:
         """Look at broker.yml and take what can be taken; lines that say what of it waits. None if it is refused."""
-        before = self._settings
-        if before is None:
-            return []
         try:
-            after = await self._pool.run(load_settings, Path(before.source.file))
+            after = await self._pool.run(load_settings, Path(self.settings.current.source.file))
         except ConfigurationError as error:
             self._refuse("configuration", error)
             return None
         self._accept("configuration")
-        if taken := [key for key in changed_keys(before, after) if key in TAKEN]:
-            take_logging(after)
-            if self._take_level is not None:
-                self._take_level(after.logging.level)
-            if self._take_limits is not None:
-                self._take_limits(after.rate_limits.durable_limits)
-            self._settings = before = replace(before, logging=after.logging, rate_limits=after.rate_limits)
-            self.common_hash = common_hash(before)
-        waiting = waiting_keys(before, after)
-        lines = [f"{before.source.file}: applied: {', '.join(taken)}"] if taken else []
-        if waiting:
-            lines.append(f"{before.source.file}: takes effect after a restart: {', '.join(waiting)}")
-        for line in lines:
-            _logger.log(logging.WARNING if waiting else logging.INFO, "%s", line)
-        return lines
+        return self.settings.take(after)
 
     async def _reload_trust(self, asked: ReloadRequest) -> bool:
         """Read pair and bundle and put them in force; False if they were refused."""
@@ -324,20 +299,25 @@ class Reloader:
         except ConfigurationError as error:
             await self._reject("trust", AuditEventType.TRUST_REJECTED, error, asked)
             return False
+        before = self._trust.bundle
+        hosts: Sequence[AnchoredHost] = ()
+        if before.anchors - trust.bundle.anchors:
+            hosts = await self.audience()
         try:
-            if not asked.confirmed and self._shut_out is not None:
-                check_shut_out(self._files, self._trust.bundle, trust.bundle, self._shut_out)
+            if not asked.confirmed:
+                check_shut_out(self._files, before, trust.bundle, hosts)
         except UnconfirmedError as error:
             await self._reject("trust", AuditEventType.TRUST_REJECTED, error, asked)
-            trust = replace(trust, bundle=self._trust.bundle)
+            trust = replace(trust, bundle=before)
             if trust.pair != self._trust.current.pair:  # one that is renewed must not wait for the bundle
                 await self._put_in_force(trust, asked)
             return False
         self._accept("trust")
-        await self._put_in_force(trust, asked)
+        self._announced = removed_cas(before, trust.bundle, hosts)
+        await self._put_in_force(trust, asked, self._announced)
         return True
 
-    async def _put_in_force(self, trust: LoadedTrust, asked: ReloadRequest) -> None:
+    async def _put_in_force(self, trust: LoadedTrust, asked: ReloadRequest, announced: Sequence[str] = ()) -> None:
         self._trust.replace(trust, self._clock.now())
         self._note_trust()
         _logger.info("server certificate and agent CA bundle loaded", extra={"fields": trust_fields(trust)})
@@ -345,6 +325,9 @@ class Reloader:
             f"server certificate {trust.server.serial_number}, agent CA bundle {trust.bundle.hash} "
             f"({len(trust.bundle.certificates)} CAs), by {asked.text}"
         )
+        for line in announced:
+            _logger.warning("%s", line)
+            reason = f"{reason}; {line}"
         trail = self._trail.carrying(**asked.facts)
         await self._record(trail.event(AuditEventType.TRUST_RELOADED, reason=reason[:_LONGEST_REASON]))
         self._meter.count(metrics.RELOADS, what="trust", result="loaded")

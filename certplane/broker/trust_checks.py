@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any
 
+from certplane.broker.fleet.audience import AnchoredHost
+from certplane.broker.fleet.bundle_plan import shuts_out
 from certplane.broker.policy.guard import UnconfirmedError
 from certplane.broker.services.trust import LoadedTrust, TrustFiles
 from certplane.errors import ConfigurationError, ConfigurationProblem
-from certplane.pki.trust_bundle import TrustBundle, anchor_of
-from certplane.runtime.text import printable
+from certplane.pki.trust_bundle import TrustBundle
 
-ShutOut = Callable[[Collection[str]], tuple[int, int]]
-"""From a bundle's anchors (`TrustBundle.anchors`): how many of the hosts that are connected to this broker have an
-identity of none of them, and how many are connected."""
-
-_MOST_CAS, _LONGEST_NAME = 5, 100
+Audience = Callable[[], Awaitable[Sequence[AnchoredHost]]]
+"""The hosts, by which CA each was let in last, and whether it is connected."""
 
 
 def check_in_force(files: TrustFiles, trust: LoadedTrust, now: datetime) -> None:
@@ -35,32 +33,17 @@ def check_in_force(files: TrustFiles, trust: LoadedTrust, now: datetime) -> None
         raise ConfigurationError([ConfigurationProblem(at.file, at.line, at.key, message, remedy)])
 
 
-def check_shut_out(files: TrustFiles, before: TrustBundle, after: TrustBundle, shut_out: ShutOut) -> None:
+def check_shut_out(files: TrustFiles, before: TrustBundle, after: TrustBundle, hosts: Sequence[AnchoredHost]) -> None:
     """Whether a bundle may take the place of another without being confirmed.
 
     A host whose chain leads to another CA of the bundle too is counted by the one that its stream was let in by.
 
     Raises:
-        UnconfirmedError: hosts that are connected have an identity of a CA that it lacks.
+        UnconfirmedError: hosts that are connected, to whichever broker, have an identity of a CA that it lacks.
     """
-    removed = before.anchors - after.anchors
-    count, connected = shut_out(after.anchors) if removed else (0, 0)
-    if not count:
-        return
-    names = sorted(
-        {
-            printable(certificate.subject.rfc4514_string(), _LONGEST_NAME)
-            for certificate in before.certificates
-            if anchor_of(certificate) in removed
-        }
-    )
-    more = f" and {len(names) - _MOST_CAS} more" if len(names) > _MOST_CAS else ""
-    at = files.locate("server.mtls.agent_ca_bundle")
-    message = (
-        f"{files.agent_ca_bundle} would shut out {count} of the {connected} hosts that are connected to this broker: "
-        f"it lacks {'; '.join(names[:_MOST_CAS])}{more}"
-    )
-    raise UnconfirmedError(at.file, message, line=at.line, key=at.key)
+    if problem := shuts_out(before, after, hosts):
+        at = files.locate("server.mtls.agent_ca_bundle")
+        raise UnconfirmedError(at.file, f"{files.agent_ca_bundle} {problem}", line=at.line, key=at.key)
 
 
 def trust_fields(trust: LoadedTrust) -> dict[str, Any]:

@@ -28,6 +28,11 @@ def printable(text: str, limit: int) -> str:
     return encoded[: max(limit - len(_CUT), 0)].decode(errors="ignore") + _CUT[: max(limit, 0)]
 
 
+def counted(count: int, noun: str, nouns: str = "") -> str:
+    """A number and what it counts: `1 host`, `2 hosts`; `nouns` where an s doesn't do it."""
+    return f"{count} {noun if count == 1 else nouns or f'{noun}s'}"
+
+
 def printable_values(value: Any, limit: int) -> Any:
     """The same JSON value with every text in it, names of members included, as `printable` makes it."""
     match value:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from certplane.broker.events import AuditEvent, AuditEventType
+from certplane.broker.fleet.audience import HostAnchor
 from certplane.broker.fleet.model import HostStream, RevokedCertificate
 from certplane.broker.fleet.ports import FleetStore, RecordedReports
 from certplane.broker.model import RevocationReason
@@ -376,3 +377,14 @@ async def test_a_host_that_has_come_back_is_not_forgotten(store: StoreHarness) -
     assert kept.certificates == (FULL,) or kept.certificates[0].name == FULL.name
     assert await store.event_ids() == []
     assert await removal.forget_host("never.example", None, now, [])
+
+
+async def test_hosts_are_listed_with_the_ca_that_let_them_in(fleet: FleetStore, store: StoreHarness) -> None:
+    """By name, in pages; who has no stream is at no broker."""
+    await fleet.record_stream(stream("a", identity_anchor="old"))
+    await fleet.record_stream(stream("b"))
+    await fleet.record_stream(known(fleet, "b", end_time=T0 + timedelta(hours=1), identity_anchor="new"))
+    listing = store.stores.fleet
+    first = await listing.list_anchors(after="", limit=1)
+    rest = await listing.list_anchors(after="a", limit=10)
+    assert [*first, *rest] == [HostAnchor("a", "old", fleet.broker_id), HostAnchor("b", "new", "")]

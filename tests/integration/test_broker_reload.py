@@ -163,18 +163,22 @@ async def test_bundle_that_shuts_connected_hosts_out_is_asked_about(files: Broke
         files.write_pair(renewed)
         await until(lambda: broker.reloader.refused)
         (line,) = broker.reloader.refused
-        assert "would shut out 1 of the 1 hosts that are connected to this broker: it lacks CN=internal" in line
+        assert "would shut out 1 of the 1 hosts that are connected: it lacks CN=internal" in line
         assert "`certplane-broker reload --confirm`" in line
         await until(lambda: broker.trust.current.server.serial_number == renewed.serial_number)
         refusal = await broker.reloader.request()
         assert (refusal.ok, refusal.unconfirmed) == (False, True)
         await get_identity(channel)
-        assert (await broker.reloader.request(ReloadRequest("alice", confirmed=True))).ok
+        taken = await broker.reloader.request(ReloadRequest("alice", confirmed=True))
+        assert taken.ok
+        assert (
+            "1 host with an identity of it is refused, 1 of them connected now: web1.certplane.test" in taken.lines[1]
+        )
         assert not broker.reloader.refused
         assert await refused(get_identity(channel)) is Reason.IDENTITY_UNKNOWN
         recorded = [event for event in await events(broker) if event["event_type"].startswith("trust_")]
     assert "would shut out 1 of the 1 hosts" in recorded[-2]["reason"]
-    assert recorded[-1]["reason"].endswith("(1 CAs), by alice, confirmed")
+    assert "(1 CAs), by alice, confirmed; CA removed: CN=internal" in recorded[-1]["reason"]
 
 
 def renewed_root(ca: PrivateCa, *, begins: timedelta, ends: timedelta) -> bytes:

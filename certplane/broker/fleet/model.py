@@ -33,6 +33,8 @@ class HostStream:
     """The host's clock less the broker's."""
     broker_id: str = ""
     stream_epoch: int = 0
+    identity_anchor: str = ""
+    """The CA of the bundle that its identity led to; empty of a release that didn't say."""
 
 
 @dataclass(frozen=True, slots=True)

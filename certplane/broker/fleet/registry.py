@@ -6,7 +6,7 @@ another broker is in the host's record alone (`HostStream`); a hello there ends 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from certplane.broker import metrics
 from certplane.broker.fleet.stream import ServedStream
@@ -38,10 +38,6 @@ class StreamRegistry:
     def hosts(self) -> Sequence[str]:
         """Those that have a stream here at this moment."""
         return tuple(self._places)
-
-    def count_without(self, anchors: Collection[str]) -> int:
-        """How many hosts have a stream here with an identity whose CA (`Caller.anchor`) isn't one of these."""
-        return sum(stream.caller.anchor not in anchors for stream in self._places.values())
 
     def place_of(self, host: str) -> ServedStream | None:
         """The stream of a host; None if it has none here."""

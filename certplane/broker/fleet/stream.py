@@ -199,6 +199,7 @@ class ServedStream:
             session.clock_skew,
             self._context.recorder.store.broker_id,
             self.stream_epoch,
+            self.caller.anchor,
         )
 
     async def _record(

@@ -18,6 +18,7 @@ from sqlalchemy import bindparam, select, text
 from typing_extensions import override
 
 from certplane.broker.events import AuditEvent
+from certplane.broker.fleet.audience import HostAnchor, HostAnchors
 from certplane.broker.fleet.model import HostRecord, HostStream, RecordedStream, RevokedCertificate
 from certplane.broker.fleet.ports import FleetStore, RecordedReports, StreamPlaces
 from certplane.broker.fleet.refusals import displaced
@@ -53,7 +54,7 @@ _UNDER_WAY: Final = 2
 """One that is being written, and one that waits for it, so that the writer never waits for the loop."""
 
 
-class SqlFleetStore(FleetStore, StreamPlaces):
+class SqlFleetStore(FleetStore, StreamPlaces, HostAnchors):
     """`FleetStore` and the other ports of the fleet over the database."""
 
     def __init__(
@@ -82,6 +83,8 @@ class SqlFleetStore(FleetStore, StreamPlaces):
         statuses = select(certificate_statuses.c.host, certificate_statuses.c.status).order_by(
             certificate_statuses.c.host, certificate_statuses.c.name
         )
+        anchored = select(host, host_streams.c.identity_anchor, host_streams.c.broker_id, host_streams.c.end_time)
+        self._anchors = compiler(anchored.where(host > bindparam("after")).order_by(host).suffix_with(limited_to()))
         self._statuses = compiler(statuses.where(status_host >= bindparam("first"), status_host <= bindparam("last")))
         places = select(
             *(host_streams.c[name] for name in STREAM_COLUMNS),
@@ -176,6 +179,15 @@ class SqlFleetStore(FleetStore, StreamPlaces):
         return [
             RecordedStream(stream_from_row(tuple(stream)), epoch or "", sequence or 0)
             for *stream, epoch, sequence in rows
+        ]
+
+    @override
+    async def list_anchors(self, *, after: str, limit: int) -> Sequence[HostAnchor]:
+        with reading():
+            rows = await self._database.all(self._anchors.at_most(limit), {"after": after})
+        return [
+            HostAnchor(host, anchor, "" if end_time is not None else broker_id)
+            for host, anchor, broker_id, end_time in rows[: max(0, limit)]
         ]
 
     def _put(self, entry: Entry) -> asyncio.Future[RecordedReports]:

@@ -448,6 +448,8 @@ host_streams = Table(
     # Which broker has the stream, and a number that rises with each hello: writes of an earlier stream are refused.
     Column("broker_id", _Text, nullable=False, server_default=""),
     Column("stream_epoch", _Sequence, nullable=False, server_default="0"),
+    # The CA of the bundle that the host was let in by: whom another bundle would shut out.
+    Column("identity_anchor", _Text, nullable=False, server_default=""),
     sqlite_strict=True,
 )
 

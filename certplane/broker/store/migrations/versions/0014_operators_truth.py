@@ -17,6 +17,7 @@ _text = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 def upgrade() -> None:
     """Events of before are in no chain, and brokers of before go on writing such."""
     op.add_column("orders", sa.Column("progress", _text))
+    op.add_column("host_streams", sa.Column("identity_anchor", _text, nullable=False, server_default=""))
     op.add_column("audit_events", sa.Column("chain_id", sa.Integer()))
     op.add_column("audit_events", sa.Column("number", _time))
     op.add_column("audit_events", sa.Column("hash", sa.LargeBinary()))
@@ -123,4 +124,5 @@ def downgrade() -> None:
     op.drop_index("ix_audit_events_kind", "audit_events")
     for name in ("kind", "body", "hash", "number", "chain_id"):
         op.drop_column("audit_events", name)
+    op.drop_column("host_streams", "identity_anchor")
     op.drop_column("orders", "progress")
