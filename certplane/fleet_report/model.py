@@ -143,6 +143,10 @@ class Report:
     certificate: CertificateStatus
 
 
+IDENTITY_FEATURE: Final = "identity"
+"""Of an agent that renews its host's identity when it is told to (`Renewal.identity`)."""
+
+
 @dataclass(frozen=True, slots=True)
 class HostFacts:
     """What a host says of itself when its stream begins, and operators see of it.

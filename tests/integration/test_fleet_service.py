@@ -26,7 +26,7 @@ from tests.support.edge import HOST, OPERATOR, SERVICE, EdgeServer, serve_edge
 from tests.support.memory_store import MemoryStores
 from tests.support.stores import NO_LIMITS, certificate, draft
 from tests.support.streams import HostStreamClient
-from tests.support.waiting import HANG
+from tests.support.waiting import HANG, until
 
 pytestmark = pytest.mark.integration
 
@@ -553,3 +553,77 @@ async def test_a_host_that_is_there_or_expected_stays(edge: EdgeServer, fleet: A
         assert (found.reason, found.fields) == (Reason.REQUEST_INVALID, ["host"])
         assert "remove it from policy.yml" in found.refusal.message
     assert all(each.event_type != "host_forgotten" for each in edge.stores.database.events)
+
+
+ABLE = {"features": ["identity"]}
+
+
+async def test_identities_are_renewed_on_demand(edge: EdgeServer, fleet: Any) -> None:
+    """Hosts are told, also when they come back later, until they have another identity; then it is done."""
+    word = pb.GetRenewalRequestResponse
+    selection = pb.Selection(hosts=["web1"], identities=True)
+    request = pb.RequestRenewalRequest(request_id="ceremony-1", selection=selection, reason="key ceremony")
+
+    async def progress() -> Any:
+        edge.clock.lapse += timedelta(minutes=1)  # what was found is answered again for a moment
+        return (await progress_of(fleet, "ceremony-1"))[1][0]
+
+    first, second = edge.ca.issue([HOST]), edge.ca.issue([HOST])
+    async with edge.channel(first) as channel:
+        host = HostStreamClient(channel)
+        await host.hello(**ABLE)
+        answer = await fleet.RequestRenewal(request, timeout=HANG)
+        assert (answer.certificate_count, answer.changed_count, answer.connected_host_count) == (1, 1, 1)
+        assert not answer.held_up
+        (renewal,) = (await host.directive()).renewals
+        assert renewal.identity
+        assert not renewal.certificate_id
+        assert (renewal.reason, renewal.renewal_request_id) == ("key ceremony", "ceremony-1")
+    await until_gone(edge)
+    shown = (await fleet.GetHost(pb.GetHostRequest(host="web1"), timeout=HANG)).host
+    assert [each.identity for each in shown.pending_renewals] == [True]
+    assert (await progress()).progress == word.PROGRESS_UNHEARD
+    async with edge.channel(first) as channel:
+        host = HostStreamClient(channel)
+        await host.hello(**ABLE)
+        told = await host.directive()
+        assert [each.identity for each in told.renewals] == [True]
+        await host.answer(told.nonce)
+    await until_gone(edge)
+    async with edge.channel(second) as channel:
+        host = HostStreamClient(channel)
+        await host.hello(**ABLE)
+        await host.heartbeat()
+        assert (await host.read()).WhichOneof("message") == "heartbeat"
+        done = await progress()
+        assert (done.progress, done.certificate_name, done.certificate_id) == (word.PROGRESS_DONE, "identity", "")
+
+
+async def test_an_agent_that_can_not_renew_its_identity_is_named(edge: EdgeServer, fleet: Any) -> None:
+    """An older one is told nothing of it, and whoever asks learns what to do there instead."""
+    async with edge.host() as channel:
+        host = HostStreamClient(channel)
+        await host.hello()
+        request = pb.RequestRenewalRequest(selection=pb.Selection(all=True, identities=True), reason="key ceremony")
+        answer = await fleet.RequestRenewal(request, timeout=HANG)
+        assert [(each.host, each.certificate_name) for each in answer.held_up] == [(HOST, "identity")]
+        assert "its agent (0.1.0) can't be told to: upgrade it" in answer.held_up[0].reason
+        await host.heartbeat()
+        assert (await host.read()).WhichOneof("message") == "heartbeat"
+        _, items = await progress_of(fleet, answer.renewal_request_id)
+        assert [each.progress for each in items] == [pb.GetRenewalRequestResponse.PROGRESS_FAILED]
+    wrong = pb.Selection(all=True, identities=True, profiles=["web"])
+    found = await refused(
+        fleet.RequestRenewal(pb.RequestRenewalRequest(selection=wrong, reason="key ceremony"), timeout=HANG)
+    )
+    assert found.fields == ["selection.profiles"]
+
+
+async def until_gone(edge: EdgeServer) -> None:
+    """Wait until the broker has noticed, and recorded, that the host has gone."""
+
+    async def is_gone() -> bool:
+        record = await edge.stores.fleet.get_host(HOST)
+        return HOST not in edge.hub.registry and record.stream.end_time is not None
+
+    await until(is_gone)

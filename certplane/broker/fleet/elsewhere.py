@@ -25,7 +25,9 @@ def follow_others(
     plans.subscribe(hub.plans_changed)
     plans.subscribe_unknown(hub.plans_unknown)
     plans.subscribe_revoked(hub.certificate_revoked)
+    plans.subscribe_identities(hub.identities_wanted)
     feed.follow(ChangeKind.PLAN, plans, what="renewal plans")
+    feed.follow(ChangeKind.IDENTITY_RENEWAL, IdentitiesWanted(hub), what="renewals of identities")
     feed.follow(ChangeKind.CERTIFICATE_REVOKED, Revocations(revoked, plans, clock), what="recent revocations")
     feed.follow(ChangeKind.STREAM, hub.displacement, what="which hosts have gone to another broker")
     feed.follow(ChangeKind.REPORT, ReportsElsewhere(hub.watchers, clock), what="reports to other brokers")
@@ -48,6 +50,21 @@ class ReportsElsewhere(ChangeFollower):
     @override
     async def reread(self, since: datetime) -> None:
         self._watchers.fleet_changed(self._clock.now())
+
+
+class IdentitiesWanted(ChangeFollower):
+    """Identities whose renewal an operator has asked another broker for."""
+
+    def __init__(self, hub: FleetHub) -> None:
+        self._hub = hub
+
+    @override
+    async def changed(self, keys: Collection[str]) -> None:
+        self._hub.identities_wanted(keys)
+
+    @override
+    async def reread(self, since: datetime) -> None:
+        self._hub.plans_unknown()
 
 
 class HostsElsewhere(ChangeFollower):

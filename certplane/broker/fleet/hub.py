@@ -31,7 +31,7 @@ from certplane.broker.fleet.displacement import CountDisplacement, Displacement
 from certplane.broker.fleet.knowledge import revoked_plan
 from certplane.broker.fleet.messages import DirectiveResult, Goodbye, Hello, Outgoing, Welcome
 from certplane.broker.fleet.model import RevokedCertificate
-from certplane.broker.fleet.plan_teller import PlanTeller
+from certplane.broker.fleet.plan_teller import PlanTeller, ToldPlans
 from certplane.broker.fleet.ports import FleetStore, StreamPlaces
 from certplane.broker.fleet.recording import Recorder
 from certplane.broker.fleet.refusals import draining, invalid
@@ -44,7 +44,6 @@ from certplane.broker.fleet.watching import Watchers
 from certplane.broker.model import Caller, CertificateRecord
 from certplane.broker.ports import EventRecorder, Meter
 from certplane.broker.renewal.model import RenewalPlan
-from certplane.broker.renewal.ports import RenewalPlanStore
 from certplane.fleet_report.model import Report
 from certplane.runtime.clock import Clock
 from certplane.runtime.rarely import Rarely
@@ -64,7 +63,7 @@ class FleetHub:
         self,
         *,
         store: _Store,
-        plans: RenewalPlanStore,
+        plans: ToldPlans,
         find_certificate: Callable[[str], Awaitable[CertificateRecord | None]],
         hashes: Callable[[], tuple[str, str, str]],
         count_displacement: CountDisplacement,
@@ -127,6 +126,12 @@ class FleetHub:
         for stream in self.registry:
             if stream.session.connect_time is not None:
                 self._teller.tell_soon(stream.host)
+
+    def identities_wanted(self, hosts: Iterable[str]) -> None:
+        """An operator wants the identities of these hosts renewed: tell those that have a stream."""
+        for host in hosts:
+            if host in self.registry:
+                self._teller.tell_soon(host)
 
     def was_elsewhere(self, host: str) -> None:
         """A host has come to another broker, has left it, or has answered it: nobody here knows what it refuses now."""

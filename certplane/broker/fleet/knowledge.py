@@ -6,9 +6,11 @@ from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
 from typing import Final
 
+from certplane.broker.fleet.filter import IDENTITY
+from certplane.broker.fleet.model import HostRecord
 from certplane.broker.model import CertificateRecord
 from certplane.broker.renewal.model import InForce, RenewalPlan
-from certplane.fleet_report.model import CertificateStatus, RenewalCause
+from certplane.fleet_report.model import IDENTITY_FEATURE, CertificateStatus, RenewalCause
 
 PlanMark = tuple[str, datetime]
 """What tells one state of a plan from another: the certificate, and when it is to be renewed."""
@@ -43,19 +45,67 @@ def unknown_plans(
         plan = certificate.plan
         if plan is None or plan.certificate_id not in renews or mark(plan) in refused:
             continue
-        meant = renews[plan.certificate_id]
-        failed, again = waits.get(plan.certificate_id, (None, None))
-        if plan.cause in _ASKED and failed is not None and again is not None and failed < plan.renew_time < again:
-            meant = None  # it was asked for after the failure for which the host waits
-        if meant is None or meant > plan.renew_time + _CLOSE:
+        if _is_unknown(plan, renews[plan.certificate_id], waits.get(plan.certificate_id)):
             unknown.append(plan)
     return unknown
 
 
-def _waiting_certificates(
-    certificates: Iterable[CertificateStatus],
-) -> dict[str, tuple[datetime | None, datetime | None]]:
-    """Of those that a host could not renew: since when, and when it means to try again."""
+def unknown_identity_plan(
+    wanted: tuple[str, RenewalPlan] | None, record: HostRecord, refused: Collection[PlanMark] = ()
+) -> RenewalPlan | None:
+    """The plan for its identity that the host should be told; None if there is none, it knows, or it has renewed since.
+
+    Args:
+        wanted: The newest request for it, with the serial number of what is to be replaced.
+        record: What is known of the host.
+        refused: What it was told and has refused.
+    """
+    if wanted is None or mark(wanted[1]) in refused or lacks_identity_renewal(record):
+        return None
+    serial_number, plan = wanted
+    if identity_serial(record) != serial_number:
+        return None
+    status = next((each for each in record.certificates if each.name == IDENTITY), None)
+    if status is None:
+        return plan
+    waits = (status.update_time, status.next_attempt_time) if status.request_failures else None
+    return plan if _is_unknown(plan, status.renew_time, waits) else None
+
+
+def identity_serial(record: HostRecord) -> str:
+    """Serial number of the newest identity certificate of a host that is known here; empty of one that never came."""
+    for status in record.certificates:
+        if status.name == IDENTITY and (newest := status.issued or status.installed) is not None:
+            return newest.serial_number
+    return "" if record.stream is None else record.stream.identity_serial_number
+
+
+def lacks_identity_renewal(record: HostRecord) -> str:
+    """Why the host can't renew its identity when it is told to; empty if it can."""
+    if record.stream is None:
+        return "it never came"
+    if IDENTITY_FEATURE in record.stream.facts.features:
+        return ""
+    return (
+        f"its agent ({record.stream.facts.agent_version}) can't be told to: upgrade it, or run `certplane-agent renew "
+        "identity` there, or `certplane-agent enroll --force` with a new token"
+    )
+
+
+_Wait = tuple[datetime | None, datetime | None]
+"""Of what a host could not renew: since when, and when it means to try again."""
+
+
+def _is_unknown(plan: RenewalPlan, meant: datetime | None, waits: _Wait | None) -> bool:
+    """Whether a host that means to renew something then, or doesn't say when, has to be told of the plan."""
+    failed, again = waits or (None, None)
+    if plan.cause in _ASKED and failed is not None and again is not None and failed < plan.renew_time < again:
+        return True  # it was asked for after the failure for which the host waits
+    return meant is None or meant > plan.renew_time + _CLOSE
+
+
+def _waiting_certificates(certificates: Iterable[CertificateStatus]) -> dict[str, _Wait]:
+    """Of those that a host could not renew how it waits, by id."""
     return {
         held.certificate_id: (status.update_time, status.next_attempt_time)
         for status in certificates

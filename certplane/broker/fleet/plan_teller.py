@@ -17,16 +17,23 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Container, Sequence
 from datetime import timedelta
 from itertools import islice
-from typing import Final
+from typing import Final, Protocol
 
-from certplane.broker.fleet.knowledge import PlanMark, held_certificates, mark, revoked_plan, unknown_plans
+from certplane.broker.fleet.knowledge import (
+    PlanMark,
+    held_certificates,
+    mark,
+    revoked_plan,
+    unknown_identity_plan,
+    unknown_plans,
+)
 from certplane.broker.fleet.messages import Directive
 from certplane.broker.fleet.model import HostRecord
 from certplane.broker.fleet.ports import FleetStore
 from certplane.broker.fleet.settings import RETRY
 from certplane.broker.model import CertificateRecord
 from certplane.broker.renewal.model import InForce, RenewalPlan
-from certplane.broker.renewal.ports import RenewalPlanStore
+from certplane.broker.renewal.ports import RenewalPlanStore, RequestItems
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import Clock
 
@@ -42,6 +49,10 @@ _FOR_NOW: Final = frozenset({Reason.STORE_UNAVAILABLE, Reason.INTERNAL})
 """Refusals of a directive that say nothing against it."""
 
 
+class ToldPlans(RenewalPlanStore, RequestItems, Protocol):
+    """What hosts are told of: plans for certificates, and requests for identities."""
+
+
 class PlanTeller:
     """Tells the hosts of one broker their plans, and knows what each has refused."""
 
@@ -49,7 +60,7 @@ class PlanTeller:
         self,
         *,
         store: FleetStore,
-        plans: RenewalPlanStore,
+        plans: ToldPlans,
         find_certificate: Callable[[str], Awaitable[CertificateRecord | None]],
         tell: Callable[[str, list[RenewalPlan]], None],
         clock: Clock,
@@ -158,11 +169,15 @@ class PlanTeller:
             _logger.exception("could not tell a host its renewal plans", extra={"fields": {"host": host}})
 
     async def _tell(self, hosts: tuple[str, ...]) -> None:
+        identities = {found[1].host: found for found in await self._plans.identity_renewals(hosts)}
         in_force = defaultdict(list)
         for certificate in await self._plans.in_force_of(hosts, self._clock.now()):
             in_force[certificate.host].append(certificate)
         for record in await self._store.list_hosts(hosts=hosts):
             plans = await self._plans_for(record, in_force[record.host])
+            refused = self._refused.get(record.host, frozenset())
+            if (identity := unknown_identity_plan(identities.get(record.host), record, refused)) is not None:
+                plans.append(identity)
             if plans:
                 self._tell_host(record.host, plans)
 

@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Final
 
 from certplane.broker.fleet.filter import IDENTITY
+from certplane.broker.fleet.knowledge import identity_serial, lacks_identity_renewal
 from certplane.broker.fleet.model import HostRecord
 from certplane.broker.renewal.model import FollowedItem
 from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate
@@ -181,6 +182,8 @@ def _of_identity(followed: FollowedItem, holder: HolderNow) -> ItemProgress:
         return ItemProgress(followed, ProgressWord.GONE, "the host is gone", IDENTITY)
     if identity_serial(record) != followed.item.serial_number:
         return ItemProgress(followed, ProgressWord.DONE, certificate_name=IDENTITY)
+    if why := lacks_identity_renewal(record):
+        return ItemProgress(followed, ProgressWord.FAILED, why, IDENTITY)
     status = next((each for each in record.certificates if each.name == IDENTITY), None)
     if status is None:
         return ItemProgress(followed, ProgressWord.UNHEARD, _why_unheard(holder), IDENTITY)
@@ -212,11 +215,3 @@ def _why_unheard(holder: HolderNow) -> str:
     stream = None if holder.record is None else holder.record.stream
     heard = "" if stream is None else f", last heard at {moment_text(stream.end_time or stream.last_seen_time)}"
     return f"its host is not connected{heard}"
-
-
-def identity_serial(record: HostRecord) -> str:
-    """Serial number of the newest identity certificate of a host that is known here; empty of one that never came."""
-    for status in record.certificates:
-        if status.name == IDENTITY and (newest := status.issued or status.installed) is not None:
-            return newest.serial_number
-    return "" if record.stream is None else record.stream.identity_serial_number

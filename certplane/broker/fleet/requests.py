@@ -14,6 +14,8 @@ from datetime import datetime, timedelta
 from typing import Any, Final, Protocol, TypeVar
 
 from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditTrail
+from certplane.broker.fleet.filter import IDENTITY
+from certplane.broker.fleet.knowledge import identity_serial, lacks_identity_renewal
 from certplane.broker.fleet.model import HostRecord
 from certplane.broker.fleet.ports import FleetStore
 from certplane.broker.model import Caller
@@ -113,6 +115,20 @@ async def _in_turns(items: Iterable[T]) -> AsyncIterator[T]:
             await asyncio.sleep(0)
 
 
+class _HeldUp:
+    """The first certificates that are held up, and the number of all."""
+
+    def __init__(self) -> None:
+        self.named: list[HeldUp] = []
+        self.count = 0
+
+    def add(self, one: HeldUp) -> None:
+        """One more."""
+        self.count += 1
+        if len(self.named) < MOST_HELD_UP:
+            self.named.append(one)
+
+
 @dataclass(slots=True)
 class _Planned:
     """What is done for a request: an item of all that it is for, and plans for those that get another time."""
@@ -121,6 +137,7 @@ class _Planned:
     plans: list[RenewalPlan] = field(default_factory=list)
     hosts: set[str] = field(default_factory=set)
     last: datetime | None = None
+    held_up: _HeldUp = field(default_factory=_HeldUp)
 
     async def add(self, picked: Iterable[Selected], renewals: Iterable[RenewalPlan | None]) -> None:
         """Add what was picked, each with its plan or without one."""
@@ -138,20 +155,6 @@ async def _let_go(things: list[Any]) -> None:
     while things:
         del things[-_AT_ONCE:]
         await asyncio.sleep(0)
-
-
-class _HeldUp:
-    """The first certificates that are held up, and the number of all."""
-
-    def __init__(self) -> None:
-        self.named: list[HeldUp] = []
-        self.count = 0
-
-    def add(self, one: HeldUp) -> None:
-        """One more."""
-        self.count += 1
-        if len(self.named) < MOST_HELD_UP:
-            self.named.append(one)
 
 
 class RenewalRequests:
@@ -187,9 +190,30 @@ class RenewalRequests:
             found = await self._plans.find_request(caller.name, order.request_id)
             if found is not None:
                 return found, frozenset()
+        request_id = order.request_id if order.chosen_id else await self._unused_id(caller, order.request_id)
+        plan = self._plan_identities if order.selection.identities else self._plan_certificates
+        done = await plan(order, request_id, now)
+        hosts = frozenset(done.hosts)
+        changed = sum(item.planned for item in done.items)
+        held_up = done.held_up
+        requested = RequestedRenewal(
+            request_id, len(done.items), changed, done.last, tuple(held_up.named), held_up.count
+        )
+        if not order.dry_run:
+            events = [self._event(caller, order, requested)]
+            kept = await self._plans.set_requested(
+                done.plans, caller.name, requested, now, events, reason=order.reason, items=done.items
+            )
+            if kept != requested:
+                requested, hosts = kept, frozenset()
+        for things in (done.plans, done.items):
+            await _let_go(things)
+        return requested, hosts
+
+    async def _plan_certificates(self, order: RenewalRequest, request_id: str, now: datetime) -> _Planned:
+        done = _Planned()
         picked = [*await self._plans.select(order.selection, now)]
         stuck = await self._stuck(picked, now)
-        held_up = _HeldUp()
         waiting = 0
         reasons: dict[str, str] = {}
         async for one in _in_turns(picked):
@@ -197,10 +221,9 @@ class RenewalRequests:
             if one.host not in reasons:
                 reasons[one.host] = self._why_none(one.host)
             if reasons[one.host]:
-                held_up.add(HeldUp(one.host, one.certificate_id, reasons[one.host]))
+                done.held_up.add(HeldUp(one.host, one.certificate_id, reasons[one.host]))
         for held in stuck:
-            held_up.add(held)
-        request_id = order.request_id if order.chosen_id else await self._unused_id(caller, order.request_id)
+            done.held_up.add(held)
         renewals = spread_renewals(
             picked,
             waiting,
@@ -210,22 +233,41 @@ class RenewalRequests:
             request_id=request_id,
             stuck={one.certificate_id for one in stuck},
         )
-        done = _Planned()
         await done.add(picked, renewals)
-        hosts = frozenset(done.hosts)
-        requested = RequestedRenewal(
-            request_id, len(picked), len(done.plans), done.last, tuple(held_up.named), held_up.count
-        )
-        if not order.dry_run:
-            events = [self._event(caller, order, requested)]
-            kept = await self._plans.set_requested(
-                done.plans, caller.name, requested, now, events, reason=order.reason, items=done.items
-            )
-            if kept != requested:
-                requested, hosts = kept, frozenset()
-        for things in (done.plans, done.items, picked):
-            await _let_go(things)
-        return requested, hosts
+        await _let_go(picked)
+        return done
+
+    async def _plan_identities(self, order: RenewalRequest, _request_id: str, now: datetime) -> _Planned:
+        """The identities of hosts that had a stream once, each at its place in the spread, by the hosts' names."""
+        done = _Planned()
+        picked: list[tuple[str, str]] = []
+        async for record in self._hosts_of(order.selection):
+            picked.append((record.host, identity_serial(record)))
+            why = self._why_none(record.host) or lacks_identity_renewal(record)
+            status = next((each for each in record.certificates if each.name == IDENTITY), None)
+            if why:
+                done.held_up.add(HeldUp(record.host, "", why, IDENTITY))
+            elif status is not None and status.request_failures and status.next_attempt_time is not None:
+                done.held_up.add(HeldUp(record.host, "", status.last_error, IDENTITY, status.next_attempt_time))
+        async for index, (host, serial_number) in _in_turns(enumerate(picked)):
+            done.last = now + order.spread * index / len(picked)
+            done.items.append(RequestItem(host, "", done.last, serial_number=serial_number))
+            done.hosts.add(host)
+        return done
+
+    async def _hosts_of(self, selection: Selection) -> AsyncIterator[HostRecord]:
+        """What is known of the hosts of a selection of identities."""
+        hosts = None if selection.all else sorted(selection.hosts)
+        if hosts is not None:
+            for start in range(0, len(hosts), _READ):
+                for record in await self._fleet.list_hosts(hosts=hosts[start : start + _READ]):
+                    yield record
+            return
+        after = ""
+        while records := await self._fleet.list_hosts(after=after, limit=_READ):
+            for record in records:
+                yield record
+            after = records[-1].host
 
     async def _unused_id(self, caller: Caller, request_id: str) -> str:
         """The call's id names the request, unless the caller has others of it: programs give all their calls one id."""
@@ -246,9 +288,10 @@ class RenewalRequests:
 
     def _event(self, caller: Caller, order: RenewalRequest, requested: RequestedRenewal) -> AuditEvent:
         spread = f", spread over {order.spread}" if order.spread else ""
+        what = "identities" if order.selection.identities else "certificates"
         return self._trail.of_caller(caller, order.request_id).event(
             AuditEventType.RENEWAL_REQUESTED,
             decision=AuditDecision.ALLOW,
-            reason=f"{requested.changed_count} of {requested.certificate_count} certificates{spread}: {order.reason}",
+            reason=f"{requested.changed_count} of {requested.certificate_count} {what}{spread}: {order.reason}",
             count=requested.changed_count,
         )

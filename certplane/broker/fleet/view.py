@@ -15,15 +15,15 @@ from certplane.broker.fleet.circumstances import HostCircumstances, Presence, Re
 from certplane.broker.fleet.health import HostKnowledge, certificate_health
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.index import FleetIndex
-from certplane.broker.fleet.knowledge import unknown_plans
+from certplane.broker.fleet.knowledge import lacks_identity_renewal, unknown_identity_plan, unknown_plans
 from certplane.broker.fleet.model import HostRecord, RevokedCertificate, StreamBroker
 from certplane.broker.fleet.places import HostPlaces
+from certplane.broker.fleet.plan_teller import ToldPlans
 from certplane.broker.fleet.ports import FleetStore, StreamPlaces
 from certplane.broker.fleet.progress import HolderNow
 from certplane.broker.model import IdentityKind
 from certplane.broker.ports import IdentityLedger, PolicySource
 from certplane.broker.renewal.model import InForce, RenewalPlan
-from certplane.broker.renewal.ports import RenewalPlanStore
 from certplane.errors import Reason, RefusalError
 from certplane.fleet_report.model import CertificateState, CertificateStatus
 from certplane.runtime.clock import Clock
@@ -60,6 +60,14 @@ class _Store(FleetStore, StreamPlaces, Protocol):
     pass
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What is wanted of hosts without a stream here: by name, their certificates in force, and their identities."""
+
+    in_force: Mapping[str, Sequence[InForce]]
+    identities: Mapping[str, tuple[str, RenewalPlan]]
+
+
 class FleetView:
     """Reads the fleet."""
 
@@ -68,7 +76,7 @@ class FleetView:
         *,
         hub: FleetHub,
         store: _Store,
-        plans: RenewalPlanStore,
+        plans: ToldPlans,
         policy: PolicySource,
         identities: IdentityLedger,
         circumstances: HostCircumstances,
@@ -121,7 +129,7 @@ class FleetView:
             if grant is None or grant.kind is not IdentityKind.HOST:
                 raise HostNotFoundError
             record = HostRecord(name, None)
-        return self._view(record, (await self._revoked([name]))[name], await self._in_force([record]))
+        return self._view(record, (await self._revoked([name]))[name], await self._wanted([record]))
 
     async def last_known(self, name: str) -> HostView:
         """The identity of this name as it was last known, whatever the policy says; its record may be empty.
@@ -130,7 +138,7 @@ class FleetView:
             RefusalError: STORE_UNAVAILABLE.
         """
         record = await self._store.get_host(name) or HostRecord(name, None)
-        return self._view(record, (await self._revoked([name]))[name], await self._in_force([record]))
+        return self._view(record, (await self._revoked([name]))[name], await self._wanted([record]))
 
     async def health(self, host: str, status: CertificateStatus) -> Health:
         """How bad it is with a certificate that the host has just reported.
@@ -191,27 +199,30 @@ class FleetView:
             until = len(expected) if is_last else bisect_right(expected, records[-1].host)
             silent = [HostRecord(name, None) for name in expected[bisect_right(expected, after) : until]]
             found = [record for record in records if wanted(record)]
-            in_force = await self._in_force(found)
+            wanted_of = await self._wanted(found)
             merged = heapq.merge(found, (each for each in silent if each.host not in known), key=lambda each: each.host)
             for number, record in enumerate(merged, 1):
                 if number % _SLICE == 0:  # the policy may name many that never came, and nobody may want them
                     await asyncio.sleep(0)
                 if record.host in known or wanted(record):
-                    yield self._view(record, revoked[record.host], in_force)
+                    yield self._view(record, revoked[record.host], wanted_of)
             if is_last:
                 return
             after = records[-1].host
 
-    async def _in_force(self, records: Sequence[HostRecord]) -> Mapping[str, Sequence[InForce]]:
-        """The certificates in force of hosts without a stream here; a stream knows what its host doesn't know."""
-        away = [one.host for one in records if one.certificates and one.host not in self._hub.registry]
-        if len(away) == 1:  # whom a watcher is told of, mostly
-            return {away[0]: await self._plans.in_force(away[0], self._clock.now())}
+    async def _wanted(self, records: Sequence[HostRecord]) -> _Wanted:
+        """Read it of hosts without a stream here; a stream knows what its host doesn't know."""
+        away = [one for one in records if one.host not in self._hub.registry]
+        holding = [one.host for one in away if one.certificates]
         found: dict[str, list[InForce]] = defaultdict(list)
-        if away:
-            for each in await self._plans.in_force_of(away, self._clock.now()):
+        if len(holding) == 1:  # whom a watcher is told of, mostly
+            found[holding[0]] = [*await self._plans.in_force(holding[0], self._clock.now())]
+        elif holding:
+            for each in await self._plans.in_force_of(holding, self._clock.now()):
                 found[each.host].append(each)
-        return found
+        able = [one.host for one in away if not lacks_identity_renewal(one)]
+        identities = await self._plans.identity_renewals(able) if able else ()
+        return _Wanted(found, {each[1].host: each for each in identities})
 
     async def _revoked(self, hosts: Sequence[str] | None) -> Mapping[str, Revoked]:
         """The revoked certificates of these hosts, or of all."""
@@ -242,19 +253,22 @@ class FleetView:
             return health
         return replace(health, since=known.since)
 
-    def _view(self, record: HostRecord, revoked: Revoked, in_force: Mapping[str, Sequence[InForce]]) -> HostView:
+    def _pending(self, record: HostRecord, wanted: _Wanted) -> tuple[RenewalPlan, ...]:
         stream = self._hub.registry.place_of(record.host)
         if stream is not None:
-            pending = stream.session.pending_renewals()
-        else:
-            pending = tuple(unknown_plans(in_force.get(record.host, ()), record.certificates))
+            return stream.session.pending_renewals()
+        pending = unknown_plans(wanted.in_force.get(record.host, ()), record.certificates)
+        identity = unknown_identity_plan(wanted.identities.get(record.host), record)
+        return (*pending, *(() if identity is None else (identity,)))
+
+    def _view(self, record: HostRecord, revoked: Revoked, wanted: _Wanted) -> HostView:
         grant = self._policy.current.find_grant(record.host)
         known = self._identities.known(record.host)
         return HostView(
             record=record,
             label="" if grant is None else grant.label,
             broker=self._broker_of(record),
-            pending=pending,
+            pending=self._pending(record, wanted),
             displaced_streams=0 if known is None else known.displaced_count,
             contested=known is not None and known.contest is not None,
             health=dict(zip((each.name for each in record.certificates), self._health(record, revoked), strict=True)),

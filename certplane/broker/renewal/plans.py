@@ -68,6 +68,7 @@ class RenewalPlans(RenewalTimes, RenewalPlanStore, RenewalRequestLog, RequestIte
         self._tidied: datetime | None = None
         self._on_change: list[Callable[[Sequence[RenewalPlan]], None]] = []
         self._on_unknown: list[Callable[[], None]] = []
+        self._on_identities: list[Callable[[Collection[str]], None]] = []
         self._on_issue: list[Callable[[CertificateRecord], None]] = []
         self._on_revoke: list[Callable[[CertificateRecord], None]] = []
 
@@ -78,6 +79,10 @@ class RenewalPlans(RenewalTimes, RenewalPlanStore, RenewalRequestLog, RequestIte
     def subscribe_unknown(self, on_unknown: Callable[[], None]) -> None:
         """Call `on_unknown` when any plans may have changed unheard; it must not raise or wait."""
         self._on_unknown.append(on_unknown)
+
+    def subscribe_identities(self, on_wanted: Callable[[Collection[str]], None]) -> None:
+        """Call `on_wanted` with hosts whose identities are to be renewed; it must not raise or wait."""
+        self._on_identities.append(on_wanted)
 
     def subscribe_issued(self, on_issue: Callable[[CertificateRecord], None]) -> None:
         """Call `on_issue` with each certificate that was issued; it must not raise or wait."""
@@ -173,6 +178,9 @@ class RenewalPlans(RenewalTimes, RenewalPlanStore, RenewalRequestLog, RequestIte
             )
             if kept == requested:
                 await self._learn(plans)
+                if hosts := {item.host for item in items if not item.certificate_id}:
+                    for on_wanted in self._on_identities:
+                        on_wanted(hosts)
             return kept
 
         return await self._to_its_end(set_requested())

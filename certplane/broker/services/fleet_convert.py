@@ -138,7 +138,13 @@ def selection_of(message: fleet_pb2.Selection, identity: Callable[[str], str]) -
         if not has_dns_syntax(name):  # no more: it is only looked for among names
             raise invalid_request("selection.dns_names", f"has {shown_name(text)}, which is no DNS name")
         names.append(name)
+    if message.identities:
+        for field in ("profiles", "issuers", "certificate_ids", "dns_names"):
+            if getattr(message, field):
+                problem = "can't be set with identities, which have none: name hosts, or all"
+                raise invalid_request(f"selection.{field}", problem)
     return Selection(
+        identities=message.identities,
         all=message.all,
         hosts=tuple(identity(host) for host in _texts("selection.hosts", message.hosts)),
         profiles=_texts("selection.profiles", message.profiles),

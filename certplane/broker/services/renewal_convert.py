@@ -195,6 +195,7 @@ def renewal_message(plan: RenewalPlan, message: pb.Renewal | None = None) -> pb.
     if message is None:
         message = pb.Renewal()
     message.certificate_id = plan.certificate_id
+    message.identity = plan.is_of_identity
     put_time(plan.renew_time, message.renew_time)
     message.cause = CAUSE_NUMBERS[plan.cause]
     message.reason = plan.reason
