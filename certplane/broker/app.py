@@ -50,6 +50,7 @@ from certplane.broker.members.ports import LastingLease, NoOtherBrokers
 from certplane.broker.members.view import BrokersView
 from certplane.broker.metrics_listener import MetricsListener
 from certplane.broker.model import ChangeKind
+from certplane.broker.notifying import notifying
 from certplane.broker.policy.source import FilePolicySource
 from certplane.broker.policy_desk import policy_service
 from certplane.broker.prepared import Prepared
@@ -304,6 +305,9 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             health=health,
             retention=retention,
             soundness=soundness,
+            notifications=await stack.enter_async_context(
+                notifying(settings, secrets, stores.outbox, fleet, clock=clock, meter=meter)
+            ),
             budget=BudgetWatch(
                 stores.order_listing,
                 lambda: prepared.policy.current.profiles,
@@ -321,13 +325,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             (
                 "readiness",
                 watch_readiness(
-                    broker.server,
-                    authority,
-                    stores,
-                    prepared.policy,
-                    lease=lease,
-                    issuing=issuing,
-                    clock=clock,
+                    broker.server, authority, stores, prepared.policy, lease=lease, issuing=issuing, clock=clock
                 ),
             ),
             ("event loop", watch_loop(meter, clock)),

@@ -24,9 +24,18 @@ from certplane.broker.issuing.supervision import IssuingProcess
 from certplane.broker.members.membership import Membership
 from certplane.broker.members.model import Member
 from certplane.broker.members.ports import LastingLease, MemberStore
-from certplane.broker.members.roles import FLEET_HEALTH, SOUNDNESS, UPKEEP, Roles, SoleRoleStore, renewal_information
+from certplane.broker.members.roles import (
+    FLEET_HEALTH,
+    NOTIFICATIONS,
+    SOUNDNESS,
+    UPKEEP,
+    Roles,
+    SoleRoleStore,
+    renewal_information,
+)
 from certplane.broker.members.skew import check_clock
 from certplane.broker.model import ChangeKind
+from certplane.broker.notify.watch import NotificationWatch
 from certplane.broker.ports import ChangeFeed, Meter, RepeatCounts, SecretSource
 from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.retention import Retention
@@ -102,6 +111,7 @@ def roles_of(
     health: HealthWatch,
     retention: Retention,
     soundness: SoundnessWatch,
+    notifications: NotificationWatch | None,
     budget: BudgetWatch,
     clock: Clock,
     meter: Meter,
@@ -128,6 +138,8 @@ def roles_of(
             await health.lead()
 
     roles.add(FLEET_HEALTH, measure, (*SHOWN, metrics.CERTIFICATES_LEFT))
+    if notifications is not None:
+        roles.add(NOTIFICATIONS, notifications.run, (metrics.NOTIFICATIONS_WAITING,))
     for issuer in planner.issuers:
         roles.add(renewal_information(issuer), partial(planner.watch, issuer))
     return roles

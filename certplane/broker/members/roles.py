@@ -33,6 +33,8 @@ SOUNDNESS: Final = "soundness"
 """The database is looked at for damage."""
 FLEET_HEALTH: Final = "fleet_health"
 """The figures of the whole fleet are computed."""
+NOTIFICATIONS: Final = "notifications"
+"""People are told what is wrong."""
 
 _LOOK: Final = timedelta(seconds=1)
 """Between looks at this broker's lease, and at whether others have left roles: from memory."""

@@ -71,8 +71,8 @@ class _Group:
         self.hosts[name] = min(word.rank, self.hosts.get(name, word.rank))
         if word.rank < self.worst[0].rank:
             self.worst = word, host, certificate
-        silent = word is HealthWord.UNHEARD
-        self.since = _earlier(self.since, host.unheard_since if silent else certificate.since)
+        silent_since = host.unheard_since if word is HealthWord.UNHEARD else None
+        self.since = _earlier(self.since, silent_since or certificate.since)
         self.next_attempt = _earlier(self.next_attempt, certificate.next_attempt_time)
         self.end = _earlier(self.end, certificate.not_after)
 

@@ -26,7 +26,7 @@ from certplane.broker.notify.rules import Gathering
 from certplane.broker.notify.settings import NotificationRule, RulesSettings
 from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock
-from certplane.runtime.health import Health, HealthWord, moment_text
+from certplane.runtime.health import Health, HealthWord
 from certplane.runtime.text import printable
 
 _logger = logging.getLogger("certplane.broker.notify")
@@ -197,10 +197,6 @@ class NotificationWatch:
         return replace(message, troubles=tuple([await self._explained_trouble(each) for each in message.troubles]))
 
     async def _explained_trouble(self, trouble: Trouble) -> Trouble:
-        if trouble.word is HealthWord.UNHEARD:
-            since = f" since {moment_text(trouble.since)}" if trouble.since else ""
-            text = f"nothing was heard of it{since}"
-            return replace(trouble, text=text, remedy="check that the host and its certplane-agent run")
         if not trouble.example_host or trouble.word is HealthWord.OK:
             return trouble
         health = await self._explain(trouble.example_host, trouble.example_certificate)

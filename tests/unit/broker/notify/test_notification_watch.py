@@ -166,15 +166,14 @@ async def test_each_notifier_is_told_what_its_rules_pick() -> None:
     assert told == {"oncall": {DNS}, "post": {DNS, RELOAD}}
 
 
-async def test_a_host_that_is_silent_is_told_in_words() -> None:
-    """Which no certificate of it has."""
+async def test_a_host_that_is_gone_meanwhile_is_told_without_words() -> None:
+    """Rather than not at all."""
     world = World()
     world.fleet.put("web1", unheard_since=world.clock.now() - HOUR)
     async with world.broker():
         pass
     (trouble,) = world.oncall.messages[0].troubles
-    assert trouble.text == "nothing was heard of it since 2026-11-23 11:00:00 UTC"
-    assert trouble.remedy == "check that the host and its certplane-agent run"
+    assert (trouble.word, trouble.text, trouble.hosts) == ("UNHEARD", "", ("web1",))
 
 
 async def test_another_broker_goes_on_where_one_has_ended() -> None:

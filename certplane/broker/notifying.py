@@ -1,0 +1,60 @@
+"""Telling people what is wrong with the fleet, put together for `app`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from certplane.broker.configured import located
+from certplane.broker.fleet.view import FleetView
+from certplane.broker.notifiers.making import open_notifiers
+from certplane.broker.notify.delivery import Delivery
+from certplane.broker.notify.ports import Outbox
+from certplane.broker.notify.watch import Explain, NotificationWatch
+from certplane.broker.ports import Meter, SecretSource
+from certplane.broker.settings import BrokerSettings
+from certplane.broker.wiring import FleetParts
+from certplane.runtime.clock import Clock
+from certplane.runtime.health import Health
+from certplane.runtime.ids import TimeOrderedIds
+
+
+@asynccontextmanager
+async def notifying(
+    settings: BrokerSettings,
+    secrets: SecretSource,
+    outbox: Outbox,
+    fleet: FleetParts,
+    *,
+    clock: Clock,
+    meter: Meter,
+) -> AsyncIterator[NotificationWatch | None]:
+    """What tells people while it runs, in the block; None where the configuration has no `notifications`.
+
+    Raises:
+        ConfigurationError: see `open_notifiers`.
+    """
+    if not settings.notifications:
+        yield None
+        return
+    async with AsyncExitStack() as stack:
+        with located(settings):
+            opening = open_notifiers(settings.notifications, secrets, clock)
+            notifiers = await stack.enter_async_context(opening)
+        yield NotificationWatch(
+            index=fleet.index,
+            outbox=outbox,
+            delivery=Delivery(outbox, notifiers, clock=clock, rng=random.SystemRandom(), meter=meter),
+            notifiers=settings.notifications,
+            explain=_explaining(fleet.view),
+            clock=clock,
+            new_id=TimeOrderedIds(clock),
+        )
+
+
+def _explaining(view: FleetView) -> Explain:
+    async def explain(host: str, certificate: str) -> Health | None:
+        return (await view.last_known(host)).health.get(certificate)
+
+    return explain
