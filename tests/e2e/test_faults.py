@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -17,6 +18,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -170,10 +172,23 @@ class Disk:
         if self.limited:
             largest = max(path.stat().st_size for path in self.folder.iterdir())
             resource.prlimit(broker, resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
-            return
-        with (self.folder / "ballast").open("wb", buffering=0) as file, contextlib.suppress(OSError):
-            while file.write(bytes(4096)):
-                pass
+        else:
+            largest = sys.maxsize
+            with (self.folder / "ballast").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+                while file.write(bytes(4096)):
+                    pass
+        self._use_up_the_log(largest)
+
+    def _use_up_the_log(self, most: int) -> None:
+        """Page by page up to this size: where room for one page is left, some events have room and others don't."""
+        writer = sqlite3.connect(self.folder / "broker.db", isolation_level=None, timeout=HANG)
+        log = self.folder / "broker.db-wal"
+        with contextlib.closing(writer), contextlib.suppress(sqlite3.OperationalError):
+            writer.execute("PRAGMA wal_autocheckpoint = 0")
+            for number in itertools.count(1):
+                if log.stat().st_size > most:
+                    break
+                writer.execute(f"PRAGMA user_version = {number}")
 
     def make_room(self, broker: int) -> None:
         """Undo `fill`."""
