@@ -51,11 +51,23 @@ def main(
     os.environ.setdefault("GRPC_VERBOSITY", grpc_verbosity)
 
     def command() -> int:
-        options = parser().parse_args(arguments)
+        made = parser()
+        if "_ARGCOMPLETE" in os.environ:
+            return _complete(made)
+        options = made.parse_args(arguments)
         check_text_arguments(program, options)
         return run(options)
 
     return exit_status(program, command)
+
+
+def _complete(parser: argparse.ArgumentParser) -> int:
+    """What the shell asks for behind the Tab key; never a command, even where completion isn't installed."""
+    with contextlib.suppress(ImportError):
+        import argcomplete  # noqa: PLC0415 - an extra, and only for the shell
+
+        argcomplete.autocomplete(parser)  # ends the program
+    return FAILED
 
 
 def wants_json(options: argparse.Namespace) -> bool:

@@ -15,7 +15,7 @@ _LINES: Final = (Format.TABLE, Format.JSON, Format.YAML)
 
 def _orders(parser: argparse.ArgumentParser) -> None:
     repeated(parser, "--id", "ID", "this order")
-    repeated(parser, "--state", "STATE", "in this state, such as failed")
+    repeated(parser, "--state", "STATE", "in this state, such as failed", ORDER_STATES)
     parser.add_argument("--open", action="store_true", help="only those that haven't ended")
     repeated(parser, "--identity", "NAME", "of this host or service, by name or label")
     repeated(parser, "--profile", "PROFILE", "of this policy profile")

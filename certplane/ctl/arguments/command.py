@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import Final
 
 from certplane.config.durations import DurationError, parse_duration
 from certplane.ctl.formats import Format
+from certplane.fleet_report.model import CertificateState
+from certplane.runtime.health import HealthWord
 
 Add = Callable[[argparse.ArgumentParser], None]
 
@@ -66,9 +68,14 @@ def add_output(parser: argparse.ArgumentParser, formats: tuple[Format, ...]) -> 
     parser.add_argument("--json", dest="output", action="store_const", const="json", help="the same as -o json")
 
 
-def repeated(parser: argparse._ActionsContainer, option: str, metavar: str, text: str) -> None:
-    """An option that may be given several times."""
-    parser.add_argument(option, action="append", default=[], metavar=metavar, help=f"{text}; may be repeated")
+def repeated(
+    parser: argparse._ActionsContainer, option: str, metavar: str, text: str, words: Iterable[str] = ()
+) -> None:
+    """An option that may be given several times; `words` are what the shell offers, of those that are known here."""
+    action = parser.add_argument(option, action="append", default=[], metavar=metavar, help=f"{text}; may be repeated")
+    offered = tuple(words)
+    if offered:
+        action.completer = lambda **_: offered  # type: ignore[attr-defined]  # argcomplete's way
 
 
 _DAYS: Final = re.compile(r"(?:(\d{1,5})w)?(?:(\d{1,6})d)?(.*)", re.ASCII | re.DOTALL)
@@ -124,9 +131,10 @@ def add_filter(parser: argparse.ArgumentParser) -> None:
         "filters", "All kinds that are given must match, and of one that is repeated any of its values."
     )
     repeated(group, "--host", "NAME", "this host or service, by name or label")
-    repeated(group, "--kind", "KIND", "host or service")
-    repeated(group, "--health", "HEALTH", "with a certificate of this health, such as expired or wont_heal")
-    repeated(group, "--state", "STATE", "with a certificate in this state, such as failed or degraded")
+    repeated(group, "--kind", "KIND", "host or service", ("host", "service"))
+    healths, states = map(str.lower, HealthWord), map(str, CertificateState)
+    repeated(group, "--health", "HEALTH", "with a certificate of this health, such as expired or wont_heal", healths)
+    repeated(group, "--state", "STATE", "with a certificate in this state, such as failed or degraded", states)
     repeated(group, "--cause", "CAUSE", "with a certificate whose health has this cause, as `summary` shows it")
     repeated(group, "--profile", "PROFILE", "with a certificate of this policy profile")
     repeated(group, "--issuer", "ISSUER", "with a certificate from this issuer")
