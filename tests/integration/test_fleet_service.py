@@ -270,7 +270,7 @@ async def test_a_host_that_is_down_says_nothing_and_its_certificate_expires(edge
     assert (await healths(fleet))["web"] == renewal_pb2.HEALTH_OVERDUE
     assert (await listed(fleet, healths=[EXPIRED]))[0] == []
     edge.clock.shift = timedelta(hours=13)
-    assert await healths(fleet) == {"mail": renewal_pb2.HEALTH_OK, "web": EXPIRED}
+    assert await healths(fleet) == {"mail": renewal_pb2.HEALTH_UNHEARD, "web": EXPIRED}
     host = (await fleet.GetHost(pb.GetHostRequest(host="web1"), timeout=HANG)).host
     (expired,) = (each for each in host.certificates if each.health == EXPIRED)
     assert expired.health_reason.startswith("expired at ")
