@@ -21,6 +21,7 @@ from certplane.agent.lineage import Lineage
 from certplane.agent.lineage_runner import Activates, LineageRunner, Requester
 from certplane.agent.link.broker import GrpcBroker
 from certplane.agent.link.diagnosis import IdentityNotAcceptedError
+from certplane.agent.link.facts import note_run
 from certplane.agent.link.stream import ChannelSource, StatusStream
 from certplane.agent.model import HookResult, LineageStatus, Version
 from certplane.agent.outcome import renewal_outcome
@@ -32,6 +33,7 @@ from certplane.agent.settings import AgentSettings, CertificateSettings, KeyRota
 from certplane.agent.streaming import status_stream
 from certplane.config.broker_urls import BrokerUrl
 from certplane.errors import CertplaneError, OperationError, Reason, RefusalError
+from certplane.fleet_report.model import AgentMode
 from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import Clock
 from certplane.runtime.processes import reap_as_init
@@ -131,7 +133,7 @@ class Agent:
             OperationError: this host isn't enrolled, or its files can't be used.
             ConfigurationError: the broker's CA bundle can't be used.
         """
-        await self._start()
+        await self._start(AgentMode.DAEMON)
         async with contextlib.AsyncExitStack() as stack:
             try:
                 await stack.enter_async_context(ControlServer(self._host.state_dir, self._renew_while_running, events))
@@ -166,7 +168,7 @@ class Agent:
             CertplaneError: this host isn't enrolled, or the state of a lineage can't be read or written: told when all
                 that could be done for the others is done.
         """
-        await self._start()
+        await self._start(AgentMode.TIMER)
         statuses: dict[str, LineageStatus] = {}
         errors = await self._settle_all([self._identity], statuses)
         try:
@@ -230,8 +232,11 @@ class Agent:
         """End the channel."""
         await self._broker.close()
 
-    async def _start(self) -> None:
-        """Open the channel first: it connects while the certificates' files are looked at."""
+    async def _start(self, mode: AgentMode | None = None) -> None:
+        """Open the channel first: it connects while the certificates' files are looked at.
+
+        `mode` is how the agent runs, as the broker is told; None for a command, which says nothing of it.
+        """
         await self._host.disk.run(self._host.check_files)
         await self._host.prepare(self._host.identity)
         identity = await self._host.current_identity()
@@ -244,6 +249,7 @@ class Agent:
             self._stream = await status_stream(
                 self._host, self._certificates, self._identity, self._channels, self.skew
             )
+            self._stream.note(note_run(self._stream.state, mode, self._host.clock.now()))
 
     async def _use(self, identity: Version) -> None:
         if self._in_use is not None and identity.serial_number == self._in_use.serial_number:

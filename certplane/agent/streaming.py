@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from certplane.agent.directives import HostDirectives
 from certplane.agent.host import IDENTITY, Host
 from certplane.agent.lineage_runner import LineageRunner
+from certplane.agent.link.facts import host_facts
 from certplane.agent.link.open_stream import StreamParts
 from certplane.agent.link.state import LinkState
 from certplane.agent.link.stream import ChannelSource, StatusStream
@@ -83,6 +84,7 @@ async def status_stream(
         clock=host.clock,
         rng=host.rng,
         told_time=told_time,
+        facts=lambda: host_facts(stream.state, host.settings.broker.server_ca_bundle),
     )
     stream = StatusStream(channels, parts, patience=host.settings.broker.timeout, state=known, save=save)
     host.reports.listen(report)

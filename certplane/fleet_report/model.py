@@ -75,6 +75,7 @@ _SERIAL: Final = Word(re.compile(r"0|[1-9a-f][0-9a-f]{0,39}"), "must be lower-ca
 _ID: Final = Word(re.compile(r"[!-~]{0,128}"), "is not an id of this broker")
 _SHA256: Final = Word(re.compile(r"[0-9a-f]{64}"), "must be a SHA-256 in lower-case hexadecimal")
 _FEATURE: Final = Word(re.compile(r"[a-z0-9_-]{1,32}"), "must be 1 to 32 of the characters a-z 0-9 _ -")
+MOST_ROOTS: Final = 20
 MOST_REASON_BYTES: Final = 500
 MOST_ERROR_BYTES: Final = 2000
 
@@ -160,7 +161,7 @@ class HostFacts:
     """None of an agent that doesn't say: it is taken for a daemon."""
     run_interval: Annotated[timedelta, Span(timedelta(days=400))] | None = None
     """How often a timer starts the agent, as far as it knows."""
-    broker_roots_sha256: Annotated[tuple[str, ...], Words(20, _SHA256)] = ()
+    broker_roots_sha256: Annotated[tuple[str, ...], Words(MOST_ROOTS, _SHA256)] = ()
     """The roots by which the host knows its broker: SHA-256 of each certificate (DER), lower-case hexadecimal."""
     features: Annotated[tuple[str, ...], Words(20, _FEATURE)] = ()
     """What the agent can do that older ones can't."""

@@ -50,7 +50,8 @@ logger = logging.getLogger(__name__)
 class StreamParts:
     """What a stream works with; all of it outlives the stream.
 
-    `told_time` hears of the broker's time: what it says, and the host's own before and after the exchange.
+    `told_time` hears of the broker's time: what it says, and the host's own before and after the exchange. `facts`
+    reads what the host says of itself, and may block.
     """
 
     names: Collection[str]
@@ -60,6 +61,7 @@ class StreamParts:
     clock: Clock
     rng: random.Random
     told_time: Callable[[datetime, datetime, datetime], None]
+    facts: Callable[[], HostFacts] = lambda: HostFacts(agent_version=__version__)
 
 
 class OpenStream:
@@ -129,7 +131,7 @@ class OpenStream:
         session.asked_time = parts.clock.now()
         message, session.sent = hello(
             request_id=secrets.token_hex(16),
-            facts=HostFacts(agent_version=__version__),
+            facts=await parts.disk.run(parts.facts),
             epoch=session.epoch,
             names=list(parts.names),
             reports=parts.spool.reports(),

@@ -7,6 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from certplane.errors import OperationError
+from certplane.fleet_report.model import AgentMode
 from certplane.runtime.files import open_directory, open_for_reading
 from certplane.runtime.json_state import MOST_BYTES, StateError, decode, encode
 
@@ -33,7 +34,8 @@ class LinkState:
     """What is known of the link.
 
     `broker_url` is the broker that has the stream, or had it last. `clock_skew` is this host's clock less the broker's.
-    `policy_hash` and `retry_epoch` are what the broker last told.
+    `policy_hash` and `retry_epoch` are what the broker last told. `agent_mode` is how the agent ran last, `run_times`
+    when a timer has started it lately.
     """
 
     phase: LinkPhase = LinkPhase.IDLE
@@ -46,6 +48,8 @@ class LinkState:
     policy_hash: str = ""
     retry_epoch: str = ""
     broker_url: str = ""
+    agent_mode: AgentMode | None = None
+    run_times: tuple[datetime, ...] = ()
 
     def __str__(self) -> str:
         """In a few words, for a person."""

@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from certplane.agent.link.messages import MAX_HELLO_BYTES, hello
 from certplane.agent.link.state import LinkFile, LinkPhase, LinkState
-from certplane.fleet_report.model import CertificateState, CertificateStatus, HostFacts, Report
+from certplane.fleet_report.model import AgentMode, CertificateState, CertificateStatus, HostFacts, Report
 from certplane.rpc.channel import MAX_MESSAGE_BYTES
 from certplane.rpc.times import span_of, time_of
 
@@ -55,6 +55,8 @@ def test_the_links_file_keeps_every_field(tmp_path: Path) -> None:
         "ab",
         "e1",
         "https://b1.example:8443",
+        AgentMode.TIMER,
+        (NOW - DAY, NOW),
     )
     assert all(getattr(state, name) for name in LinkState.__slots__)
     file = LinkFile(tmp_path)
