@@ -34,6 +34,7 @@ from certplane.broker.fleet.health_watch import HealthWatch
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.requests import RenewalRequests
 from certplane.broker.fleet.settings import StreamSettings
+from certplane.broker.fleet.summaries import FleetSummaries
 from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.issuance.budget import BudgetWatch
 from certplane.broker.issuance.context import IssuancePorts
@@ -244,6 +245,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             ),
             CertificateServicer(authority, clock, plans),
             RenewalServicer(hub, fleet.view),
+            OrderServicer(orders := authority.overview(stores.order_listing, others.find, name=socket.gethostname())),
             FleetServicer(
                 fleet.view,
                 RenewalRequests(plans, stores.fleet, clock, trail, why_none=fleet.view.why_none),
@@ -259,8 +261,10 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                     clock=clock,
                     trail=trail,
                 ),
+                summaries=FleetSummaries(
+                    fleet.index, fleet.view, audit=stores.audit_reader, orders=orders, issuers=settings.cas, clock=clock
+                ),
             ),
-            OrderServicer(authority.overview(stores.order_listing, others.find, name=socket.gethostname())),
             policy_service(prepared.policy, reloader, stores.fleet),
         )
         listener = stack.enter_context(metrics_listener(settings, meter))

@@ -22,6 +22,7 @@ from certplane.broker.fleet.health_watch import HealthWatch
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.requests import RenewalRequests
 from certplane.broker.fleet.settings import StreamSettings
+from certplane.broker.fleet.summaries import FleetSummaries
 from certplane.broker.identity.activation import FirstUse
 from certplane.broker.identity.admission import AdmissionControl
 from certplane.broker.identity.allowances import Allowances, AllowanceSettings
@@ -220,6 +221,14 @@ class EdgeServer:
                         watchers=self.hub.watchers,
                         clock=self.clock,
                         trail=trail,
+                    ),
+                    summaries=FleetSummaries(
+                        self.index,
+                        self.view,
+                        audit=self.stores.audit_reader,
+                        orders=self.orders,
+                        issuers=["default"],
+                        clock=self.clock,
                     ),
                 ),
                 OrderServicer(self.orders),

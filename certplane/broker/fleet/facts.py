@@ -113,6 +113,20 @@ def facts_as(kind: type[F], status: CertificateStatus) -> F:
     )
 
 
+def service_status(facts: CertificateFacts) -> CertificateStatus:
+    """What was issued to a service, as if it had reported that it is in use."""
+    held = HeldCertificate(facts.serial_number, facts.not_before, facts.not_after, facts.certificate_id)
+    return CertificateStatus(
+        facts.name,
+        facts.state,
+        facts.profile,
+        facts.dns_names,
+        issued=held,
+        installed=held,
+        renew_time=facts.renew_time,
+    )
+
+
 def _same(value: T, known: T) -> T:
     """The value, as the object that is known where they are equal: mostly they are, and are kept for long."""
     return known if value == known else value

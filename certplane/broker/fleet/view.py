@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from certplane.broker.fleet.circumstances import HostCircumstances, Presence, Revoked
+from certplane.broker.fleet.facts import service_status
 from certplane.broker.fleet.health import HostKnowledge, certificate_health
 from certplane.broker.fleet.hub import FleetHub
-from certplane.broker.fleet.index import FleetIndex
+from certplane.broker.fleet.index import FleetIndex, IndexedCertificate, IndexedHost
 from certplane.broker.fleet.knowledge import lacks_identity_renewal, unknown_identity_plan, unknown_plans
 from certplane.broker.fleet.model import HostRecord, RevokedCertificate, StreamBroker
 from certplane.broker.fleet.places import HostPlaces
@@ -54,6 +55,16 @@ class HostView:
     displaced_streams: int
     contested: bool
     health: Mapping[str, Health]
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateView:
+    """A certificate of a host or a service: as the index has it, as it was reported, and how bad it is."""
+
+    host: IndexedHost
+    certificate: IndexedCertificate
+    status: CertificateStatus
+    health: Health
 
 
 class _Store(FleetStore, StreamPlaces, Protocol):
@@ -149,6 +160,37 @@ class FleetView:
         revoked = (await self._revoked([host]))[host]
         health = certificate_health(status, self._knowledge(HostRecord(host, None), revoked), self._clock.now())
         return self._since(host, status.name, health)
+
+    async def certificates(self, picked: Sequence[tuple[IndexedHost, IndexedCertificate]]) -> list[CertificateView]:
+        """Certificates of the index as their hosts have reported them, and how bad that is, for people.
+
+        In the order of `picked`; one that its host no longer has is left out.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        names = {host.name for host, _ in picked if host.kind is IdentityKind.HOST}
+        records = {record.host: record for record in await self._store.list_hosts(hosts=[*names])} if names else {}
+        revoked = await self._revoked([*{host.name for host, _ in picked}]) if picked else {}
+        found = []
+        for host, certificate in picked:
+            if host.kind is IdentityKind.SERVICE:
+                found.append(self._of_service(host, certificate, revoked[host.name]))
+                continue
+            record = records.get(host.name) or HostRecord(host.name, None)
+            status = next((each for each in record.certificates if each.name == certificate.name), None)
+            if status is None:
+                continue
+            health = certificate_health(status, self._knowledge(record, revoked[host.name]), self._clock.now())
+            found.append(CertificateView(host, certificate, status, self._since(host.name, status.name, health)))
+        return found
+
+    def _of_service(self, host: IndexedHost, certificate: IndexedCertificate, revoked: Revoked) -> CertificateView:
+        status, health = service_status(certificate), Health(HealthWord.OK)
+        if certificate.health is not HealthWord.OK:  # a superseded one is all right whatever becomes of it
+            knowledge = self._circumstances.of_service(host.name, revoked)
+            health = replace(certificate_health(status, knowledge, self._clock.now()), since=certificate.since)
+        return CertificateView(host, certificate, status, health)
 
     async def count_connected(self, hosts: Collection[str]) -> int:
         """How many of these hosts have a stream, at whichever broker; where the store can't be read, at this one.

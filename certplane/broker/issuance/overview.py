@@ -21,10 +21,12 @@ from certplane.broker.members.model import Member
 from certplane.broker.model import NO_PROGRESS, Order, OrderState
 from certplane.broker.policy.limits import WEEK
 from certplane.broker.ports import DurableLimits, PolicySource
-from certplane.errors import RefusalError
+from certplane.errors import Refusal, RefusalError
 from certplane.runtime.clock import Clock
 
 _PAGE: Final = 256
+_MOST_PAGES: Final = 8
+"""Of open orders that are looked at for a count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,27 @@ class OrdersView:
             RefusalError: STORE_UNAVAILABLE.
         """
         return await self._listing.count_open()
+
+    async def count_open_and_troubled(self) -> tuple[int, int]:
+        """How many orders haven't ended, and of how many of those a step has failed; of many at least.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        count, troubled = await self._listing.count_open(), 0
+        query, after = OrderQuery(open_only=True), None
+        for _ in range(_MOST_PAGES if count else 0):
+            page = await self._listing.page(query, after, _PAGE)
+            troubled += sum(bool(self._as_known(order).trouble) for order in page.orders)
+            after = page.after
+            if after is None:
+                break
+        return count, troubled
+
+    def issuer_trouble(self, issuer: str) -> tuple[datetime, Refusal] | None:
+        """Until when, and why, no order goes to this issuer; None if they do."""
+        now = self.now()
+        return self._here.holds.suspected(issuer, now) or self._here.holds.held(Lane(issuer, "", ()), now)
 
     async def all_open(self, query: OrderQuery) -> AsyncIterator[OrderView]:
         """Those of a query that are open.

@@ -11,6 +11,7 @@ import grpc
 from certplane.broker.fleet.followed import FollowedRequests
 from certplane.broker.fleet.forgetting import HostForgetting, HostStaysError
 from certplane.broker.fleet.requests import RenewalRequest, RenewalRequests
+from certplane.broker.fleet.summaries import FleetSummaries
 from certplane.broker.fleet.view import FleetView
 from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.members.view import BrokersView
@@ -26,6 +27,7 @@ from certplane.broker.services.convert import (
     revocation_reason,
     token_from_cursor,
 )
+from certplane.broker.services.filter_convert import filter_of
 from certplane.broker.services.fleet_convert import (
     MESSAGE_ROOM,
     add_certificates,
@@ -39,6 +41,7 @@ from certplane.broker.services.fleet_convert import (
     text_of,
 )
 from certplane.broker.services.progress_convert import place_from_token, progress_response
+from certplane.broker.services.summary_convert import period_of, summary_message
 from certplane.rpc.times import timestamp
 from certplane.v1 import fleet_pb2 as pb
 from certplane.v1 import fleet_pb2_grpc
@@ -60,10 +63,12 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         authority: RegistrationAuthority,
         followed: FollowedRequests,
         forgetting: HostForgetting,
+        summaries: FleetSummaries,
     ) -> None:
         self._view = view
         self._followed = followed
         self._forgetting = forgetting
+        self._summaries = summaries
         self._authority = authority
         self._brokers = brokers
         self._requests = requests
@@ -142,7 +147,9 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         self, request: pb.SummarizeFleetRequest, _context: RpcContext
     ) -> pb.SummarizeFleetResponse:
         """The five questions of a night."""
-        raise NotImplementedError
+        wanted = filter_of(request.filter)
+        period = period_of(request.period if request.HasField("period") else None)
+        return summary_message(await self._summaries.read(wanted, period))
 
     async def ListFleetCertificates(
         self, request: pb.ListFleetCertificatesRequest, _context: RpcContext

@@ -1,0 +1,112 @@
+"""The summary of a night: what the index has, in words; what changed before; how issuers and orders fare."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from certplane.broker.events import CHANGE_EVENTS, AuditEvent
+from certplane.broker.fleet.filter import FleetFilter
+from certplane.broker.fleet.index import CauseGroup, FleetIndex
+from certplane.broker.fleet.summary import MOST_SHOWN, FleetSums, sum_up
+from certplane.broker.fleet.view import CertificateView, FleetView
+from certplane.broker.issuance.overview import OrdersView
+from certplane.broker.ports import AuditReader
+from certplane.errors import Refusal
+from certplane.runtime.clock import Clock
+
+
+@dataclass(frozen=True, slots=True)
+class ShownCause:
+    """A cause, with one of its certificates as an example; None if that is gone meanwhile."""
+
+    group: CauseGroup
+    example: CertificateView | None
+
+
+@dataclass(frozen=True, slots=True)
+class IssuerTrouble:
+    """That orders don't go to an issuer: until when, and why; both None where they do."""
+
+    issuer: str
+    until: datetime | None = None
+    refusal: Refusal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSummary:
+    """The answer to the five questions; `sums` has the counts."""
+
+    time: datetime
+    sums: FleetSums
+    hurt: Sequence[CertificateView]
+    next: Sequence[CertificateView]
+    causes: Sequence[ShownCause]
+    cause_count: int
+    changes: Sequence[AuditEvent]
+    issuers: Sequence[IssuerTrouble]
+    open_orders: int
+    troubled_orders: int
+
+
+class FleetSummaries:
+    """Makes summaries."""
+
+    def __init__(
+        self,
+        index: FleetIndex,
+        view: FleetView,
+        *,
+        audit: AuditReader,
+        orders: OrdersView,
+        issuers: Collection[str],
+        clock: Clock,
+    ) -> None:
+        """Of the fleet of `index`, and of the `issuers` of these names."""
+        self._index = index
+        self._view = view
+        self._audit = audit
+        self._orders = orders
+        self._issuers = issuers
+        self._clock = clock
+
+    async def read(self, wanted: FleetFilter, period: timedelta) -> FleetSummary:
+        """The summary of what is `wanted`; what ends within `period` is next, and what changed within it is shown.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        await self._index.settled()
+        now = self._clock.now()
+        picked = wanted.at(now)
+        sums = await sum_up(self._index.walk(), picked, now, period)
+        groups = await self._index.causes(picked.picked)
+        shown = groups[:MOST_SHOWN]
+        examples = await self._examples(shown)
+        open_orders, troubled_orders = await self._orders.count_open_and_troubled()
+        return FleetSummary(
+            time=now,
+            sums=sums,
+            hurt=await self._view.certificates(sums.hurt),
+            next=await self._view.certificates(sums.next),
+            causes=[ShownCause(group, examples.get(group.example)) for group in shown],
+            cause_count=len(groups),
+            changes=await self._audit.recent(CHANGE_EVENTS, since=now - period, limit=MOST_SHOWN),
+            issuers=[self._issuer(name) for name in self._issuers],
+            open_orders=open_orders,
+            troubled_orders=troubled_orders,
+        )
+
+    async def _examples(self, groups: Sequence[CauseGroup]) -> dict[tuple[str, str], CertificateView]:
+        found = []
+        for host_name, name in (group.example for group in groups):
+            host = self._index.hosts.get(host_name)
+            certificates = () if host is None else host.certificates
+            found += [(host, each) for each in certificates if host is not None and each.name == name]
+        views = await self._view.certificates(found)
+        return {(view.host.name, view.certificate.name): view for view in views}
+
+    def _issuer(self, name: str) -> IssuerTrouble:
+        trouble = self._orders.issuer_trouble(name)
+        return IssuerTrouble(name) if trouble is None else IssuerTrouble(name, *trouble)
