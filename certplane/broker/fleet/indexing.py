@@ -15,6 +15,7 @@ import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from itertools import islice
 from typing import Final
 
@@ -40,6 +41,9 @@ _logger = logging.getLogger("certplane.broker.fleet")
 
 _PAGE: Final = 128
 """Hosts that are read at once."""
+
+_SERVICES_AGE: Final = timedelta(seconds=10)
+"""Nobody says that a service was issued something: it is read each minute, and for whoever asks."""
 
 
 class MemoryIndex(FleetIndex, FleetListener):
@@ -78,6 +82,8 @@ class MemoryIndex(FleetIndex, FleetListener):
         self._is_stale = True
         """Whether all is to be read."""
         self._services_stale = True
+        self._services_age = float("-inf")
+        """From when on whoever asks has what services have read again; monotonic."""
         self._unread: dict[str, None] = {}
         """Hosts to be read."""
         self._unissued: dict[str, None] = {}
@@ -123,6 +129,7 @@ class MemoryIndex(FleetIndex, FleetListener):
     @override
     async def settled(self) -> None:
         await self._follow_policy()
+        self._services_stale |= self._clock.monotonic() >= self._services_age
         if self._is_stale or self._services_stale or self._unread or self._unissued:
             await self._read()
 
@@ -374,6 +381,7 @@ class MemoryIndex(FleetIndex, FleetListener):
     async def _read_services(self) -> None:
         names = self._policies.current.service_names
         self._services_stale = False
+        self._services_age = self._clock.monotonic() + _SERVICES_AGE.total_seconds()
         try:
             rows = await self._issued.issued_to(names, self._clock.now()) if names else ()
         except RefusalError:
