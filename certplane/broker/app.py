@@ -61,6 +61,7 @@ from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.services.certificates import CertificateServicer
 from certplane.broker.services.enrollment import EnrollmentServicer
 from certplane.broker.services.fleet import FleetServicer
+from certplane.broker.services.fleet_lists import FleetLists
 from certplane.broker.services.interceptors.edge import Edge
 from certplane.broker.services.orders import OrderServicer
 from certplane.broker.services.renewal import RenewalServicer
@@ -252,6 +253,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 BrokersView(stores.members, lambda: _member(broker), lease),
                 authority=authority,
                 followed=FollowedRequests(plans, stores.fleet, clock, fleet.view.holder_now),
+                lists=FleetLists(fleet.view, fleet.index, clock),
                 forgetting=HostForgetting(
                     view=fleet.view,
                     store=stores.host_removal,

@@ -208,7 +208,9 @@ class ListHostsRequest(_message.Message):
 
     @_builtins.property
     def filter(self) -> Global___FleetFilter:
-        """Optional. Only hosts that this picks, by themselves or by one of their certificates."""
+        """Optional. Only hosts and services that this picks, by themselves or by one of their certificates. Without it hosts
+        alone; of the fields above none may be set with its own of that name.
+        """
 
     def __init__(
         self,

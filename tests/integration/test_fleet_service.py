@@ -13,13 +13,14 @@ from google.protobuf.duration_pb2 import Duration
 from certplane.broker.fleet.model import HostStream
 from certplane.broker.members.comparison import Difference, Subject
 from certplane.broker.members.model import AccountKey
-from certplane.broker.model import CertificateRecord, RevocationReason
+from certplane.broker.model import CertificateRecord, DenyEntry, Grant, IdentityKind, Profile, RevocationReason
 from certplane.broker.services.brokers_convert import difference_message
 from certplane.errors import Reason, RefusalError
 from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, HostFacts, Report
 from certplane.v1 import certificate_pb2, fleet_pb2_grpc, renewal_pb2, renewal_pb2_grpc
 from certplane.v1 import fleet_pb2 as pb
 from tests.fakes.authority import sample_certificate
+from tests.fakes.policy import FakePolicy
 from tests.support.ca import PrivateCa
 from tests.support.calls import refused
 from tests.support.edge import HOST, OPERATOR, SERVICE, EdgeServer, serve_edge
@@ -58,6 +59,7 @@ async def known(edge: EdgeServer, host: str, *certificates: CertificateStatus) -
     stream = HostStream(host, HostFacts("0.1.0"), "1f", now, "192.0.2.1", now, now, now)
     reports = [Report(number, status) for number, status in enumerate(certificates, 1)]
     await edge.stores.fleet.record_reports(host, "e", reports, stream=stream)
+    edge.hub.watchers.host_elsewhere(host, now)  # as the change feed would say: it was at another broker
 
 
 def status(name: str = "web", state: CertificateState = CertificateState.SERVING, error: str = "") -> CertificateStatus:
@@ -271,6 +273,8 @@ async def test_a_host_that_is_down_says_nothing_and_its_certificate_expires(edge
     assert (await listed(fleet, healths=[EXPIRED]))[0] == []
     edge.clock.shift = timedelta(hours=13)
     assert await healths(fleet) == {"mail": renewal_pb2.HEALTH_UNHEARD, "web": EXPIRED}
+    for name in (HOST, "a.example"):
+        edge.hub.watchers.host_elsewhere(name, edge.clock.now())  # the index looks each minute
     host = (await fleet.GetHost(pb.GetHostRequest(host="web1"), timeout=HANG)).host
     (expired,) = (each for each in host.certificates if each.health == EXPIRED)
     assert expired.health_reason.startswith("expired at ")
@@ -296,7 +300,8 @@ async def test_a_revoked_certificate_in_use_is_one_the_broker_knows_of(edge: Edg
         answer = await fleet.GetHost(pb.GetHostRequest(host="web1"), timeout=HANG)
         assert answer.host.certificates[0].health_reason == ""
         reason = RevocationReason.KEY_COMPROMISE
-        await edge.stores.certificates.mark_revoked(record.certificate_id, reason, edge.clock.now(), [])
+        now = edge.clock.now()
+        edge.plans.note_revoked(await edge.stores.certificates.mark_revoked(record.certificate_id, reason, now, []))
         assert await healths(fleet) == {"web": renewal_pb2.HEALTH_REVOKED_IN_USE}
         assert (await listed(fleet, healths=[renewal_pb2.HEALTH_REVOKED_IN_USE]))[0] == [HOST]
 
@@ -627,3 +632,135 @@ async def until_gone(edge: EdgeServer) -> None:
         return HOST not in edge.hub.registry and record.stream.end_time is not None
 
     await until(is_gone)
+
+
+async def listed_certificates(fleet: Any, **fields: Any) -> list[Any]:
+    """All pages' certificates."""
+    request, found = pb.ListFleetCertificatesRequest(**fields), []
+    while True:
+        response = await fleet.ListFleetCertificates(request, timeout=HANG)
+        assert response.ByteSize() < 64 * 1024
+        found += response.certificates
+        if not response.next_page_token:
+            assert response.certificate_count == len(found)
+            return found
+        request.page_token = response.next_page_token
+
+
+def ends_in(edge: EdgeServer, days: int, name: str, serial: str, **fields: Any) -> CertificateStatus:
+    now = edge.clock.now()
+    held = HeldCertificate(serial, now - timedelta(days=10), now + timedelta(days=days))
+    profile = "" if name == "identity" else name
+    wanted = {"profile": profile, "dns_names": (f"{name}.example",), **fields}
+    return CertificateStatus(name, CertificateState.WAITING, issued=held, installed=held, **wanted)
+
+
+async def fill(edge: EdgeServer) -> None:
+    """Three hosts that had a stream, the second one with a trouble, and a service with a certificate."""
+    await known(edge, "a.example", ends_in(edge, 40, "web", "a1"), ends_in(edge, 9, "identity", "a2"))
+    failing = ends_in(edge, 20, "mail", "b1", request_failures=1, last_error="DNS_UNAVAILABLE: ns2 is down")
+    await known(edge, "b.example", failing, ends_in(edge, 60, "web", "b2"))
+    await known(edge, "c.example", ends_in(edge, 30, "web", "c1"))
+    await issue(edge, SERVICE, "api.example")
+    await issue(edge, SERVICE, "old.example")
+    edge.policy.policy = filled(edge, "a.example", "b.example", "c.example")
+
+
+def filled(edge: EdgeServer, *hosts: str) -> FakePolicy:
+    """The policy with these hosts too, each with both profiles; another one, so that services are read again."""
+    grants = [grant for grant in edge.policy.current.grants.values() if grant.name.split(".")[0] not in "abc"]  # type: ignore[attr-defined]  # the fake's
+    both = ("mail", "web")
+    mine = [Grant(host, IdentityKind.HOST, host.partition(".")[0], profiles=both) for host in hosts]
+    return FakePolicy.of([*grants, *mine], [Profile(name, "multi_san", (f"{name}.example",), name) for name in both])
+
+
+async def test_certificates_are_listed_in_each_order(edge: EdgeServer, fleet: Any) -> None:
+    """Of hosts and services, each with its holder; identities only where they are asked for."""
+    await fill(edge)
+
+    async def names(**fields: Any) -> list[str]:
+        found = await listed_certificates(fleet, page_size=2, **fields)
+        return [f"{each.host.partition('.')[0]}/{each.certificate.name}" for each in found if each.kind == 1]
+
+    assert await names() == ["a/web", "b/mail", "b/web", "c/web"]
+    assert await names(include_identities=True) == ["a/identity", "a/web", "b/mail", "b/web", "c/web"]
+    assert await names(order_by=pb.FLEET_ORDER_EXPIRE_TIME) == ["b/mail", "c/web", "a/web", "b/web"]
+    assert await names(order_by=pb.FLEET_ORDER_HEALTH) == ["b/mail", "c/web", "a/web", "b/web"]
+    within = pb.FleetFilter(expiring_within=Duration(seconds=35 * 86_400))
+    assert await names(filter=within) == ["b/mail", "c/web"]
+    assert await names(filter=pb.FleetFilter(causes=["DNS_UNAVAILABLE"])) == ["b/mail"]
+    (one,) = await listed_certificates(fleet, filter=pb.FleetFilter(serial_numbers=["B1"]))
+    assert one.certificate.health == renewal_pb2.HEALTH_FAILING
+    assert one.certificate.last_error == "DNS_UNAVAILABLE: ns2 is down"
+
+
+async def test_services_are_in_the_lists(edge: EdgeServer, fleet: Any) -> None:
+    """What was issued to them, with who issued it; a list without a filter is of hosts, as it always was."""
+    await fill(edge)
+    found = await listed_certificates(fleet, filter=pb.FleetFilter(kinds=[renewal_pb2.HOST_KIND_SERVICE]))
+    assert {(each.host, each.label, each.issuer) for each in found} == {(SERVICE, "builder", "acme")}
+    assert {tuple(each.certificate.dns_names) for each in found} == {("api.example",), ("old.example",)}
+    assert all(each.certificate.installed.serial_number for each in found)
+    assert SERVICE not in (await listed(fleet))[0]
+    assert SERVICE in (await listed(fleet, filter=pb.FleetFilter()))[0]
+    shown = (await fleet.GetHost(pb.GetHostRequest(host="builder"), timeout=HANG)).host
+    assert (shown.name, shown.kind, len(shown.certificates)) == (SERVICE, renewal_pb2.HOST_KIND_SERVICE, 2)
+
+
+async def test_hosts_are_listed_worst_first_with_totals(edge: EdgeServer, fleet: Any) -> None:
+    """Each order has pages that go on where the one before ended, and figures of all of them."""
+    await fill(edge)
+    worst = pb.ListHostsRequest(order_by=pb.FLEET_ORDER_HEALTH, page_size=1, brief=True)
+    answer = await fleet.ListHosts(worst, timeout=HANG)
+    assert [host.name for host in answer.hosts] == ["b.example"]
+    assert (answer.hosts[0].health, answer.hosts[0].certificates[0].name) == (renewal_pb2.HEALTH_FAILING, "mail")
+    assert (answer.host_count, answer.connected_host_count) == (5, 0)
+    counts = {each.health: each.certificate_count for each in answer.health_counts}
+    assert counts[renewal_pb2.HEALTH_FAILING] == 1
+    assert sum(counts.values()) == 5
+    for order, first in (
+        (pb.FLEET_ORDER_EXPIRE_TIME, ["b.example", "c.example", "a.example"]),
+        (pb.FLEET_ORDER_NAME, ["a.example", "b.example", "c.example"]),
+        (pb.FLEET_ORDER_LAST_SEEN_TIME, [HOST, "web2.example"]),
+    ):
+        for size in (1, 2, 50):
+            seen, _ = await listed(fleet, order_by=order, page_size=size)
+            assert len(seen) == len(set(seen)) == 5
+            assert seen[: len(first)] == first
+    wrong = pb.ListHostsRequest(order_by=pb.FLEET_ORDER_NAME, page_token=answer.next_page_token)
+    assert (await refused(fleet.ListHosts(wrong, timeout=HANG))).fields == ["page_token"]
+    both = pb.ListHostsRequest(filter=pb.FleetFilter(), states=[FAILED])
+    assert (await refused(fleet.ListHosts(both, timeout=HANG))).fields == ["states"]
+
+
+async def test_a_list_goes_on_behind_what_it_has_shown(edge: EdgeServer, fleet: Any) -> None:
+    """What comes and goes between two pages moves nothing else: nothing twice, and nothing left out."""
+    await fill(edge)
+    request = pb.ListHostsRequest(filter=pb.FleetFilter(), order_by=pb.FLEET_ORDER_EXPIRE_TIME, page_size=1)
+    first = await fleet.ListHosts(request, timeout=HANG)
+    assert [host.name for host in first.hosts] == ["b.example"]
+    await known(edge, "aa.example", ends_in(edge, 5, "web", "f1"))  # before what was shown
+    edge.policy.policy = filled(edge, "a.example", "c.example")
+    gone = await fleet.ForgetHost(pb.ForgetHostRequest(host="b.example", reason="gone"), timeout=HANG)
+    assert gone.host.name == "b.example"
+    request.page_token = first.next_page_token
+    following = await fleet.ListHosts(request, timeout=HANG)
+    assert [host.name for host in following.hosts] == ["c.example"]
+
+
+async def test_why_a_host_is_down_is_said(edge: EdgeServer, fleet: Any) -> None:
+    """Since the end of its stream; and that it gets no certificates, with the reason, if so."""
+    await known(edge, "old.example", status())
+    await known(edge, HOST, status())
+    now = edge.clock.now()
+    await edge.stores.deny_list.deny(DenyEntry(name=HOST, reason="stolen", create_time=now), [])
+    await until(lambda: edge.stores.deny_list.denied(HOST, "", "") is not None)
+    retired = (await fleet.GetHost(pb.GetHostRequest(host="old.example"), timeout=HANG)).host
+    denied = (await fleet.GetHost(pb.GetHostRequest(host=HOST), timeout=HANG)).host
+    assert retired.blocked_reason == "the policy no longer has it"
+    assert denied.blocked_reason.startswith("an operator has denied its identity")
+    assert retired.HasField("disconnect_time")
+    for name in ("old.example", HOST):
+        edge.hub.watchers.host_elsewhere(name, now)
+    seen, _ = await listed(fleet, filter=pb.FleetFilter(blocked_only=True))
+    assert seen == ["old.example", HOST]

@@ -37,6 +37,7 @@ from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.services.certificates import CertificateServicer
 from certplane.broker.services.enrollment import EnrollmentServicer
 from certplane.broker.services.fleet import FleetServicer
+from certplane.broker.services.fleet_lists import FleetLists
 from certplane.broker.services.interceptors.edge import Edge
 from certplane.broker.services.orders import OrderServicer
 from certplane.broker.services.policy import PolicyServicer
@@ -213,6 +214,7 @@ class EdgeServer:
                     BrokersView(self.stores.members, self.me, self.lease),
                     authority=self.authority,  # type: ignore[arg-type]  # a fake
                     followed=FollowedRequests(self.plans, self.stores.fleet, self.clock, self.view.holder_now),
+                    lists=FleetLists(self.view, self.index, self.clock),
                     forgetting=HostForgetting(
                         view=self.view,
                         store=self.stores.host_removal,

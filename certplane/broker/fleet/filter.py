@@ -56,10 +56,6 @@ class FleetFilter:
         return PickedAt(self, now, identities=identities)
 
 
-UNHEARD_CAUSE: Final = HealthWord.UNHEARD.value
-"""What certificates of a silent host are counted under that are all right otherwise."""
-
-
 def shown_health(host: IndexedHost, certificate: IndexedCertificate) -> HealthWord:
     """How bad it is with a certificate of the host: its own health, or the host's silence where nothing is worse."""
     if certificate.health is HealthWord.OK and host.unheard_since is not None:
@@ -70,7 +66,7 @@ def shown_health(host: IndexedHost, certificate: IndexedCertificate) -> HealthWo
 def shown_cause(host: IndexedHost, certificate: IndexedCertificate) -> str:
     """The cause of that."""
     if certificate.health is HealthWord.OK and host.unheard_since is not None:
-        return UNHEARD_CAUSE
+        return HealthWord.UNHEARD.value
     return certificate.cause
 
 
@@ -80,7 +76,7 @@ def silent_since(host: IndexedHost) -> datetime | None:
 
 
 _HostTest = Callable[[IndexedHost], bool]
-_CertificateTest = Callable[[IndexedHost, IndexedCertificate], bool]
+_CertificateTest = Callable[[IndexedCertificate], bool]
 
 
 class PickedAt:
@@ -104,7 +100,7 @@ class PickedAt:
         for test in self._host_tests:
             if not test(host):
                 return False
-        if not self._tests or any(self._picks(host, each) for each in host.certificates):
+        if not self._tests or any(self._picks(each) for each in host.certificates):
             return True
         # One that has no certificates has a health all the same.
         return not host.certificates and host.health in self._healths_alone
@@ -116,10 +112,10 @@ class PickedAt:
                 return ()
         if not self._tests:
             return host.certificates
-        return [each for each in host.certificates if self._picks(host, each)]
+        return [each for each in host.certificates if self._picks(each)]
 
-    def _picks(self, host: IndexedHost, one: IndexedCertificate) -> bool:
-        return all(test(host, one) for test in self._tests)
+    def _picks(self, one: IndexedCertificate) -> bool:
+        return all(test(one) for test in self._tests)
 
 
 def _host_tests(wanted: FleetFilter, now: datetime) -> list[_HostTest]:
@@ -141,13 +137,13 @@ def _host_tests(wanted: FleetFilter, now: datetime) -> list[_HostTest]:
     return tests
 
 
-_ONE_VALUE: Final[Mapping[str, Callable[[IndexedHost, IndexedCertificate], object]]] = {
-    "healths": shown_health,
-    "causes": shown_cause,
-    "states": lambda _, one: one.state,
-    "profiles": lambda _, one: one.profile,
-    "issuers": lambda _, one: one.issuer,
-    "public_keys_sha256": lambda _, one: one.public_key_sha256,
+_ONE_VALUE: Final[Mapping[str, Callable[[IndexedCertificate], object]]] = {
+    "healths": lambda one: one.health,
+    "causes": lambda one: one.cause,
+    "states": lambda one: one.state,
+    "profiles": lambda one: one.profile,
+    "issuers": lambda one: one.issuer,
+    "public_keys_sha256": lambda one: one.public_key_sha256,
 }
 """What must be among a field's values."""
 _SEVERAL_VALUES: Final[Mapping[str, Callable[[IndexedCertificate], Sequence[str]]]] = {
@@ -163,14 +159,14 @@ _TIMES: Final[Mapping[str, Callable[[IndexedCertificate], datetime | None]]] = {
 
 
 def _certificate_tests(wanted: FleetFilter, now: datetime, *, identities: bool) -> list[_CertificateTest]:
-    def is_one(value: Callable[[IndexedHost, IndexedCertificate], object], of: frozenset[object]) -> _CertificateTest:
-        return lambda host, one: value(host, one) in of
+    def is_one(value: Callable[[IndexedCertificate], object], of: frozenset[object]) -> _CertificateTest:
+        return lambda one: value(one) in of
 
     def has_one(values: Callable[[IndexedCertificate], Sequence[str]], of: frozenset[str]) -> _CertificateTest:
-        return lambda _, one: not of.isdisjoint(values(one))
+        return lambda one: not of.isdisjoint(values(one))
 
     def is_until(time: Callable[[IndexedCertificate], datetime | None], end: datetime) -> _CertificateTest:
-        def test(_: IndexedHost, one: IndexedCertificate) -> bool:
+        def test(one: IndexedCertificate) -> bool:
             found = time(one)
             return found is not None and found <= end and (identities or one.name != IDENTITY)
 

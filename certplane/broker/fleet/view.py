@@ -26,7 +26,7 @@ from certplane.broker.model import IdentityKind
 from certplane.broker.ports import IdentityLedger, PolicySource
 from certplane.broker.renewal.model import InForce, RenewalPlan
 from certplane.errors import Reason, RefusalError
-from certplane.fleet_report.model import CertificateState, CertificateStatus
+from certplane.fleet_report.model import CertificateStatus, HeldCertificate
 from certplane.runtime.clock import Clock
 from certplane.runtime.health import Health, HealthWord
 
@@ -46,7 +46,20 @@ class HostNotFoundError(RefusalError):
 
 @dataclass(frozen=True, slots=True)
 class HostView:
-    """A host; `broker` has its stream, None if it is nowhere. `health` is that of each certificate, by name."""
+    """A host, or a service.
+
+    Attributes:
+        record: What is durably known of it; of a service what was issued to it.
+        label: In the policy; empty when policy no longer has it.
+        broker: The broker that has its stream; None if none has.
+        pending: What it doesn't know yet of what is planned.
+        displaced_streams: How often one of its streams has displaced another of the same certificate.
+        contested: Whether two holders use its identity.
+        health: Of each certificate, by name.
+        kind: Host or service.
+        blocked: Why it gets no certificates whatever it asks for, for people; empty if it does.
+        word: The worst of its certificates, or UNHEARD.
+    """
 
     record: HostRecord
     label: str
@@ -55,6 +68,9 @@ class HostView:
     displaced_streams: int
     contested: bool
     health: Mapping[str, Health]
+    kind: IdentityKind = IdentityKind.HOST
+    blocked: str = ""
+    word: HealthWord = HealthWord.OK
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +143,7 @@ class FleetView:
         )
 
     async def host(self, name_or_label: str) -> HostView:
-        """One host.
+        """One host, or a service that has certificates.
 
         Raises:
             HostNotFoundError: neither the policy nor the store knows it.
@@ -136,11 +152,65 @@ class FleetView:
         name = self.identity(name_or_label)
         record = await self._store.get_host(name)
         if record is None:
+            service = (await self.read([self._service_name(name)])).get(self._service_name(name))
+            if service is not None and service.kind is IdentityKind.SERVICE:
+                return service
             grant = self._policy.current.find_grant(name)
             if grant is None or grant.kind is not IdentityKind.HOST:
                 raise HostNotFoundError
             record = HostRecord(name, None)
         return self._view(record, (await self._revoked([name]))[name], await self._wanted([record]))
+
+    async def read(self, names: Sequence[str]) -> Mapping[str, HostView]:
+        """Hosts and services of the index, by name; those that have gone since are left out.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        indexed = [host for name in names if (host := self._index.hosts.get(name)) is not None]
+        services = [host for host in indexed if host.kind is IdentityKind.SERVICE]
+        names = [host.name for host in indexed if host.kind is not IdentityKind.SERVICE]
+        found = {record.host: record for record in await self._store.list_hosts(hosts=names)}
+        expected = self._policy.current
+        for name in names:
+            if name not in found and expected.find_grant(name) is not None:
+                found[name] = HostRecord(name, None)
+        records = [*found.values()]
+        revoked = await self._revoked([host.name for host in indexed])
+        wanted = await self._wanted(records)
+        views = {record.host: self._view(record, revoked[record.host], wanted) for record in records}
+        return views | {host.name: self._service(host, revoked[host.name]) for host in services}
+
+    def _service_name(self, name_or_label: str) -> str:
+        """The identity's name of a service that is called by its label."""
+        policy = self._policy.current
+        for name in policy.service_names:
+            grant = policy.find_grant(name)
+            if grant is not None and grant.label == name_or_label:
+                return name
+        return name_or_label
+
+    def _service(self, host: IndexedHost, revoked: Revoked) -> HostView:
+        """A service by what was issued to it: it has no agent that would report."""
+        knowledge, now = self._circumstances.of_service(host.name, revoked), self._clock.now()
+        statuses = tuple(map(_issued_status, host.certificates))
+        return HostView(
+            record=HostRecord(host.name, None, statuses),
+            label=host.label,
+            broker=None,
+            pending=(),
+            displaced_streams=0,
+            contested=False,
+            health={
+                status.name: Health(one.health)
+                if one.health is HealthWord.OK
+                else replace(certificate_health(status, knowledge, now), since=one.since)
+                for status, one in zip(statuses, host.certificates, strict=True)
+            },
+            kind=IdentityKind.SERVICE,
+            blocked=host.blocked,
+            word=host.health,
+        )
 
     async def last_known(self, name: str) -> HostView:
         """The identity of this name as it was last known, whatever the policy says; its record may be empty.
@@ -206,48 +276,24 @@ class FleetView:
                 count += sum(self._broker_of(record) is not None for record in records)
         return count
 
-    async def hosts(
-        self,
-        *,
-        after: str = "",
-        states: frozenset[CertificateState] = frozenset(),
-        healths: frozenset[HealthWord] = frozenset(),
-        disconnected_only: bool = False,
-    ) -> AsyncGenerator[HostView, None]:
-        """Hosts by name: those that had a stream once, and those of the policy that never came.
-
-        Args:
-            after: The last one that isn't wanted any more.
-            states: Only those with a certificate in one of these; empty for all.
-            healths: Only those with a certificate of one of these; empty for all.
-            disconnected_only: Only those without a stream.
-        """
-        expected = self._policy.current.host_names
-
-        def wanted(record: HostRecord) -> bool:
-            if states and not any(status.state in states for status in record.certificates):
-                return False
-            if disconnected_only and self._broker_of(record) is not None:
-                return False
-            return not healths or not healths.isdisjoint(
-                each.word for each in self._health(record, revoked[record.host])
-            )
-
+    async def hosts(self) -> AsyncGenerator[HostView, None]:
+        """All hosts by name: those that had a stream once, and those of the policy that never came."""
+        expected, after = self._policy.current.host_names, ""
         while True:
             records = await self._store.list_hosts(after=after, limit=_PAGE)
             is_last = len(records) < _PAGE
             known = {record.host for record in records}
             revoked = await self._revoked([record.host for record in records if record.certificates])
             until = len(expected) if is_last else bisect_right(expected, records[-1].host)
-            silent = [HostRecord(name, None) for name in expected[bisect_right(expected, after) : until]]
-            found = [record for record in records if wanted(record)]
-            wanted_of = await self._wanted(found)
-            merged = heapq.merge(found, (each for each in silent if each.host not in known), key=lambda each: each.host)
+            silent = (HostRecord(name, None) for name in expected[bisect_right(expected, after) : until])
+            wanted = await self._wanted(records)
+            merged = heapq.merge(
+                records, (each for each in silent if each.host not in known), key=lambda each: each.host
+            )
             for number, record in enumerate(merged, 1):
-                if number % _SLICE == 0:  # the policy may name many that never came, and nobody may want them
+                if number % _SLICE == 0:  # the policy may name many that never came
                     await asyncio.sleep(0)
-                if record.host in known or wanted(record):
-                    yield self._view(record, revoked[record.host], wanted_of)
+                yield self._view(record, revoked[record.host], wanted)
             if is_last:
                 return
             after = records[-1].host
@@ -306,12 +352,26 @@ class FleetView:
     def _view(self, record: HostRecord, revoked: Revoked, wanted: _Wanted) -> HostView:
         grant = self._policy.current.find_grant(record.host)
         known = self._identities.known(record.host)
+        block = self._circumstances.block(record.host)
+        host, now = self._knowledge(record, revoked), self._clock.now()
+        health = dict(zip((each.name for each in record.certificates), self._health(record, revoked), strict=True))
+        word = min((each.word for each in health.values()), key=lambda each: each.rank, default=HealthWord.OK)
         return HostView(
+            blocked="" if block is None else block.text,
+            word=HealthWord.UNHEARD if word is HealthWord.OK and host.is_unheard(now) else word,
             record=record,
             label="" if grant is None else grant.label,
             broker=self._broker_of(record),
             pending=self._pending(record, wanted),
             displaced_streams=0 if known is None else known.displaced_count,
             contested=known is not None and known.contest is not None,
-            health=dict(zip((each.name for each in record.certificates), self._health(record, revoked), strict=True)),
+            health=health,
         )
+
+
+def _issued_status(one: IndexedCertificate) -> CertificateStatus:
+    """A service's certificate, as a host would report one that it has."""
+    held = HeldCertificate(one.serial_number, one.not_before, one.not_after, one.certificate_id)
+    return CertificateStatus(
+        one.name, one.state, one.profile, one.dns_names, issued=held, installed=held, renew_time=one.renew_time
+    )

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -29,17 +28,15 @@ from certplane.broker.services.convert import (
 )
 from certplane.broker.services.filter_convert import filter_of
 from certplane.broker.services.fleet_convert import (
-    MESSAGE_ROOM,
     add_certificates,
     add_worst,
-    healths_of,
     held_up_message,
     host_message,
     selection_of,
     spread_of,
-    states_of,
     text_of,
 )
+from certplane.broker.services.fleet_lists import FleetLists
 from certplane.broker.services.progress_convert import place_from_token, progress_response
 from certplane.broker.services.summary_convert import period_of, summary_message
 from certplane.rpc.times import timestamp
@@ -64,11 +61,13 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         followed: FollowedRequests,
         forgetting: HostForgetting,
         summaries: FleetSummaries,
+        lists: FleetLists,
     ) -> None:
         self._view = view
         self._followed = followed
         self._forgetting = forgetting
         self._summaries = summaries
+        self._lists = lists
         self._authority = authority
         self._brokers = brokers
         self._requests = requests
@@ -78,26 +77,8 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         fleet_pb2_grpc.add_FleetServiceServicer_to_server(self, server)
 
     async def ListHosts(self, request: pb.ListHostsRequest, _context: RpcContext) -> pb.ListHostsResponse:
-        """A page of hosts; it ends where another one would be too much for a message."""
-        most = page_size(request.page_size)
-        found = self._view.hosts(
-            after=cursor_from_token(request.page_token),
-            states=states_of(request.states),
-            healths=healths_of(request.healths),
-            disconnected_only=request.disconnected_only,
-        )
-        response = pb.ListHostsResponse()
-        size = 0
-        async with aclosing(found) as hosts:
-            async for view in hosts:
-                message = host_message(view)
-                add_worst(message, view)
-                size += message.ByteSize() + 8
-                if response.hosts and (len(response.hosts) == most or size > MESSAGE_ROOM):
-                    response.next_page_token = token_from_cursor(response.hosts[-1].name)
-                    break
-                response.hosts.append(message)
-        return response
+        """A page of hosts and services."""
+        return await self._lists.hosts(request)
 
     async def GetHost(self, request: pb.GetHostRequest, _context: RpcContext) -> pb.GetHostResponse:
         """One host, with a page of its certificates."""
@@ -155,7 +136,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         self, request: pb.ListFleetCertificatesRequest, _context: RpcContext
     ) -> pb.ListFleetCertificatesResponse:
         """A page of certificates."""
-        raise NotImplementedError
+        return await self._lists.certificates(request)
 
     async def GetRenewalRequest(
         self, request: pb.GetRenewalRequestRequest, _context: RpcContext

@@ -11,20 +11,23 @@ from google.protobuf.duration_pb2 import Duration
 from certplane.broker.fleet.view import HostView
 from certplane.broker.renewal.model import HeldUp, Selection
 from certplane.broker.services.convert import invalid_request
-from certplane.broker.services.filter_convert import known_words
+from certplane.broker.services.filter_convert import HOST_KINDS, known_words
 from certplane.broker.services.renewal_convert import renewal_message, status_message
-from certplane.fleet_report.messages import HEALTHS, STATES, write_facts
+from certplane.fleet_report.messages import HEALTH_NUMBERS, HEALTHS, STATES, write_facts
 from certplane.fleet_report.model import CertificateState, CertificateStatus
 from certplane.pki.names import has_dns_syntax, shown_name
 from certplane.rpc.channel import MAX_MESSAGE_BYTES
 from certplane.rpc.status import status_from_refusal
 from certplane.rpc.times import put_time, span_of
 from certplane.runtime.health import Health, HealthWord
+from certplane.runtime.text import printable
 from certplane.v1 import fleet_pb2, renewal_pb2
 
 MESSAGE_ROOM: Final = MAX_MESSAGE_BYTES - 4096
 """What a message's lists may take: tokens, lengths and tags need the rest."""
 
+MOST_OF_BRIEF: Final = 5
+"""Certificates of a host in a brief list (proto, ListHostsRequest.brief)."""
 _MAX_REASON: Final = 500
 _MAX_SPREAD: Final = timedelta(days=30)
 _PENDING_ROOM: Final = MESSAGE_ROOM // 4
@@ -38,6 +41,9 @@ def host_message(view: HostView) -> renewal_pb2.Host:
         connected=view.broker is not None,
         displaced_streams=view.displaced_streams,
         contested=view.contested,
+        kind=HOST_KINDS[view.kind],
+        blocked_reason=printable(view.blocked, _MAX_REASON),
+        health=HEALTH_NUMBERS[view.word],
         certificate_count=len(view.record.certificates),
     )
     if view.broker is not None:
@@ -51,6 +57,8 @@ def host_message(view: HostView) -> renewal_pb2.Host:
         put_time(stream.connect_time, message.connect_time)
         put_time(stream.last_seen_time, message.last_seen_time)
         message.source_ip = stream.source_ip
+        if view.broker is None and stream.end_time is not None:
+            put_time(stream.end_time, message.disconnect_time)
         if stream.clock_skew is not None:
             message.clock_skew.FromTimedelta(stream.clock_skew)
     if view.record.directive_error is not None:
@@ -90,6 +98,12 @@ def add_worst(message: renewal_pb2.Host, view: HostView) -> None:
         message, sorted(view.record.certificates, key=lambda each: view.health[each.name].word.rank), view.health
     )
     message.certificates.sort(key=lambda each: each.name)
+
+
+def add_first(message: renewal_pb2.Host, view: HostView) -> None:
+    """Add the few certificates of the worst health, those first."""
+    worst = sorted(view.record.certificates, key=lambda each: view.health[each.name].word.rank)
+    add_certificates(message, worst[:MOST_OF_BRIEF], view.health)
 
 
 # What operators ask.

@@ -75,12 +75,6 @@ def one(**fields: object) -> FleetFilter:
         pytest.param(one(blocked_only=True), HOST, [], id="not-blocked"),
         pytest.param(one(agent_versions=frozenset({"0.1.0"})), HOST, [], id="another-version"),
         pytest.param(one(healths=frozenset({HealthWord.FAILING})), HOST, ["mail"], id="by-health"),
-        pytest.param(
-            one(healths=frozenset({HealthWord.UNHEARD})),
-            replace(AWAY, unheard_since=NOW),
-            ["identity", "web"],
-            id="silence-where-nothing-is-worse",
-        ),
         pytest.param(one(causes=frozenset({"DNS_UNAVAILABLE ns2.example"})), HOST, ["mail"], id="by-cause"),
         pytest.param(one(states=frozenset({CertificateState.SERVING})), HOST, ["web"], id="by-state"),
         pytest.param(one(expiring_within=2 * DAY), HOST, ["mail"], id="ends-at-that-moment-and-no-identity"),

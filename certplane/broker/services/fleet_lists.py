@@ -1,0 +1,192 @@
+"""Lists of the fleet as messages: a page picked from the index, and what is shown of it read in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from certplane.broker.fleet.filter import FleetFilter
+from certplane.broker.fleet.index import FleetIndex, IndexedCertificate
+from certplane.broker.fleet.pages import FleetOrder, Place, certificates_page, hosts_page
+from certplane.broker.fleet.view import FleetView, HostView
+from certplane.broker.model import IdentityKind
+from certplane.broker.services.convert import cursor_from_token, invalid_request, page_size, token_from_cursor
+from certplane.broker.services.filter_convert import HOST_KINDS, filter_of
+from certplane.broker.services.fleet_convert import (
+    MESSAGE_ROOM,
+    add_first,
+    add_worst,
+    healths_of,
+    host_message,
+    states_of,
+)
+from certplane.broker.services.renewal_convert import status_message
+from certplane.fleet_report.messages import HEALTH_NUMBERS
+from certplane.runtime.clock import Clock
+from certplane.v1 import fleet_pb2 as pb
+
+_TOGETHER: Final = 32
+"""Hosts that are read at once: about as many full ones as a message holds."""
+_ORDERS: Final = {
+    pb.FLEET_ORDER_UNSPECIFIED: FleetOrder.NAME,
+    pb.FLEET_ORDER_NAME: FleetOrder.NAME,
+    pb.FLEET_ORDER_HEALTH: FleetOrder.HEALTH,
+    pb.FLEET_ORDER_EXPIRE_TIME: FleetOrder.EXPIRE_TIME,
+    pb.FLEET_ORDER_RENEW_TIME: FleetOrder.RENEW_TIME,
+    pb.FLEET_ORDER_LAST_SEEN_TIME: FleetOrder.LAST_SEEN_TIME,
+}
+_HOSTS_ALONE: Final = frozenset({IdentityKind.HOST})
+
+
+class FleetLists:
+    """Answers `ListHosts` and `ListFleetCertificates`."""
+
+    def __init__(self, view: FleetView, index: FleetIndex, clock: Clock) -> None:
+        self._view = view
+        self._index = index
+        self._clock = clock
+
+    async def hosts(self, request: pb.ListHostsRequest) -> pb.ListHostsResponse:
+        """A page of hosts; it ends where another one would be too much for a message.
+
+        Raises:
+            RefusalError: REQUEST_INVALID, STORE_UNAVAILABLE.
+        """
+        order = _order_of(request.order_by)
+        after, most = _place_of(request.page_token, order), page_size(request.page_size)
+        picked = _wanted(request).at(self._clock.now())
+        await self._index.settled()
+        page = await hosts_page(self._index, picked, order, after=after, most=most + 1)
+        response = pb.ListHostsResponse(host_count=page.host_count, connected_host_count=page.connected_count)
+        for word in sorted(page.counts, key=lambda word: word.rank):
+            response.health_counts.add(health=HEALTH_NUMBERS[word], certificate_count=page.counts[word])
+        size, last = response.ByteSize(), after
+        for some in _in_parts(page.places):
+            views = await self._view.read([place.host for place in some])
+            for place in some:
+                view = views.get(place.host)
+                if view is not None:
+                    message = host_message(view)
+                    (add_first if request.brief else add_worst)(message, view)
+                    size += message.ByteSize() + 8
+                    if response.hosts and (len(response.hosts) == most or size > MESSAGE_ROOM):
+                        assert last is not None
+                        response.next_page_token = _token_of(last, order)
+                        return response
+                    response.hosts.append(message)
+                last = place  # one that has gone since is passed over
+        if last is not None and len(page.places) > most:
+            response.next_page_token = _token_of(last, order)
+        return response
+
+    async def certificates(self, request: pb.ListFleetCertificatesRequest) -> pb.ListFleetCertificatesResponse:
+        """A page of certificates; it ends where another one would be too much for a message.
+
+        Raises:
+            RefusalError: REQUEST_INVALID, STORE_UNAVAILABLE.
+        """
+        order = _order_of(request.order_by)
+        after, most = _place_of(request.page_token, order), page_size(request.page_size)
+        picked = filter_of(request.filter).at(self._clock.now(), identities=request.include_identities)
+        await self._index.settled()
+        page = await certificates_page(
+            self._index, picked, order, after=after, most=most + 1, identities=request.include_identities
+        )
+        response = pb.ListFleetCertificatesResponse(certificate_count=page.count)
+        size, last = response.ByteSize(), after
+        for some in _in_parts(page.places):
+            views = await self._view.read(list(dict.fromkeys(place.host for place in some)))
+            for place in some:
+                message = self._certificate(place, views.get(place.host))
+                if message is not None:
+                    size += message.ByteSize() + 8
+                    if response.certificates and (len(response.certificates) == most or size > MESSAGE_ROOM):
+                        assert last is not None
+                        response.next_page_token = _token_of(last, order)
+                        return response
+                    response.certificates.append(message)
+                last = place
+        if last is not None and len(page.places) > most:
+            response.next_page_token = _token_of(last, order)
+        return response
+
+    def _certificate(self, place: Place, view: HostView | None) -> pb.FleetCertificate | None:
+        """A certificate with its holder; None if one of them has gone since it was picked."""
+        indexed = self._index.hosts.get(place.host)
+        one = None if indexed is None else _named(indexed.certificates, place.name)
+        status = None if view is None else next((s for s in view.record.certificates if s.name == place.name), None)
+        if view is None or status is None or one is None:
+            return None
+        return pb.FleetCertificate(
+            host=place.host,
+            label=view.label,
+            kind=HOST_KINDS[view.kind],
+            certificate=status_message(status, view.health[place.name]),
+            issuer=one.issuer,
+            public_key_sha256=one.public_key_sha256,
+        )
+
+
+def _named(certificates: Sequence[IndexedCertificate], name: str) -> IndexedCertificate | None:
+    return next((each for each in certificates if each.name == name), None)
+
+
+def _in_parts(places: Sequence[Place]) -> Iterable[Sequence[Place]]:
+    return (places[start : start + _TOGETHER] for start in range(0, len(places), _TOGETHER))
+
+
+def _wanted(request: pb.ListHostsRequest) -> FleetFilter:
+    """The request's filter; its own fields, of before there were filters, are of one too."""
+    if not request.HasField("filter"):
+        return FleetFilter(
+            kinds=_HOSTS_ALONE,
+            disconnected_only=request.disconnected_only,
+            states=states_of(request.states),
+            healths=healths_of(request.healths),
+        )
+    for field in ("states", "healths", "disconnected_only"):
+        if getattr(request, field):
+            raise invalid_request(field, f"can't be set beside filter: set filter.{field}")
+    return filter_of(request.filter)
+
+
+def _order_of(number: int) -> FleetOrder:
+    order = _ORDERS.get(pb.FleetOrder.ValueType(number))
+    if order is None:
+        raise invalid_request("order_by", "is an order that this broker doesn't know")
+    return order
+
+
+_BY_PLACE: Final = "~"
+"""Begins the token of a list that isn't by the names of hosts, and stands between its parts: no name begins with it."""
+
+
+def _token_of(place: Place, order: FleetOrder) -> str:
+    if order is FleetOrder.NAME and not place.name:
+        return token_from_cursor(place.host)
+    parts = (order.value, str(place.first), str(place.second), place.name, place.host)
+    return token_from_cursor(_BY_PLACE + _BY_PLACE.join(parts))
+
+
+def _place_of(token: str, order: FleetOrder) -> Place | None:
+    """Behind which place a page begins; None for the first page.
+
+    Raises:
+        EdgeRefusalError: REQUEST_INVALID, no token of this broker, or one of another order.
+    """
+    cursor = cursor_from_token(token)
+    if not cursor:
+        return None
+    if not cursor.startswith(_BY_PLACE):
+        word, first, second, name, host = FleetOrder.NAME.value, "0", "0", "", cursor
+    else:
+        parts = cursor[1:].split(_BY_PLACE, 4)
+        if len(parts) != 5:
+            raise invalid_request("page_token", "is not a token of this broker")
+        word, first, second, name, host = parts
+    if word != order.value:
+        raise invalid_request("page_token", "is of a list in another order: begin at its first page")
+    try:
+        return Place(int(first), int(second), host, name)
+    except ValueError as error:
+        raise invalid_request("page_token", "is not a token of this broker") from error
