@@ -24,6 +24,7 @@ from certplane import __version__
 from certplane.broker.accounts.in_use import AccountsInUse
 from certplane.broker.announced import log_started, start_events, stop_event, who
 from certplane.broker.background import check_directories, check_dns_accounts, running, watch_readiness
+from certplane.broker.broker_desk import BrokersDesk
 from certplane.broker.configured import secret_source
 from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.audience import TrustAudience
@@ -52,12 +53,14 @@ from certplane.broker.members.view import BrokersView
 from certplane.broker.metrics_listener import MetricsListener
 from certplane.broker.model import ChangeKind
 from certplane.broker.notifying import notifying
+from certplane.broker.out_of_service import OutOfService
 from certplane.broker.policy.source import FilePolicySource
 from certplane.broker.policy_desk import policy_service
 from certplane.broker.prepared import Prepared
 from certplane.broker.reload import Reloader
 from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.renewal.plans import RenewalPlans
+from certplane.broker.services.brokers import BrokerServicer
 from certplane.broker.services.certificates import CertificateServicer
 from certplane.broker.services.enrollment import EnrollmentServicer
 from certplane.broker.services.fleet import FleetServicer
@@ -112,6 +115,7 @@ class Broker:
     hub: FleetHub
     start_time: datetime
     accounts: AccountsInUse
+    desk: BrokersDesk
     metrics_listener: MetricsListener | None = None
 
     @property
@@ -231,6 +235,23 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             clock=clock,
             trail=trail,
         )
+        desk = BrokersDesk(
+            trust=trust,
+            reloader=reloader,
+            service=OutOfService(
+                server=lambda: broker.server,
+                authority=authority,
+                hub=hub,
+                membership=membership,
+                members=stores.members,
+                audit=stores.audit,
+                trail=trail,
+                called=broker_name,
+            ),
+            stores=stores,
+            new_id=new_id,
+            clock=clock,
+        )
         server = listening_server(
             settings,
             trust,
@@ -268,6 +289,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 ),
             ),
             policy_service(prepared.policy, reloader, stores.fleet),
+            BrokerServicer(desk),
         )
         listener = stack.enter_context(metrics_listener(settings, meter))
         broker = Broker(
@@ -283,6 +305,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             hub,
             clock.now(),
             accounts,
+            desk,
             listener,
         )
         issuing.in_trouble = lambda: authority.in_trouble
@@ -302,7 +325,6 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             settings=hub.context.settings,
             most_hosts=settings.metrics.certificates_up_to_hosts,
         )
-        soundness = SoundnessWatch(stores.soundness, audit=stores.audit, trail=trail, clock=clock, meter=meter)
         retention = retention_of(settings, stores, files, clock=clock, meter=meter)
         roles = roles_of(
             stores,
@@ -310,10 +332,10 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             planner=planner,
             health=health,
             retention=retention,
-            soundness=soundness,
             notifications=await stack.enter_async_context(
                 notifying(settings, secrets, stores.outbox, fleet, clock=clock, meter=meter)
             ),
+            soundness=SoundnessWatch(stores.soundness, audit=stores.audit, trail=trail, clock=clock, meter=meter),
             budget=BudgetWatch(
                 stores.order_listing,
                 lambda: prepared.policy.current.profiles,
@@ -358,6 +380,7 @@ async def _among_others(membership: Membership | None, broker: Broker, epoch: Re
     BrokersElsewhere(membership.known, broker.hub.watchers, broker.hub.context.clock)
     await epoch.share(broker.stores.retry_epoch)
     broker.stores.changes.follow(ChangeKind.RETRY_EPOCH, epoch, what="the retry epoch")
+    broker.stores.changes.follow(ChangeKind.BROKER_REQUEST, broker.desk.requests, what="what operators ask of brokers")
     await membership.join()
     try:
         await membership.known.read()
@@ -365,6 +388,7 @@ async def _among_others(membership: Membership | None, broker: Broker, epoch: Re
             await share_accounts(broker.settings, broker.stores, broker.accounts)
             yield
     finally:
+        await broker.desk.requests.end()
         await membership.leave()
 
 
@@ -383,6 +407,7 @@ def _member(broker: Broker) -> Member:
         audit_mode=broker.settings.audit.mode,
         account_keys=tuple(starmap(AccountKey, sorted(broker.accounts.keys.items()))),
         reuse_port=broker.settings.server.reuse_port,
+        draining=broker.desk.service.draining,
     )
 
 

@@ -55,6 +55,8 @@ class AuditEventType(StrEnum):
     CERTIFICATE_ISSUED = "certificate_issued"
     CERTIFICATE_ISSUE_FAILED = "certificate_issue_failed"
     ACCOUNT_KEY_CHANGED = "account_key_changed"
+    BROKER_DRAINED = "broker_drained"
+    BROKER_RESUMED = "broker_resumed"
     BROKER_STOPPED = "broker_stopped"
     CERTIFICATE_DELIVERED = "certificate_delivered"
     CERTIFICATE_REVOKED = "certificate_revoked"
@@ -82,6 +84,8 @@ class AuditEventType(StrEnum):
 CHANGE_EVENTS: Final = frozenset(
     {
         AuditEventType.ACCOUNT_KEY_CHANGED,
+        AuditEventType.BROKER_DRAINED,
+        AuditEventType.BROKER_RESUMED,
         AuditEventType.BROKER_STARTED,
         AuditEventType.BROKER_STOPPED,
         AuditEventType.CERTIFICATE_REVOKED,

@@ -381,6 +381,8 @@ class ChangeKind(StrEnum):
     """What was refused may succeed now; the key is empty."""
     ACCOUNT = "account"
     """An issuer's ACME account, or its key; the key is the issuer."""
+    BROKER_REQUEST = "broker_request"
+    """Something is asked of a broker, or answered; the key is the broker_id, or the request's."""
     MEMBER = "member"
     """A broker has come or left, or another policy, say, is in force there; the key is its broker_id."""
 

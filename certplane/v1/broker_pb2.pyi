@@ -192,7 +192,7 @@ class PlanTrustBundleRequest(_message.Message):
     request_id: _builtins.str
     """Optional. As in ReloadBrokersRequest."""
     bundle_pem: _builtins.str
-    """Required. The bundle, PEM; at most 1 MiB."""
+    """Required. The bundle, PEM; at most 60 KiB, since a message holds no more."""
     def __init__(
         self,
         *,
@@ -276,7 +276,7 @@ class PlanTrustBundleResponse(_message.Message):
 
     @_builtins.property
     def shut_out_hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Some of them, at most 50, by name."""
+        """Some of them, at most 50, by name. Hosts that were last heard by a release that didn't record their CA aren't counted."""
 
     @_builtins.property
     def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

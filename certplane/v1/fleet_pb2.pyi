@@ -1500,6 +1500,7 @@ class Broker(_message.Message):
     CLOCK_SKEW_FIELD_NUMBER: _builtins.int
     ROLES_FIELD_NUMBER: _builtins.int
     DIFFERS_IN_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     broker_id: _builtins.str
     """New with each start."""
     name: _builtins.str
@@ -1522,6 +1523,8 @@ class Broker(_message.Message):
     """
     audit_mode: _builtins.str
     """audit.failure_mode: fail_open or fail_closed, or off without an audit log. Empty of a release that doesn't say."""
+    draining: _builtins.bool
+    """Whether an operator has taken it out of service (BrokerService.DrainBroker)."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """By its own clock."""
@@ -1567,10 +1570,11 @@ class Broker(_message.Message):
         clock_skew: _duration_pb2.Duration | None = ...,
         roles: _abc.Iterable[_builtins.str] | None = ...,
         differs_in: _abc.Iterable[Global___BrokerDifference.Subject.ValueType] | None = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["clock_skew", b"clock_skew", "lease_expire_time", b"lease_expire_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_keys", b"account_keys", "address", b"address", "audit_mode", b"audit_mode", "broker_id", b"broker_id", "clock_skew", b"clock_skew", "configuration_hash", b"configuration_hash", "differs_in", b"differs_in", "lease_expire_time", b"lease_expire_time", "name", b"name", "policy_hash", b"policy_hash", "reuse_port", b"reuse_port", "roles", b"roles", "start_time", b"start_time", "stream_count", b"stream_count", "trust_hash", b"trust_hash", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_keys", b"account_keys", "address", b"address", "audit_mode", b"audit_mode", "broker_id", b"broker_id", "clock_skew", b"clock_skew", "configuration_hash", b"configuration_hash", "differs_in", b"differs_in", "draining", b"draining", "lease_expire_time", b"lease_expire_time", "name", b"name", "policy_hash", b"policy_hash", "reuse_port", b"reuse_port", "roles", b"roles", "start_time", b"start_time", "stream_count", b"stream_count", "trust_hash", b"trust_hash", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,7 +22,7 @@ from certplane.broker.renewal.model import RequestedRenewal
 from certplane.errors import Reason, RefusalError, Violation
 from certplane.fleet_report.model import HostFacts
 from certplane.rpc.protoset import descriptor_set
-from tests.support.ca import Leaf
+from tests.support.ca import Leaf, PrivateCa
 from tests.support.edge import HOST, OPERATOR, EdgeServer, serve_edge
 from tests.support.waiting import HANG
 
@@ -50,6 +50,8 @@ BODIES: dict[str, dict[str, Any]] = {
     "RequestRenewal": {"selection": {"all": True}, "spreadDuration": "3600s", "reason": "drill", "dryRun": True},
     "ForgetHost": {"host": "gone.example", "reason": "the machine was sold"},
     "GetRenewalRequest": {"renewalRequestId": "r-1"},
+    "DrainBroker": {"reason": "a new kernel"},
+    "PlanTrustBundle": {"bundlePem": PrivateCa("other").root_pem.decode()},
     "PlanPolicy": {"hello": {"requestId": "plan-1"}},
     "CertificateService/RevokeCertificate": {"certificateId": "c-1", "reason": "REVOCATION_REASON_SUPERSEDED"},
     "FleetService/RevokeCertificate": {"certificateId": "c-1", "reason": "the machine was sold"},

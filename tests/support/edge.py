@@ -34,6 +34,7 @@ from certplane.broker.members.ports import LastingLease, Lease
 from certplane.broker.members.view import BrokersView
 from certplane.broker.model import ChangeKind, Grant, IdentityKind
 from certplane.broker.renewal.plans import RenewalPlans
+from certplane.broker.services.brokers import BrokerServicer
 from certplane.broker.services.certificates import CertificateServicer
 from certplane.broker.services.enrollment import EnrollmentServicer
 from certplane.broker.services.fleet import FleetServicer
@@ -53,6 +54,7 @@ from certplane.rpc.credentials import KeyPair, channel_credentials
 from certplane.runtime.clock import SystemClock
 from tests.fakes.audit import FakeDenialRecorder, FakeEventRecorder, FakeMeter
 from tests.fakes.authority import FakeAuthority
+from tests.fakes.broker_desk import FakeBrokerDesk
 from tests.fakes.orders import NoOrdersHere
 from tests.fakes.policy import FakePolicy, FakePolicySource
 from tests.fakes.policy_desk import FakePolicyDesk
@@ -235,6 +237,7 @@ class EdgeServer:
                 ),
                 OrderServicer(self.orders),
                 PolicyServicer(FakePolicyDesk()),
+                BrokerServicer(FakeBrokerDesk()),
             ],
         )
 

@@ -108,6 +108,8 @@ class FleetHub:
         self._clock = clock
         self._meter = meter
         self._draining = False
+        self._away = ""
+        """Why hosts are sent to other brokers; empty if they aren't."""
 
     def now(self) -> datetime:
         """The broker's time."""
@@ -159,7 +161,7 @@ class FleetHub:
         Raises:
             RefusalError: DRAINING.
         """
-        if self._draining:
+        if self._draining or self._away:
             raise draining()
         stream = ServedStream(caller, request_id, write, self.context)
         self.registry.add(stream)
@@ -180,7 +182,7 @@ class FleetHub:
             self.displacement.displace(old, stream.caller.serial_number, stream.caller.source_ip)
         interval, hashes = self.context.settings.heartbeat_interval, self.context.hashes
         stream.session.welcome(Welcome(self._clock.now(), recorded, interval, *hashes.told))
-        if self._draining:
+        if self._draining or self._away:
             stream.session.say_goodbye(self._goodbye())
         stream.wake()
         self._teller.tell_soon(stream.host)
@@ -250,6 +252,20 @@ class FleetHub:
             stream.record_end()
             self.watchers.host_left(stream.host, self._clock.now())
 
+    def send_away(self, why: str) -> None:
+        """Say goodbye to every host, each with another time to come back, and take no stream until `stay`."""
+        self._away = why
+        for stream in self.registry:
+            if stream.session.connect_time is None:
+                stream.end(draining())
+            else:
+                stream.session.say_goodbye(self._goodbye())
+                stream.wake()
+
+    def stay(self) -> None:
+        """Take streams again."""
+        self._away = ""
+
     # The end.
 
     async def drain(self) -> None:
@@ -260,19 +276,14 @@ class FleetHub:
         self._draining = True
         self.supervision.record_taken_back()
         self.watchers.close()
-        for stream in self.registry:
-            if stream.session.connect_time is None:
-                stream.end(draining())
-            else:
-                stream.session.say_goodbye(self._goodbye())
-                stream.wake()
+        self.send_away("the broker is shutting down")
         deadline = self._clock.monotonic() + LAST_WORDS.total_seconds()
         while any(self.registry) and self._clock.monotonic() < deadline:
             await self._clock.sleep(_POLL)
         await self._recorder.finish(deadline)
 
     def _goodbye(self) -> Goodbye:
-        return self.context.goodbye(len(self.registry), "the broker is shutting down")
+        return self.context.goodbye(len(self.registry), self._away)
 
     def _tell(self, host: str, plans: list[RenewalPlan]) -> None:
         """Tell a host plans that were read some moments ago: what has changed since is newer."""

@@ -138,6 +138,19 @@ class RegistrationAuthority:
         """Keep these durable limits from now on."""
         self._dispatcher.limits = limits
 
+    async def rest(self) -> None:
+        """Open and take no order until `resume`: those that wait are for other brokers, what has begun ends here."""
+        await self._dispatcher.rest()
+
+    def resume(self) -> None:
+        """Open and take orders again."""
+        self._dispatcher.resume()
+
+    @property
+    def running_count(self) -> int:
+        """How many orders run here."""
+        return len(self._dispatcher.flights)
+
     async def drain(self, timeout: timedelta) -> None:
         """Refuse new orders, give running ones `timeout` to end, then park them: the next start goes on."""
         await self._dispatcher.drain(timeout)

@@ -100,7 +100,8 @@ class OrderDispatcher:
         self.elsewhere = OrdersElsewhere(ports.orders)
         self.limits = settings.limits
         """What new orders have to keep: a reload may change it."""
-        self.draining = False
+        self.draining = self.resting = False
+        """Whether the broker stops; and whether it opens and takes no order, though it may again."""
 
     async def start(self, profiles: Sequence[str] = ()) -> None:
         """Pick up what a previous run has left, what it knew of `profiles` too, and be ready for new orders.
@@ -149,7 +150,7 @@ class OrderDispatcher:
         Raises:
             RefusalError: DRAINING, RATE_LIMITED, KEY_REUSED, AUDIT_UNAVAILABLE or STORE_UNAVAILABLE.
         """
-        if self.draining:
+        if self.draining or self.resting:
             raise draining_refusal()
         if not self._tenure.stand():
             raise leaseless_refusal()
@@ -224,6 +225,18 @@ class OrderDispatcher:
             self._protected -= 1
             self._note_level()
 
+    async def rest(self) -> None:
+        """Open and take no order until `resume`; those that wait for their turn are for other brokers."""
+        self.resting = True
+        for flight in (waiting := [flight for flight in self.flights if not flight.begun]):
+            flight.park()
+        if waiting:
+            await self._give_back([flight.order.order_id for flight in waiting])
+
+    def resume(self) -> None:
+        """Open and take orders again."""
+        self.resting = False
+
     async def drain(self, timeout: timedelta) -> None:
         """Take no new orders; return when all have ended or are parked, at the latest a grace after `timeout`."""
         self.draining = True
@@ -231,12 +244,12 @@ class OrderDispatcher:
         if self._supervisor is None:
             return
         for flight in (waiting := [flight for flight in self.flights if not flight.begun]):
-            _park(flight)
+            flight.park()
         if waiting and self._ports.lease.shared:  # others needn't wait for those that are under way here
             self._owner.create_task(self._give_back([flight.order.order_id for flight in waiting]))
         await within(self._ports.clock, timeout, self._idle)
         for flight in self.flights:
-            _park(flight)
+            flight.park()
         await within(self._ports.clock, self._settings.parking_grace, self._idle)
         self._group = None
         self._supervisor.cancel()
@@ -268,7 +281,7 @@ class OrderDispatcher:
                     self._telling = group.create_task(self._tell_others(), name="telling other brokers")
                 for flight in self.flights:
                     if flight.order.state is not OrderState.FINALIZING and not self._authorisation.stands(flight.order):
-                        _stop(flight)
+                        flight.stop()
 
     async def _tell_others(self) -> None:
         """Write what this broker was told; beside all else: a database that takes its time holds up nobody."""
@@ -287,10 +300,13 @@ class OrderDispatcher:
             return
         if not self._tenure.stand():
             for flight in self.flights:
-                _park(flight)
+                flight.park()
             if len(self.flights) or not self._ports.lease.stands():
                 return  # what was parked hasn't ended yet, or nothing can be taken
-        self._run_all(await self._tenure.take_left())
+        if not self.resting:
+            self._run_all(await self._tenure.take_left())
+        elif not self._tenure.stand():
+            await self._tenure.give_up()
         with suppress(RefusalError):  # the next look reads them
             await self.elsewhere.catch_up()
         for order_id, records in self._records.pop_late(self.flights.find):
@@ -379,15 +395,3 @@ class OrderDispatcher:
             self._idle.clear()
         else:
             self._idle.set()
-
-
-def _stop(flight: Flight) -> None:
-    """Interrupt what the order waits for, once: after that each of its steps asks again."""
-    if flight.task is not None and not flight.stopped and not flight.stopping:
-        flight.stopping = True
-        flight.task.cancel()
-
-
-def _park(flight: Flight) -> None:
-    if flight.task is not None:
-        flight.task.cancel()

@@ -58,6 +58,17 @@ class Flight:
         if progress.trouble != before.trouble:
             self._wake()
 
+    def stop(self) -> None:
+        """Interrupt what the order waits for, once: after that each of its steps asks again."""
+        if self.task is not None and not self.stopped and not self.stopping:
+            self.stopping = True
+            self.task.cancel()
+
+    def park(self) -> None:
+        """Let its work go: its journal is all that it needs."""
+        if self.task is not None:
+            self.task.cancel()
+
     def land(self) -> None:
         """Nothing more will be published."""
         self.landed.set()

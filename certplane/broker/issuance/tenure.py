@@ -82,6 +82,16 @@ class Tenure(ChangeFollower):
             if len(some) < _AT_ONCE:
                 return taken
 
+    async def give_up(self) -> None:
+        """What may be another's is for others to take; nothing is taken. What fails is tried again. Never raises."""
+        term = self._lease.term
+        try:
+            await self._orders.give_back_orders()
+        except RefusalError as error:
+            logger.debug("could not give back orders: %s", error)
+        else:
+            self._term, self._lost = term, False
+
     async def take_left(self) -> list[Order]:
         """`take` beside all else: what fails is tried again at the next look. Never raises."""
         try:

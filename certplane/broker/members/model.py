@@ -35,6 +35,7 @@ class Member:
         clock_skew: Its clock less the database's, as its last renewal has shown.
         reuse_port: Whether other brokers of its machine may listen on its address too.
         schema_revision: The newest schema of the database that its program knows; the store says it.
+        draining: Whether an operator has taken it out of service.
     """
 
     broker_id: str
@@ -52,6 +53,7 @@ class Member:
     clock_skew: timedelta = timedelta()
     reuse_port: bool = False
     schema_revision: str = ""
+    draining: bool = False
 
 
 @dataclass(frozen=True, slots=True)

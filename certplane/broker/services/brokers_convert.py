@@ -52,6 +52,7 @@ def broker_message(member: Member, brokers: Brokers) -> pb.Broker:
             pb.Broker.AccountKey(issuer=key.issuer, public_key_sha256=key.public_key_sha256)
             for key in member.account_keys
         ],
+        draining=member.draining,
         roles=brokers.roles.get(member.broker_id, ()),
         differs_in=_subjects_of(member, brokers.differences),
     )

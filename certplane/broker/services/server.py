@@ -117,6 +117,7 @@ class BrokerServer:
         self._services = [servicer.service for servicer in servicers]
         self._health = add_operations(self._server, self._services)
         self._address, self._tls, self._reuse_port = address, tls, reuse_port
+        self._ready = self._resting = False
         self.port = 0
         """What is listened on; 0 before that."""
         _check_free(address, reuse_port=reuse_port)
@@ -137,12 +138,25 @@ class BrokerServer:
 
     async def set_ready(self, *, ready: bool) -> None:
         """Tell by health whether our services can do their work; without effect once it drains."""
+        self._ready = ready
         for service in self._services:
-            await self._health.set(service, _SERVING if ready else _NOT_SERVING)
+            await self._health.set(service, _SERVING if ready and not self._resting else _NOT_SERVING)
 
     async def set_issuing(self, *, well: bool) -> None:
         """Tell by the health of `ISSUING` whether every profile can have certificates; services serve either way."""
         await self._health.set(ISSUING, _SERVING if well else _NOT_SERVING)
+
+    async def rest(self, retry_after: timedelta) -> None:
+        """Say NOT_SERVING, and refuse calls that may start an order, until `resume`; all others are served."""
+        self._resting = True
+        self._edge.drain(retry_after)
+        await self.set_ready(ready=self._ready)
+
+    async def resume(self) -> None:
+        """Serve all again."""
+        self._resting = False
+        self._edge.resume()
+        await self.set_ready(ready=self._ready)
 
     async def drain(self, retry_after: timedelta) -> None:
         """Say NOT_SERVING, and refuse calls that may start an order with DRAINING; the others are still served."""

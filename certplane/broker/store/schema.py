@@ -322,8 +322,30 @@ brokers = Table(
     Column("reuse_port", Integer, nullable=False, server_default="0"),
     # The newest schema that its program knows: whom a migration would shut out.
     Column("schema_revision", _Text, nullable=False, server_default=""),
+    # Whether an operator has taken it out of service.
+    Column("draining", Integer, nullable=False, server_default="0"),
     sqlite_strict=True,
 )
+
+broker_requests = Table(
+    # What operators ask of brokers through another one: rows stay for minutes.
+    "broker_requests",
+    metadata,
+    Column("request_key", _Text, primary_key=True),
+    Column("broker_id", _Text, nullable=False),
+    Column("command", _Text, nullable=False),
+    Column("asked_by", _Text, nullable=False),
+    Column("confirmed", Integer, nullable=False),
+    Column("identity", _Text, nullable=False),
+    Column("request_id", _Text, nullable=False),
+    Column("reason", _Text, nullable=False),
+    Column("create_time", _Time, nullable=False),
+    # NULL until the broker has answered: JSON.
+    Column("answer", _Text),
+    sqlite_strict=True,
+)
+Index("ix_broker_requests_broker_id", broker_requests.c.broker_id, broker_requests.c.create_time)  # what is asked of it
+Index("ix_broker_requests_create_time", broker_requests.c.create_time)  # those that nobody waits for
 
 leases = Table(
     # Who does what is done once for all brokers, as long as its own lease (`brokers`) stands; none if the holder is ''.

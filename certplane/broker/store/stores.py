@@ -21,6 +21,7 @@ from certplane.broker.store.accounts import SqlAccounts
 from certplane.broker.store.audit_log import AuditRows, SqlAuditLog
 from certplane.broker.store.audit_reader import SqlAuditReader
 from certplane.broker.store.batch import GroupCommit
+from certplane.broker.store.broker_requests import SqlBrokerRequests
 from certplane.broker.store.certificates import SqlCertificateStore
 from certplane.broker.store.change_feed import ChangeLog, SqlChangeFeed
 from certplane.broker.store.checkpoint import Checkpointer
@@ -79,6 +80,7 @@ class Stores:
     shared_orders: SqlSharedOrders
     order_listing: SqlOrderListing
     members: SqlMemberStore
+    broker_requests: SqlBrokerRequests
     accounts: SqlAccounts
     holds: SqlHoldStore
     conditions: SqlConditionTeller
@@ -228,6 +230,7 @@ def assemble(
         shared_orders=SqlSharedOrders(reader, writer, clock, holder=writer_id, changes=changes),
         order_listing=SqlOrderListing(reader),
         members=SqlMemberStore(reader, writer, clock, writer_id, changes),
+        broker_requests=SqlBrokerRequests(reader, writer, clock, changes),
         accounts=SqlAccounts(reader, writer, clock, changes),
         holds=SqlHoldStore(reader, writer, changes),
         conditions=SqlConditionTeller(writer, changes),

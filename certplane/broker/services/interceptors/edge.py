@@ -122,6 +122,11 @@ class Edge(grpc.aio.ServerInterceptor):
         self._admission.draining = retry_after
         self._meter.level(metrics.DRAINING, 1)
 
+    def resume(self) -> None:
+        """Take such calls again."""
+        self._admission.draining = None
+        self._meter.level(metrics.DRAINING, 0)
+
     def close(self) -> None:
         """No more calls will come."""
         self._access_log.close()

@@ -37,7 +37,9 @@ from certplane.broker.identity.denials import Denials
 from certplane.broker.identity.first_use import Settlement
 from certplane.broker.identity.standing import shut_out
 from certplane.broker.issuance.events import denied_order
+from certplane.broker.members.requests import BrokerCommand, BrokerRequest
 from certplane.broker.model import DenyEntry, IdentityUse, KnownIdentity, RevocationReason
+from certplane.broker.out_of_service import OutOfService
 from certplane.broker.reload import Reloader
 from certplane.broker.renewal.model import InForce, RenewalPlan, Selection
 from certplane.broker.renewal.planner import RenewalPlanner
@@ -332,6 +334,20 @@ async def operators() -> list[AuditEvent]:
     trail_4 = AuditTrail(clock, lambda: "event-4")
     await SoundnessWatch(damaged, audit=stores.audit, trail=trail_4, clock=clock, meter=FakeMeter())._look()
     await app._stop(broker, AuditTrail(clock, lambda: "event-3"), "broker machine1 [::]:8443 (b1)")
+    numbers = count(6)
+    service = OutOfService(
+        server=AsyncMock,
+        authority=MagicMock(rest=AsyncMock(), running_count=0),
+        hub=MagicMock(registry=[]),
+        membership=AsyncMock(),
+        members=AsyncMock(living=AsyncMock(return_value=[SimpleNamespace(draining=False)])),
+        audit=stores.audit,
+        trail=AuditTrail(clock, lambda: f"event-{next(numbers)}"),
+        called="broker machine1 [::]:8443 (b1)",
+    )
+    asked = ("the operator alice.test", False, "alice.test", "r-1", "a new kernel", clock.now())
+    await service.drain(BrokerRequest("k1", "b1", BrokerCommand.DRAIN, *asked))
+    await service.serve(BrokerRequest("k2", "b1", BrokerCommand.SERVE, *asked))
     return [
         identity_commands._event(
             trail, DenyEntry(name="web1.test"), AuditEventType.IDENTITY_DENIED, AuditDecision.DENY

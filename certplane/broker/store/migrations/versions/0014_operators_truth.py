@@ -17,6 +17,24 @@ _text = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 def upgrade() -> None:
     """Events of before are in no chain, and brokers of before go on writing such."""
     op.add_column("orders", sa.Column("progress", _text))
+    op.add_column("brokers", sa.Column("draining", sa.Integer(), nullable=False, server_default="0"))
+    op.create_table(
+        "broker_requests",
+        sa.Column("request_key", _text, nullable=False),
+        sa.Column("broker_id", _text, nullable=False),
+        sa.Column("command", _text, nullable=False),
+        sa.Column("asked_by", _text, nullable=False),
+        sa.Column("confirmed", sa.Integer(), nullable=False),
+        sa.Column("identity", _text, nullable=False),
+        sa.Column("request_id", _text, nullable=False),
+        sa.Column("reason", _text, nullable=False),
+        sa.Column("create_time", _time, nullable=False),
+        sa.Column("answer", _text),
+        sa.PrimaryKeyConstraint("request_key", name="pk_broker_requests"),
+        sqlite_strict=True,
+    )
+    op.create_index("ix_broker_requests_broker_id", "broker_requests", ["broker_id", "create_time"])
+    op.create_index("ix_broker_requests_create_time", "broker_requests", ["create_time"])
     op.add_column("host_streams", sa.Column("identity_anchor", _text, nullable=False, server_default=""))
     op.add_column("audit_events", sa.Column("chain_id", sa.Integer()))
     op.add_column("audit_events", sa.Column("number", _time))
@@ -125,4 +143,6 @@ def downgrade() -> None:
     for name in ("kind", "body", "hash", "number", "chain_id"):
         op.drop_column("audit_events", name)
     op.drop_column("host_streams", "identity_anchor")
+    op.drop_table("broker_requests")
+    op.drop_column("brokers", "draining")
     op.drop_column("orders", "progress")
