@@ -77,6 +77,7 @@ from certplane.broker.soundness import SoundnessWatch
 from certplane.broker.store import Stores
 from certplane.broker.telemetry import PrometheusMeter, watch_loop
 from certplane.broker.wiring import (
+    FleetParts,
     admission_control,
     coalescing,
     fleet_parts,
@@ -113,6 +114,7 @@ class Broker:
     authority: RegistrationAuthority
     renewal_plans: RenewalPlans
     hub: FleetHub
+    fleet: FleetParts
     start_time: datetime
     accounts: AccountsInUse
     desk: BrokersDesk
@@ -303,6 +305,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             authority,
             plans,
             hub,
+            fleet,
             clock.now(),
             accounts,
             desk,

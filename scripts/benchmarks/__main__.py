@@ -21,7 +21,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from benchmarks import agent, audit, broker_open, brokers, growth, issue, load, orders, result, start, streams
+from benchmarks import (
+    agent,
+    audit,
+    broker_open,
+    brokers,
+    fleet_index,
+    growth,
+    issue,
+    load,
+    orders,
+    result,
+    start,
+    streams,
+)
 from benchmarks.interpreter import describe
 from benchmarks.result import Figure
 
@@ -40,6 +53,9 @@ WANTED: Final = (
     ("streams", "a directive to all, last receipt to bare", "<= 1.3"),
     ("reports", "a renewal's reports/s to audit events/s", ">= 0.88"),
     ("reports", "reports with an event each/s to audit events/s", ">= 0.48"),
+    ("fleet", "health of 40000 certificates after a policy reload, s", "<= 1"),
+    ("fleet", "summary of 10000 hosts, s", "<= 0.2"),
+    ("fleet", "index, longest hold of the loop, ms", "<= 20"),
     ("growth", "start with 100000 hosts, cold, s", "<= 5"),
     ("growth", "longest hold of the loop by a call, ms", "<= 30"),
     ("start", "broker, start with an existing database to first accept, s", "<= 0.8"),
@@ -133,6 +149,10 @@ def _store_open(folder: Path, wish: Wish) -> list[Figure]:
     return broker_open.measure(folder, share=wish.share)
 
 
+def _fleet(folder: Path, wish: Wish) -> list[Figure]:
+    return fleet_index.measure(folder, rounds=wish.rounds, share=wish.share)
+
+
 def _growth(folder: Path, wish: Wish) -> list[Figure]:
     return growth.measure(folder, share=wish.share)
 
@@ -151,6 +171,7 @@ SECTIONS: Final[Mapping[str, Callable[[Path, Wish], list[Figure]]]] = {
     "reports": _reports,
     "brokers": _brokers,
     "store-open": _store_open,
+    "fleet": _fleet,
     "growth": _growth,
 }
 """Each by itself takes a few minutes with three rounds; certbot ten, and growth as long the first time, when it fills

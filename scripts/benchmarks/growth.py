@@ -33,10 +33,7 @@ from benchmarks.result import Figure, figure
 from certplane.broker.app import Broker, open_broker
 from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.requests import RenewalRequest, RenewalRequests
-from certplane.broker.fleet.view import FleetView
-from certplane.broker.members.ports import NoOtherBrokers
 from certplane.broker.model import Caller, IdentityKind, OrderDraft, OrderState
-from certplane.broker.policy.source import FilePolicySource
 from certplane.broker.ports import DurableLimits, OrderChange
 from certplane.broker.prepared import prepare
 from certplane.broker.renewal.model import Selection
@@ -101,12 +98,9 @@ def _forget_pages(path: Path) -> None:
     os.close(descriptor)
 
 
-def _calls(broker: Broker, policy: FilePolicySource, hosts: int) -> Calls:
+def _calls(broker: Broker, hosts: int) -> Calls:
     stores, plans, clock = broker.stores, broker.renewal_plans, SystemClock()
-    view = FleetView(
-        hub=broker.hub, store=stores.fleet, plans=plans, policy=policy, identities=stores.identities,
-        deny_list=stores.deny_list, clock=clock, name="bench", address="bench:1", others=NoOtherBrokers(),
-    )  # fmt: skip
+    view = broker.fleet.view
     requests = RenewalRequests(plans, stores.fleet, clock, AuditTrail(clock), why_none=view.why_none)
     middle = hosts // 2
     name, profile = host_name(middle), profile_of(middle)
@@ -175,7 +169,7 @@ async def _broker(config: Path, hosts: int) -> dict[str, Any]:
         garbage.settled()
         memory = psutil.Process().memory_info().rss / 1e6
         await asyncio.sleep(3)  # what a start does beside the calls
-        calls = {name: await _measured(call) for name, call in _calls(broker, prepared.policy, hosts).items()}
+        calls = {name: await _measured(call) for name, call in _calls(broker, hosts).items()}
     return {"start": start, "memory": memory, "calls": calls}
 
 

@@ -343,7 +343,8 @@ class MemoryIndex(FleetIndex, FleetListener):
             if any(each.certificate_id and not each.issuer for each in certificates):
                 self._unissued[record.host] = None
             # Whoever said that it is to be read has told those who watch.
-            self._kept.put(self._kept.present(replace(known, certificates=certificates), record.stream))
+            host = self._kept.present(replace(known, certificates=certificates), record.stream)
+            self._kept.put(host, judged=self._policy is not None)  # at first when it is known how long nobody was heard
             looked_at += 1 + len(certificates)
             if looked_at >= SLICE:
                 looked_at = 0
@@ -376,7 +377,7 @@ class MemoryIndex(FleetIndex, FleetListener):
         for name in hosts:
             if (host := self._kept.hosts.get(name)) is not None:
                 certificates = tuple(self._kept.issued_by(each, name, found) for each in host.certificates)
-                self._kept.put(replace(host, certificates=certificates), times=False)
+                self._kept.put(replace(host, certificates=certificates), judged=False)
 
     async def _read_services(self) -> None:
         names = self._policies.current.service_names

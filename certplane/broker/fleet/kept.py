@@ -87,15 +87,16 @@ class KeptHosts:
                 looked_at = 0
                 await asyncio.sleep(0)
 
-    def put(self, host: IndexedHost, *, times: bool = True) -> bool:
+    def put(self, host: IndexedHost, *, judged: bool = True, times: bool = True) -> bool:
         """Keep a host, judged now; whether the health of one of its certificates is another one than before.
 
         Args:
             host: With what is known of it.
+            judged: Without it the host keeps its health: nothing has changed that decides it, or it is judged later.
             times: Whether something has changed that decides when time will change its health.
         """
         name, before = host.name, self.hosts.get(host.name)
-        after = self._judged(host, self._clock.now(), times=times)
+        after = self._judged(host, self._clock.now(), times=times) if judged else host
         if after == before:
             return False
         if before is None:
@@ -215,12 +216,13 @@ class KeptHosts:
         if times or change_time is None or change_time <= now:
             moments = (next_change(each, knowledge, now) for each in certificates)
             change_time = min((each for each in moments if each is not None), default=None)
+        blocked = "" if knowledge.block is None else knowledge.block.text
+        unheard_since = knowledge.unheard_time if knowledge.is_unheard(now) else None
+        found = (certificates, blocked, unheard_since, change_time)
+        if found == (host.certificates, host.blocked, host.unheard_since, host.change_time):
+            return host
         return replace(
-            host,
-            certificates=certificates,
-            blocked="" if knowledge.block is None else knowledge.block.text,
-            unheard_since=knowledge.unheard_time if knowledge.is_unheard(now) else None,
-            change_time=change_time,
+            host, certificates=certificates, blocked=blocked, unheard_since=unheard_since, change_time=change_time
         )
 
     def _knowledge(self, host: IndexedHost) -> HostKnowledge:

@@ -100,7 +100,7 @@ async def test_a_fault_is_said_once_and_tried_again(
     with monkeypatch.context() as patched:
         patched.setattr(type(world.index), "walk", fail)
         async with leading(world):
-            await world.wait(3)
+            await world.wait(2)
             assert len([line for line in caplog.records if "health of the fleet" in line.message]) == 1
             patched.undo()
             await world.wait(2)

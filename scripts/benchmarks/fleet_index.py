@@ -1,0 +1,183 @@
+"""What the index of the fleet takes: memory, the first reading, a policy that is loaded anew, and a summary.
+
+Over a SQLite store with 10,000 hosts of four certificates each, a tenth of them in trouble; no network. While each is
+done a task looks every two milliseconds whether it is late: the longest delay is what every call would have waited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from benchmarks.result import Figure, figure
+from certplane.broker.fleet.circumstances import HostCircumstances
+from certplane.broker.fleet.filter import FleetFilter
+from certplane.broker.fleet.indexing import MemoryIndex
+from certplane.broker.fleet.model import HostStream, StreamBroker
+from certplane.broker.fleet.places import HostPlaces
+from certplane.broker.fleet.registry import StreamRegistry
+from certplane.broker.fleet.settings import StreamSettings
+from certplane.broker.fleet.summary import sum_up
+from certplane.broker.members.ports import NoOtherBrokers
+from certplane.broker.model import Grant, IdentityKind, Profile
+from certplane.broker.policy.document import PolicyDocument
+from certplane.broker.ports import NullMeter, Policy, PolicySource
+from certplane.broker.store import Stores, open_stores
+from certplane.fleet_report.model import (
+    CertificateState,
+    CertificateStatus,
+    HeldCertificate,
+    HostFacts,
+    RenewalStep,
+    Report,
+)
+from certplane.runtime import garbage
+from certplane.runtime.clock import SystemClock
+from certplane.runtime.health import HealthWord
+
+HOSTS: Final = 10_000
+CERTIFICATES: Final = 4
+_LOOK: Final = 0.002
+_DAY: Final = timedelta(days=1)
+_CLOCK: Final = SystemClock()
+
+
+class _Policies(PolicySource):
+    """`PolicySource` whose policy the benchmark loads."""
+
+    current: Policy = PolicyDocument("none", "none", {}, {})
+
+
+@dataclass
+class _Timed:
+    seconds: float
+    held: float
+
+
+def measure(folder: Path, *, rounds: int, share: float) -> list[Figure]:
+    """The figures; `share` is of the 10,000 hosts."""
+    garbage.seldom()
+    return asyncio.run(_measure(folder, rounds, int(HOSTS * share)))
+
+
+async def _measure(folder: Path, rounds: int, hosts: int) -> list[Figure]:
+    policies = _Policies()
+    policies.current = _policy(hosts, ())
+    async with open_stores(driver="sqlite", path=folder / "fleet.db", audit=None, clock=_CLOCK) as stores:
+        await _fill(stores, hosts)
+        index = _index(stores, policies)
+        gc.collect()
+        before = psutil.Process().memory_info().rss
+        first = await _timed(index.settled)
+        gc.collect()
+        grown = psutil.Process().memory_info().rss - before
+        garbage.settled()
+        reloads, summaries, causes = [], [], []
+        for turn in range(rounds):
+            policies.current = _policy(hosts, (f"new{turn}.certplane.test",))
+            reloads.append(await _timed(index.look))
+            assert index.counts()[HealthWord.MISMATCHED] > hosts * CERTIFICATES / 2
+            summaries.append(await _timed(lambda: _sum_up(index)))
+            causes.append(await _timed(index.causes))
+    number = hosts * CERTIFICATES
+    held = max(each.held for each in (*reloads, *summaries, *causes)) * 1000
+    return [
+        figure(f"index of {number} certificates, bytes each, their hosts' included", [grown / number], "<= 1500"),
+        figure("index, first reading, s", [first.seconds], "least"),
+        figure(f"health of {number} certificates after a policy reload, s", _seconds(reloads), "<= 1"),
+        figure(f"summary of {hosts} hosts, s", _seconds(summaries), "<= 0.2"),
+        figure(f"causes of {number} certificates, all but few not OK, s", _seconds(causes), "<= 0.2"),
+        figure("index, longest hold of the loop, ms", [held, first.held * 1000], "<= 20"),
+    ]
+
+
+async def _sum_up(index: MemoryIndex) -> object:
+    now = _CLOCK.now()
+    return await sum_up(index.walk(), FleetFilter().at(now), now, _DAY)
+
+
+def _seconds(timed: Sequence[_Timed]) -> list[float]:
+    return [each.seconds for each in timed]
+
+
+def _policy(hosts: int, more: tuple[str, ...]) -> PolicyDocument:
+    """One that gives each host four profiles; with `more` in each of them, nobody's configuration fits any more."""
+    names = [f"p{number}" for number in range(CERTIFICATES)]
+    profiles = {
+        name: Profile(name, "multi_san", tuple(sorted((f"{name}.certplane.test", *more))), f"{name} {more}")
+        for name in names
+    }
+    grants = [Grant(_name(n), IdentityKind.HOST, f"host{n}", profiles=tuple(names)) for n in range(hosts)]
+    return PolicyDocument("policy.yml", str(more), profiles, {grant.name: grant for grant in grants})
+
+
+def _name(number: int) -> str:
+    return f"host{number:06d}.certplane.test"
+
+
+async def _fill(stores: Stores, hosts: int) -> None:
+    now = _CLOCK.now()
+
+    async def fill(number: int) -> None:
+        stream = HostStream(_name(number), HostFacts("1.0.0"), "1f", now + _DAY, "192.0.2.1", now, now, now)
+        names = [f"p{each}" for each in range(CERTIFICATES)]
+        reports = [Report(1 + each, _status(number, name)) for each, name in enumerate(names)]
+        await stores.fleet.record_reports(stream.host, "e", reports, names=names, stream=stream)
+
+    for start in range(0, hosts, 500):
+        await asyncio.gather(*map(fill, range(start, min(start + 500, hosts))))
+
+
+def _status(number: int, name: str) -> CertificateStatus:
+    now = _CLOCK.now()
+    held = HeldCertificate(
+        f"{number:020x}{name[1:]:0>14}", now - 10 * _DAY, now + 80 * _DAY, f"0193-{number:020d}-{name}", 1
+    )
+    fields = {"issued": held, "installed": held, "served": held, "renew_time": now + 50 * _DAY, "update_time": now}
+    if number % 10 == 0:
+        fields |= {"failed_step": RenewalStep.REQUEST, "request_failures": 2, "next_attempt_time": now + _DAY}
+        fields |= {"last_error": f"DNS_UNAVAILABLE: ns{number % 7}.example.org lacks the record"}
+    state = CertificateState.FAILED if number % 10 == 0 else CertificateState.SERVING
+    return CertificateStatus(name, state, name, (f"{name}.certplane.test",), **fields)  # type: ignore[arg-type] # of each field
+
+
+def _index(stores: Stores, policies: PolicySource) -> MemoryIndex:
+    places = HostPlaces(StreamRegistry(NullMeter()), StreamBroker("bench", "bench", "bench:1"), NoOtherBrokers())
+    return MemoryIndex(
+        store=stores.fleet,
+        issued=stores.issued,
+        places=places,
+        policy=policies,
+        circumstances=HostCircumstances(policies, stores.identities, stores.deny_list, _CLOCK),
+        clock=_CLOCK,
+        settings=StreamSettings(),
+        health_changed=lambda _host: None,
+    )
+
+
+async def _timed(work: Callable[[], Awaitable[object]]) -> _Timed:
+    """How long it takes, and the longest that the loop was late meanwhile."""
+    late = [0.0]
+
+    async def look() -> None:
+        while True:
+            begun = time.perf_counter()
+            await asyncio.sleep(_LOOK)
+            late.append(time.perf_counter() - begun - _LOOK)
+
+    looking = asyncio.create_task(look())
+    await asyncio.sleep(_LOOK * 5)
+    begun = time.perf_counter()
+    await work()
+    seconds = time.perf_counter() - begun
+    await asyncio.sleep(_LOOK * 2)
+    looking.cancel()
+    return _Timed(seconds, max(late))
