@@ -73,6 +73,7 @@ class FleetFilter(_message.Message):
     UNHEARD_FOR_FIELD_NUMBER: _builtins.int
     BLOCKED_ONLY_FIELD_NUMBER: _builtins.int
     AGENT_VERSIONS_FIELD_NUMBER: _builtins.int
+    LACKS_BROKER_ROOT_SHA256_FIELD_NUMBER: _builtins.int
     HEALTHS_FIELD_NUMBER: _builtins.int
     CAUSES_FIELD_NUMBER: _builtins.int
     STATES_FIELD_NUMBER: _builtins.int
@@ -87,6 +88,10 @@ class FleetFilter(_message.Message):
     """Only those without a stream at any broker."""
     blocked_only: _builtins.bool
     """Only those that policy no longer has, or that it denies."""
+    lacks_broker_root_sha256: _builtins.str
+    """Hosts that don't say that they know their broker by this root: SHA-256 of its certificate (DER), hexadecimal. Who is
+    not ready yet before the broker gets a certificate of a new CA; one whose agent doesn't say is among them.
+    """
     @_builtins.property
     def hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """By identity name or label."""
@@ -152,6 +157,7 @@ class FleetFilter(_message.Message):
         unheard_for: _duration_pb2.Duration | None = ...,
         blocked_only: _builtins.bool = ...,
         agent_versions: _abc.Iterable[_builtins.str] | None = ...,
+        lacks_broker_root_sha256: _builtins.str = ...,
         healths: _abc.Iterable[_renewal_pb2.Health.ValueType] | None = ...,
         causes: _abc.Iterable[_builtins.str] | None = ...,
         states: _abc.Iterable[_renewal_pb2.CertificateStatus.State.ValueType] | None = ...,
@@ -165,7 +171,7 @@ class FleetFilter(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expiring_within", b"expiring_within", "renewing_within", b"renewing_within", "unheard_for", b"unheard_for"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_versions", b"agent_versions", "blocked_only", b"blocked_only", "causes", b"causes", "disconnected_only", b"disconnected_only", "dns_names", b"dns_names", "expiring_within", b"expiring_within", "healths", b"healths", "hosts", b"hosts", "issuers", b"issuers", "kinds", b"kinds", "profiles", b"profiles", "public_keys_sha256", b"public_keys_sha256", "renewing_within", b"renewing_within", "serial_numbers", b"serial_numbers", "states", b"states", "unheard_for", b"unheard_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_versions", b"agent_versions", "blocked_only", b"blocked_only", "causes", b"causes", "disconnected_only", b"disconnected_only", "dns_names", b"dns_names", "expiring_within", b"expiring_within", "healths", b"healths", "hosts", b"hosts", "issuers", b"issuers", "kinds", b"kinds", "lacks_broker_root_sha256", b"lacks_broker_root_sha256", "profiles", b"profiles", "public_keys_sha256", b"public_keys_sha256", "renewing_within", b"renewing_within", "serial_numbers", b"serial_numbers", "states", b"states", "unheard_for", b"unheard_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -34,6 +34,7 @@ class FleetFilter:
     unheard_for: timedelta | None = None
     blocked_only: bool = False
     agent_versions: frozenset[str] = frozenset()
+    lacks_broker_root_sha256: str = ""
     healths: frozenset[HealthWord] = frozenset()
     causes: frozenset[str] = frozenset()
     states: frozenset[CertificateState] = frozenset()
@@ -134,6 +135,10 @@ def _host_tests(wanted: FleetFilter, now: datetime) -> list[_HostTest]:
         tests.append(lambda host: host.blocked != "")
     if wanted.agent_versions:
         tests.append(lambda host: host.agent_version in wanted.agent_versions)
+    if wanted.lacks_broker_root_sha256:
+        tests.append(
+            lambda host: host.kind is IdentityKind.HOST and wanted.lacks_broker_root_sha256 not in host.broker_roots
+        )
     return tests
 
 

@@ -59,6 +59,7 @@ class IndexedHost:
         agent_version: As it last said; empty if it never came.
         mode: How its agent runs; None of one that doesn't say, which is taken for a daemon.
         run_interval: How often that is, of a timer; None where it isn't known.
+        broker_roots: The roots by which it knows its broker, as in `HostFacts`; empty of an agent that doesn't say.
         blocked: Why it gets no certificates whatever it asks for, for people; empty if it does.
         change_time: When time alone may next change the health of one of its certificates; None if it can't.
         unheard_since: Since when it has been silent for longer than its mode allows; None if it isn't, or never came.
@@ -76,6 +77,7 @@ class IndexedHost:
     agent_version: str = ""
     mode: AgentMode | None = None
     run_interval: timedelta | None = None
+    broker_roots: tuple[str, ...] = ()
     blocked: str = ""
     change_time: datetime | None = None
     unheard_since: datetime | None = None

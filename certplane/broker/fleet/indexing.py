@@ -152,6 +152,7 @@ class MemoryIndex(FleetIndex, FleetListener):
                 agent_version=facts.agent_version,
                 mode=facts.agent_mode,
                 run_interval=facts.run_interval,
+                broker_roots=facts.broker_roots_sha256,
             )
         )
 

@@ -149,6 +149,7 @@ class KeptHosts:
             agent_version=self._texts.share(stream.facts.agent_version),
             mode=stream.facts.agent_mode,
             run_interval=stream.facts.run_interval,
+            broker_roots=tuple(map(self._texts.share, stream.facts.broker_roots_sha256)),
         )
 
     def certificate(self, status: CertificateStatus, before: IndexedCertificate | None) -> IndexedCertificate:

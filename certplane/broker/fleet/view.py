@@ -26,7 +26,7 @@ from certplane.broker.model import IdentityKind
 from certplane.broker.ports import IdentityLedger, PolicySource
 from certplane.broker.renewal.model import InForce, RenewalPlan
 from certplane.errors import Reason, RefusalError
-from certplane.fleet_report.model import CertificateStatus, HeldCertificate
+from certplane.fleet_report.model import CertificateStatus
 from certplane.runtime.clock import Clock
 from certplane.runtime.health import Health, HealthWord
 
@@ -192,21 +192,15 @@ class FleetView:
 
     def _service(self, host: IndexedHost, revoked: Revoked) -> HostView:
         """A service by what was issued to it: it has no agent that would report."""
-        knowledge, now = self._circumstances.of_service(host.name, revoked), self._clock.now()
-        statuses = tuple(map(_issued_status, host.certificates))
+        views = [self._of_service(host, one, revoked) for one in host.certificates]
         return HostView(
-            record=HostRecord(host.name, None, statuses),
+            record=HostRecord(host.name, None, tuple(view.status for view in views)),
             label=host.label,
             broker=None,
             pending=(),
             displaced_streams=0,
             contested=False,
-            health={
-                status.name: Health(one.health)
-                if one.health is HealthWord.OK
-                else replace(certificate_health(status, knowledge, now), since=one.since)
-                for status, one in zip(statuses, host.certificates, strict=True)
-            },
+            health={view.status.name: view.health for view in views},
             kind=IdentityKind.SERVICE,
             blocked=host.blocked,
             word=host.health,
@@ -367,11 +361,3 @@ class FleetView:
             contested=known is not None and known.contest is not None,
             health=health,
         )
-
-
-def _issued_status(one: IndexedCertificate) -> CertificateStatus:
-    """A service's certificate, as a host would report one that it has."""
-    held = HeldCertificate(one.serial_number, one.not_before, one.not_after, one.certificate_id)
-    return CertificateStatus(
-        one.name, one.state, one.profile, one.dns_names, issued=held, installed=held, renew_time=one.renew_time
-    )

@@ -27,6 +27,7 @@ _MOST_VALUES: Final = 100
 """Of one field: a message of more would cost the broker more than any question is worth."""
 _LONGEST_VALUE: Final = 256
 _LONGEST_SPAN: Final = timedelta(days=3660)
+_SHA256_DIGITS: Final = 64
 _HEXADECIMAL: Final = re.compile(r"[0-9a-f]+")
 
 _Word = TypeVar("_Word")
@@ -55,6 +56,7 @@ def filter_of(message: fleet_pb2.FleetFilter, field: str = "filter") -> FleetFil
         unheard_for=span("unheard_for"),
         blocked_only=message.blocked_only,
         agent_versions=texts("agent_versions"),
+        lacks_broker_root_sha256=_root(f"{field}.lacks_broker_root_sha256", message.lacks_broker_root_sha256),
         healths=words("healths", HEALTHS),
         causes=texts("causes"),
         states=words("states", STATES),
@@ -110,6 +112,13 @@ def _hexadecimal(field: str, text: str) -> str:
     digits = text.replace(":", "").lower()
     if _HEXADECIMAL.fullmatch(digits) is None:
         raise invalid_request(field, f"has {shown_name(text)}, which isn't hexadecimal")
+    return digits
+
+
+def _root(field: str, text: str) -> str:
+    digits = _hexadecimal(field, text) if text else ""
+    if digits and len(digits) != _SHA256_DIGITS:
+        raise invalid_request(field, "must be a SHA-256, 64 hexadecimal digits")
     return digits
 
 

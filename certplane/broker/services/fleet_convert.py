@@ -8,7 +8,7 @@ from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 
-from certplane.broker.fleet.view import HostView
+from certplane.broker.fleet.view import CertificateView, HostView
 from certplane.broker.renewal.model import HeldUp, Selection
 from certplane.broker.services.convert import invalid_request
 from certplane.broker.services.filter_convert import HOST_KINDS, known_words
@@ -98,6 +98,18 @@ def add_worst(message: renewal_pb2.Host, view: HostView) -> None:
         message, sorted(view.record.certificates, key=lambda each: view.health[each.name].word.rank), view.health
     )
     message.certificates.sort(key=lambda each: each.name)
+
+
+def fleet_certificate(view: CertificateView) -> fleet_pb2.FleetCertificate:
+    """A certificate with its holder."""
+    return fleet_pb2.FleetCertificate(
+        host=view.host.name,
+        label=view.host.label,
+        kind=HOST_KINDS[view.host.kind],
+        certificate=status_message(view.status, view.health),
+        issuer=view.certificate.issuer,
+        public_key_sha256=view.certificate.public_key_sha256,
+    )
 
 
 def add_first(message: renewal_pb2.Host, view: HostView) -> None:

@@ -6,21 +6,21 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from certplane.broker.fleet.filter import FleetFilter
-from certplane.broker.fleet.index import FleetIndex, IndexedCertificate
+from certplane.broker.fleet.index import FleetIndex, IndexedCertificate, IndexedHost
 from certplane.broker.fleet.pages import FleetOrder, Place, certificates_page, hosts_page
-from certplane.broker.fleet.view import FleetView, HostView
+from certplane.broker.fleet.view import FleetView
 from certplane.broker.model import IdentityKind
 from certplane.broker.services.convert import cursor_from_token, invalid_request, page_size, token_from_cursor
-from certplane.broker.services.filter_convert import HOST_KINDS, filter_of
+from certplane.broker.services.filter_convert import filter_of
 from certplane.broker.services.fleet_convert import (
     MESSAGE_ROOM,
     add_first,
     add_worst,
+    fleet_certificate,
     healths_of,
     host_message,
     states_of,
 )
-from certplane.broker.services.renewal_convert import status_message
 from certplane.fleet_report.messages import HEALTH_NUMBERS
 from certplane.runtime.clock import Clock
 from certplane.v1 import fleet_pb2 as pb
@@ -95,40 +95,27 @@ class FleetLists:
         response = pb.ListFleetCertificatesResponse(certificate_count=page.count)
         size, last = response.ByteSize(), after
         for some in _in_parts(page.places):
-            views = await self._view.read(list(dict.fromkeys(place.host for place in some)))
-            for place in some:
-                message = self._certificate(place, views.get(place.host))
-                if message is not None:
-                    size += message.ByteSize() + 8
-                    if response.certificates and (len(response.certificates) == most or size > MESSAGE_ROOM):
-                        assert last is not None
-                        response.next_page_token = _token_of(last, order)
-                        return response
-                    response.certificates.append(message)
-                last = place
+            places = {(place.host, place.name): place for place in some}
+            found = [one for place in some if (one := self._indexed(place)) is not None]
+            for view in await self._view.certificates(found):
+                message = fleet_certificate(view)
+                size += message.ByteSize() + 8
+                if response.certificates and (len(response.certificates) == most or size > MESSAGE_ROOM):
+                    assert last is not None
+                    response.next_page_token = _token_of(last, order)
+                    return response
+                response.certificates.append(message)
+                last = places[view.host.name, view.certificate.name]
+            last = some[-1]  # those that have gone since are passed over
         if last is not None and len(page.places) > most:
             response.next_page_token = _token_of(last, order)
         return response
 
-    def _certificate(self, place: Place, view: HostView | None) -> pb.FleetCertificate | None:
-        """A certificate with its holder; None if one of them has gone since it was picked."""
-        indexed = self._index.hosts.get(place.host)
-        one = None if indexed is None else _named(indexed.certificates, place.name)
-        status = None if view is None else next((s for s in view.record.certificates if s.name == place.name), None)
-        if view is None or status is None or one is None:
-            return None
-        return pb.FleetCertificate(
-            host=place.host,
-            label=view.label,
-            kind=HOST_KINDS[view.kind],
-            certificate=status_message(status, view.health[place.name]),
-            issuer=one.issuer,
-            public_key_sha256=one.public_key_sha256,
-        )
-
-
-def _named(certificates: Sequence[IndexedCertificate], name: str) -> IndexedCertificate | None:
-    return next((each for each in certificates if each.name == name), None)
+    def _indexed(self, place: Place) -> tuple[IndexedHost, IndexedCertificate] | None:
+        """What stands there; None if it has gone since it was picked."""
+        host = self._index.hosts.get(place.host)
+        one = None if host is None else next((each for each in host.certificates if each.name == place.name), None)
+        return None if host is None or one is None else (host, one)
 
 
 def _in_parts(places: Sequence[Place]) -> Iterable[Sequence[Place]]:

@@ -13,8 +13,7 @@ from certplane.broker.fleet.summaries import FleetSummary, IssuerTrouble, ShownC
 from certplane.broker.fleet.summary import ENDINGS, MOST_VERSIONS, missing_reason, soonest_end
 from certplane.broker.fleet.view import CertificateView
 from certplane.broker.services.convert import invalid_request
-from certplane.broker.services.filter_convert import HOST_KINDS
-from certplane.broker.services.renewal_convert import status_message
+from certplane.broker.services.fleet_convert import fleet_certificate
 from certplane.fleet_report.messages import ACTOR_NUMBERS, HEALTH_NUMBERS
 from certplane.rpc.times import put_time, span_of
 from certplane.runtime.health import HealthWord
@@ -78,18 +77,6 @@ def summary_message(summary: FleetSummary) -> _Response:
     )
     put_time(summary.time, message.summary_time)
     return message
-
-
-def fleet_certificate(view: CertificateView) -> fleet_pb2.FleetCertificate:
-    """A certificate with its holder."""
-    return fleet_pb2.FleetCertificate(
-        host=view.host.name,
-        label=view.host.label,
-        kind=HOST_KINDS[view.host.kind],
-        certificate=status_message(view.status, view.health),
-        issuer=view.certificate.issuer,
-        public_key_sha256=view.certificate.public_key_sha256,
-    )
 
 
 def brief_certificate(view: CertificateView) -> fleet_pb2.FleetCertificate:

@@ -27,6 +27,7 @@ def test_every_field_is_read() -> None:
         unheard_for=Duration(seconds=60),
         blocked_only=True,
         agent_versions=["0.1.0"],
+        lacks_broker_root_sha256="AB:" * 31 + "AB",
         healths=[renewal_pb2.HEALTH_UNHEARD],
         causes=["RELOAD nginx.service"],
         states=[renewal_pb2.CertificateStatus.STATE_DUE],
@@ -45,6 +46,7 @@ def test_every_field_is_read() -> None:
         unheard_for=timedelta(minutes=1),
         blocked_only=True,
         agent_versions=frozenset({"0.1.0"}),
+        lacks_broker_root_sha256="ab" * 32,
         healths=frozenset({HealthWord.UNHEARD}),
         causes=frozenset({"RELOAD nginx.service"}),
         states=frozenset({CertificateState.DUE}),
@@ -72,6 +74,7 @@ def test_every_field_is_read() -> None:
         pytest.param("unheard_for", {"unheard_for": Duration(seconds=-1)}, id="negative"),
         pytest.param("expiring_within", {"expiring_within": Duration(seconds=10**10)}, id="centuries"),
         pytest.param("dns_names", {"dns_names": ["a b"]}, id="no-dns-name"),
+        pytest.param("lacks_broker_root_sha256", {"lacks_broker_root_sha256": "ab"}, id="no-sha256"),
         pytest.param("serial_numbers", {"serial_numbers": ["0xg"]}, id="no-number"),
     ],
 )
