@@ -47,7 +47,13 @@ def _command(options: argparse.Namespace) -> int:
     # The parts of a command are imported when it runs: `status` needs no gRPC, `--help` nothing at all.
     from certplane.agent.settings import load_settings  # noqa: PLC0415
 
-    return asyncio.run(_run(options, load_settings(config)))
+    settings = load_settings(config)
+    if settings.tracing.endpoint is None or options.command not in {"run", "renew"}:
+        return asyncio.run(_run(options, settings))
+    from certplane.rpc.otlp import traced  # noqa: PLC0415
+
+    with traced(settings.tracing.collector, "certplane-agent"):
+        return asyncio.run(_run(options, settings))
 
 
 def _parser() -> argparse.ArgumentParser:

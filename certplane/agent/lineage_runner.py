@@ -43,6 +43,7 @@ from certplane.agent.renewal.status import (
 from certplane.agent.renewal.waiting import LEAST_WAIT
 from certplane.errors import CertplaneError, RefusalError
 from certplane.fleet_report.model import CertificateState
+from certplane.runtime import tracing
 from certplane.runtime.clock import Clock
 from certplane.runtime.finishing import uninterrupted
 from certplane.runtime.progress import Progress
@@ -118,6 +119,8 @@ class LineageRunner:
         self._last: tuple[datetime, float] | None = None
         self._revoked: set[str] = set()
         self._settled: list[asyncio.Future[LineageStatus]] = []
+        self.trace = ""
+        """The context of the last renewal's span, for what becomes of it; empty while spans aren't kept."""
 
     @property
     def name(self) -> str:
@@ -295,6 +298,14 @@ class LineageRunner:
         return facts
 
     async def _request(self, request: Request, facts: LineageFacts, status: LineageStatus) -> LineageStatus:
+        with tracing.span("renew", attributes={"certplane.certificate": self.name}) as span:
+            self.trace = tracing.context()
+            after = await self._make_request(request, facts, status)
+            if after.state is CertificateState.FAILED:
+                span.failed("request")
+        return after
+
+    async def _make_request(self, request: Request, facts: LineageFacts, status: LineageStatus) -> LineageStatus:
         self._progress.step(self.name, f"requesting: {request.reason}")
         logger.info("%s: requesting a certificate: %s", self.name, request.reason)
         asked = self._lineage.spec.asked
@@ -342,7 +353,10 @@ class LineageRunner:
         return await self._lineage.save(failed)
 
     async def _activate(self, version: Version, status: LineageStatus) -> LineageStatus:
-        result = await self._activator.activate(version, status)
+        with tracing.span("install", parent=self.trace, attributes={"certplane.certificate": self.name}) as span:
+            result = await self._activator.activate(version, status)
+            if result.error:
+                span.failed("install")
         if result.error:
             self._progress.failed(self.name, result.error)
         else:

@@ -21,6 +21,7 @@ from certplane.agent.model import InstallMode
 from certplane.agent.renewal.window import ActivationWindow
 from certplane.config.decoding import InputPath, KeyProblem, decode
 from certplane.config.document import Document, Source
+from certplane.config.tracing import TracingSettings
 from certplane.config.values import (
     DnsName,
     HostPort,
@@ -308,6 +309,7 @@ class AgentSettings:
     certificates: tuple[CertificateSettings, ...] = ()
     logging: LoggingSettings = LoggingSettings()
     metrics: MetricsSettings = MetricsSettings()
+    tracing: TracingSettings = field(default_factory=TracingSettings)
     source: Source = field(kw_only=True)
 
     @property
@@ -352,6 +354,7 @@ class AgentSettings:
             "identity.bootstrap_token": identity.bootstrap_token,
             "identity.step_ca.root_ca_bundle": identity.step_ca.root_ca_bundle,
             "broker.server_ca_bundle": self.broker.server_ca_bundle,
+            "tracing.ca_bundle": self.tracing.ca_bundle,
         }
         for number, certificate in enumerate(self.certificates):
             if certificate.pkcs12 is not None:

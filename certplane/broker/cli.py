@@ -202,9 +202,10 @@ def _serve(options: argparse.Namespace) -> int:
     settings = settings_of(options)
     setup(settings.logging.level, settings.logging.format, settings.logging.destination)
     from certplane.broker.serving import serve
+    from certplane.rpc.otlp import traced
     from certplane.runtime.lookups import service_loop
 
-    with asyncio.Runner(loop_factory=service_loop()) as runner:
+    with traced(settings.tracing.collector, "certplane-broker"), asyncio.Runner(loop_factory=service_loop()) as runner:
         runner.run(serve(settings))
     return 0
 

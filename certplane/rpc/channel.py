@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import grpc
 
 from certplane.rpc.proxy import ProxyUse
+from certplane.rpc.tracing import client_interceptors
 
 MAX_MESSAGE_BYTES: Final = 64 * 1024
 """Largest message of the protocol, either way (design, fixed decision 1)."""
@@ -104,4 +105,5 @@ def open_channel(
         ValueError: `url` isn't `https://host[:port]`.
     """
     options = channel_options(server_name=server_name, user_agent=user_agent, proxy=proxy)
-    return grpc.aio.secure_channel(target_from_url(url), credentials, options=options)
+    target = target_from_url(url)
+    return grpc.aio.secure_channel(target, credentials, options=options, interceptors=client_interceptors())

@@ -41,6 +41,7 @@ from certplane.broker.issuance.progress import ProgressWriter, TroubleTold
 from certplane.broker.issuance.queue import OrderQueue
 from certplane.broker.issuance.refusals import draining_refusal, leaseless_refusal
 from certplane.broker.issuance.settings import IssuanceSettings
+from certplane.broker.issuance.spans import order_span
 from certplane.broker.issuance.tenure import LeaseLostError, Tenure
 from certplane.broker.issuance.validation import ChallengeRecords
 from certplane.broker.issuance.waiting import see_through, within
@@ -321,8 +322,9 @@ class OrderDispatcher:
         request_id.set(flight.order.request_id)
         execution = self._execution(flight)
         try:
-            while not await self._finished(flight, execution):
-                execution = self._execution(flight)
+            with order_span(flight):
+                while not await self._finished(flight, execution):
+                    execution = self._execution(flight)
         except OrderTakenError:
             logger.warning("another broker has taken an order", extra={"fields": {"order_id": flight.order.order_id}})
             self._hand_over(flight)

@@ -31,6 +31,7 @@ from certplane.broker.issuers.acme_errors import AcmeAnswer, AcmeError
 from certplane.broker.issuers.acme_sockets import Proxy, bracketed, connect
 from certplane.broker.issuers.answers import one_line, parse_retry_after
 from certplane.broker.issuers.outgoing import HTTPS_PORT, AllowedHosts, ForbiddenUrlError, environment_proxy
+from certplane.broker.issuers.spans import http_span, note_status
 from certplane.errors import Reason
 from certplane.runtime.clock import Clock
 
@@ -77,13 +78,15 @@ class AcmeHttp:
         except ForbiddenUrlError as error:
             raise AcmeError(Reason.ISSUER_UNAVAILABLE, f"its answer held {error}", unsent=True) from error
         target, headers = self._request(url, where, content, content_type)
-        connection = await self._connection(where)
-        try:
-            answer = await connection.exchange(method, target, headers, content)
-        except _FAILURES as error:
-            raise _failure(error, sent=True) from error
-        finally:
-            self._keep(connection)
+        with http_span(method, *where) as span:
+            connection = await self._connection(where)
+            try:
+                answer = await connection.exchange(method, target, headers, content)
+            except _FAILURES as error:
+                raise _failure(error, sent=True) from error
+            finally:
+                self._keep(connection)
+            note_status(span, answer.status)
         return self._checked(method, answer)
 
     def _request(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
@@ -21,7 +22,9 @@ from certplane.broker.renewal.model import RenewalInfoError, RenewalInfoUnsuppor
 from certplane.broker.renewal.ports import RenewalInfoSource
 from certplane.broker.telling import telling
 from certplane.errors import RefusalError
+from certplane.runtime import tracing
 from certplane.runtime.logging import request_id
+from certplane.runtime.tracing import Span, SpanKind
 
 _logger = logging.getLogger(__name__)
 
@@ -87,7 +90,7 @@ class Answering:
         request_id.set(request.request_id)
         number = request.number
         try:
-            with telling(lambda text: self._tell(number, text)):
+            with telling(lambda text: self._tell(number, text)), _span(request):
                 value = await self._call(request.call, number)
             answer = m.encode(m.Returned(number, msgspec.Raw(m.encode(value))))
         except RefusalError as error:
@@ -149,3 +152,13 @@ class Answering:
     def _tell(self, number: int, text: str) -> None:
         with contextlib.suppress(TooLargeError):
             self._send(m.encode(m.Told(number, text)))
+
+
+def _span(request: m.Request) -> AbstractContextManager[Span]:
+    """What the call takes here, below the span of who waits for it in the broker."""
+    attributes = {"certplane.request_id": request.request_id}
+    issuer: str | None = getattr(request.call, "issuer", None)
+    if issuer:
+        attributes["certplane.issuer"] = issuer
+    name = type(request.call).__name__
+    return tracing.span(name, SpanKind.SERVER, parent=request.trace, attributes=attributes)

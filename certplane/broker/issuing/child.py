@@ -25,6 +25,7 @@ from certplane.broker.issuing.connection import Connection, connect
 from certplane.broker.issuing.log_lines import write_line
 from certplane.broker.renewal.model import RenewalInfoError, RenewalInfoUnsupportedError
 from certplane.errors import ConfigurationError, OperationError, RefusalError
+from certplane.runtime import tracing
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.logging import request_id
 from certplane.runtime.parent import FOR_THE_PROGRAM
@@ -153,7 +154,7 @@ class Child:
         waiting = _Waiting(call, asyncio.get_running_loop().create_future(), tell)
         self._waiting[number] = waiting
         try:
-            self._send(m.Request(number, request_id.get(), call))  # type: ignore[arg-type]  # each `Call` is one of them
+            self._send(m.Request(number, request_id.get(), call, tracing.context()))  # type: ignore[arg-type]  # each `Call` is one of them
             result: R = await waiting.result
         except asyncio.CancelledError:
             self._send(m.Cancel(number))

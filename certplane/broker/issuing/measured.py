@@ -20,7 +20,9 @@ from certplane.broker.issuing.remote import Calls
 from certplane.broker.ports import Meter
 from certplane.broker.renewal.model import RenewalInfoError, RenewalInfoUnsupportedError
 from certplane.errors import RefusalError
+from certplane.runtime import tracing
 from certplane.runtime.clock import Clock
+from certplane.runtime.tracing import SpanKind
 
 R = TypeVar("R")
 
@@ -47,7 +49,8 @@ class MeasuredCalls(Calls):
     async def ask(self, call: m.Call[R], tell: Callable[[str], object] | None = None) -> R:
         begun, result = self._clock.monotonic(), "ok"
         try:
-            return await self._calls.ask(call, tell)
+            with tracing.span(type(call).__name__, SpanKind.CLIENT):
+                return await self._calls.ask(call, tell)
         except BaseException as error:
             result = _result(error)
             raise

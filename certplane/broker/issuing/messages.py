@@ -170,11 +170,12 @@ class Begin(msgspec.Struct, frozen=True, tag=True):
 
 
 class Request(msgspec.Struct, frozen=True, tag=True):
-    """A call; `number` is never used again on this connection. `request_id` is for the log's lines."""
+    """A call; `number` is never used again on this connection. `request_id` is for the log, `trace` for spans."""
 
     number: int
     request_id: str
     call: AnyCall
+    trace: str = ""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):

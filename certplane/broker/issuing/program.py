@@ -33,6 +33,7 @@ from certplane.broker.issuing.log_lines import LineSender
 from certplane.broker.secrets.watch import WatchedSecrets, watched
 from certplane.broker.settings import BrokerSettings, parse_settings
 from certplane.errors import ConfigurationError
+from certplane.rpc.otlp import traced
 from certplane.runtime import failpoints, garbage
 from certplane.runtime.clock import SystemClock
 from certplane.runtime.logging import setup
@@ -103,6 +104,7 @@ class _Program:
         settings = parse_settings(begin.text, begin.file)
         self._log_by(begin.level, settings.logging.format)
         async with AsyncExitStack() as stack:
+            stack.enter_context(traced(settings.tracing.collector, "certplane-broker-issuing"))
             try:
                 made, accounts, secrets = await _adapters(
                     settings, stack, self._accounts, self._secret_changed, self._key_changed

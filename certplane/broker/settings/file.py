@@ -18,6 +18,7 @@ from certplane.broker.settings.records import AuditSettings, RateLimitSettings, 
 from certplane.broker.settings.server import LoggingSettings, MetricsSettings, PolicySettings, ServerSettings
 from certplane.config.decoding import KeyProblem, decode
 from certplane.config.document import Document, Source
+from certplane.config.tracing import TracingSettings
 from certplane.errors import ConfigurationProblem
 
 _ISSUER_NAME = re.compile(r"[a-z0-9._-]{1,64}", re.ASCII)
@@ -38,6 +39,7 @@ class BrokerSettings:
     rate_limits: RateLimitSettings = field(default_factory=RateLimitSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     logging: LoggingSettings = field(default_factory=LoggingSettings)
+    tracing: TracingSettings = field(default_factory=TracingSettings)
     notifications: Mapping[str, NotifierSettings] = field(default_factory=dict)
     source: Source = field(kw_only=True)
 

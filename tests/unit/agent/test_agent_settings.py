@@ -120,7 +120,7 @@ def test_the_example_has_every_key() -> None:
     sections: dict[str, Any] = {
         "": settings, "identity": settings.identity, "identity.step_ca": settings.identity.step_ca,
         "broker": settings.broker, "certificates": settings.certificates[0], "logging": settings.logging,
-        "metrics": settings.metrics,
+        "metrics": settings.metrics, "tracing": settings.tracing,
     }  # fmt: skip
     expected = {
         f"{prefix}.{name}".lstrip(".")

@@ -22,6 +22,7 @@ from certplane.broker.ports import DurableLimits
 from certplane.broker.settings import BrokerSettings, load_settings
 from certplane.broker.settings.records import Keep
 from certplane.broker.settings.server import StreamAge
+from certplane.config.tracing import OtlpUrl
 from certplane.config.values import DnsServerAddress, HostPort, ListenAddress
 from certplane.errors import ConfigurationError
 from certplane.runtime.health import HealthWord, Severity
@@ -98,6 +99,9 @@ EXPECTED = {
     "server.address": ListenAddress("127.0.0.1", 9443),
     "metrics.address": ListenAddress("127.0.0.1", 9464),
     "metrics.certificates_up_to_hosts": 500,
+    "tracing.endpoint": OtlpUrl("https://otlp.example:4317"),
+    "tracing.ca_bundle": Path("/etc/certplane/otlp-ca.pem"),
+    "tracing.per_cent": 10,
     "server.read_timeout": _seconds(15),
     "server.read_header_timeout": _seconds(5),
     "server.write_timeout": _seconds(30),

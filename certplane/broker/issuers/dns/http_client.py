@@ -6,10 +6,13 @@ import ssl
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
+from typing_extensions import override
 
 from certplane.broker.issuers.outgoing import roots_context
+from certplane.broker.issuers.spans import http_span, note_status
 
 LARGEST_BODY = 4 * 1024 * 1024
 """A page of fifty of Cloudflare's zones is about 100 KiB."""
@@ -37,7 +40,7 @@ def new_http_client(timeout: timedelta, ca_bundle: Path | ssl.SSLContext | None 
         verify: ssl.SSLContext | bool = ca_bundle
     else:
         verify = roots_context(ca_bundle) if ca_bundle else True
-    return httpx.AsyncClient(
+    return _Client(
         verify=verify,
         timeout=timeout.total_seconds(),
         follow_redirects=False,
@@ -45,6 +48,18 @@ def new_http_client(timeout: timedelta, ca_bundle: Path | ssl.SSLContext | None 
         headers={"Accept-Encoding": "identity"},
         event_hooks={"response": [_limit]},
     )
+
+
+class _Client(httpx.AsyncClient):
+    """Whose exchanges are spans."""
+
+    @override
+    async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
+        port = request.url.port or (443 if request.url.scheme == "https" else 80)
+        with http_span(request.method, request.url.host, port) as span:
+            response = await super().send(request, **options)
+            note_status(span, response.status_code)
+            return response
 
 
 async def _limit(response: httpx.Response) -> None:

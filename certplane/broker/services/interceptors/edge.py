@@ -19,6 +19,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, TypeAlias
@@ -47,8 +48,11 @@ from certplane.broker.services.interceptors.open_streams import OpenStreams
 from certplane.broker.services.interceptors.peer import peer_of
 from certplane.broker.services.interceptors.status import REQUEST_ID_KEY, abort, code_name
 from certplane.errors import Reason, Refusal, RefusalError
+from certplane.rpc.tracing import call_span, context_of, note_code
+from certplane.runtime import tracing
 from certplane.runtime.clock import Clock
 from certplane.runtime.logging import request_id as logged_request_id
+from certplane.runtime.tracing import Span, SpanKind
 
 RpcHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # a string, since it is generic in its stubs alone
 Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[RpcHandler | None]]"
@@ -185,7 +189,9 @@ class Edge(grpc.aio.ServerInterceptor):
             caller = await call.enter()
             request = _open(call, rpc.read(argument, context, call))
             if rpc.brief:
-                response = await rpc.behaviour(request, context)
+                with self._span(rpc, call, context) as span:
+                    response = await rpc.behaviour(request, context)
+                    note_code(span, "OK")
                 if self._clock.monotonic() - started > _RECHECK_AFTER_SECONDS:
                     call.check_again()
             else:
@@ -211,6 +217,16 @@ class Edge(grpc.aio.ServerInterceptor):
             call.reason = Reason.INTERNAL
             text = f"internal error; the broker's log has it as request {call.request_id}"
             await abort(call, context, Refusal(Reason.INTERNAL, text), checked)
+
+    def _span(self, rpc: _Rpc, call: Call, context: RpcContext) -> AbstractContextManager[Span]:
+        """Of a caller who is known: nobody else's word makes one, or says that it is to be kept."""
+        if not tracing.on():
+            return tracing.span("")
+        above = context_of(context.invocation_metadata())
+        attributes = {"certplane.request_id": call.named()}
+        if call.caller is not None:
+            attributes["certplane.identity"] = call.caller.name
+        return call_span(rpc.method, SpanKind.SERVER, above, attributes)
 
     def _begin(self, rpc: _Rpc, context: RpcContext) -> Call:
         user_agent = ""

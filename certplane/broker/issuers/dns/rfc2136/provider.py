@@ -38,6 +38,7 @@ from certplane.broker.issuers.dns.provider import (
     while_unavailable,
 )
 from certplane.broker.issuers.dns.rfc2136 import Rfc2136Settings
+from certplane.broker.issuers.spans import dns_span
 from certplane.broker.model import TxtRecord
 from certplane.broker.ports import SecretSource
 from certplane.errors import Reason, RefusalError
@@ -168,9 +169,10 @@ class Rfc2136Provider(DnsProvider, CheckableProvider):
         server = self._settings.server
         seconds = min(self._settings.timeout, deadline.left).total_seconds()
         try:
-            async with asyncio.timeout(seconds):
-                address = (await addresses_of(server))[0]
-                answer = await dns.asyncquery.tcp(message, address, timeout=seconds, port=server.port)
+            with dns_span(str(server)):
+                async with asyncio.timeout(seconds):
+                    address = (await addresses_of(server))[0]
+                    answer = await dns.asyncquery.tcp(message, address, timeout=seconds, port=server.port)
         except dns.tsig.PeerError as error:
             why = type(error).__name__.removeprefix("Peer")
             message_text = f"the DNS server {server} doesn't accept the TSIG key ({why}): check its name and secret"

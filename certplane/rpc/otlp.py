@@ -1,0 +1,166 @@
+"""OpenTelemetry behind `certplane.runtime.tracing`: spans are sent to a collector by OTLP over gRPC.
+
+Comes with the extra `certplane[telemetry]`. Sending is a thread's, in batches; a collector that is away costs spans and
+a line of the log, never a call: what can't be sent is dropped once 2,048 spans wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from typing_extensions import override
+
+from certplane import __version__
+from certplane.errors import OperationError
+from certplane.runtime import tracing
+from certplane.runtime.tracing import Collector, Span, SpanKind, Tracer, Value
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.trace import Span as OtelSpan
+
+_SEND_SECONDS: Final = 5
+"""For one batch, and for the last one at the end."""
+_QUIET: Final = ("opentelemetry.exporter", "opentelemetry.sdk")
+"""Whose loggers would repeat for each batch what is said once."""
+
+_TRACEPARENT: Final = "traceparent"
+
+
+@contextlib.contextmanager
+def traced(collector: Collector | None, program: str) -> Iterator[None]:
+    """Keep this process's spans for the length of the block, if there is a collector; `program` is the service's name.
+
+    Raises:
+        OperationError: the extra isn't installed, or the CA bundle can't be read.
+    """
+    if collector is None:
+        yield
+        return
+    provider = _provider(collector, program)
+    tracing.begin(OtelTracer(provider))
+    try:
+        yield
+    finally:
+        tracing.begin(None)
+        provider.shutdown()
+
+
+def _provider(collector: Collector, program: str) -> TracerProvider:
+    try:
+        import grpc  # noqa: PLC0415 - most installations don't have the others, and trace nothing
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
+        from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
+        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+        from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio  # noqa: PLC0415
+    except ImportError as error:
+        raise OperationError(
+            f"tracing.endpoint needs OpenTelemetry, which isn't installed ({error.name or error})",
+            remedy="install Certplane's extra `telemetry`, or drop the section `tracing`",
+        ) from error
+    roots = None
+    if collector.ca_bundle is not None:
+        try:
+            roots = collector.ca_bundle.read_bytes()
+        except OSError as error:
+            raise OperationError(
+                f"tracing.ca_bundle can't be read: {error.strerror or error}", remedy=f"look at {collector.ca_bundle}"
+            ) from error
+    for name in _QUIET:
+        logging.getLogger(name).addFilter(_Once())
+    exporter = OTLPSpanExporter(
+        endpoint=collector.target,
+        insecure=not collector.secure,
+        credentials=grpc.ssl_channel_credentials(roots) if collector.secure else None,
+        timeout=_SEND_SECONDS,
+    )
+    provider = TracerProvider(
+        sampler=ParentBasedTraceIdRatio(collector.share),
+        resource=Resource.create({"service.name": program, "service.version": __version__}),
+        shutdown_on_exit=False,
+    )
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    return provider
+
+
+class _Once(logging.Filter):
+    """Lets one line of each kind through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    @override
+    def filter(self, record: logging.LogRecord) -> bool:
+        kind = str(record.msg)
+        if kind in self._said:
+            return False
+        self._said.add(kind)
+        return True
+
+
+class OtelTracer(Tracer):
+    """Over a provider of OpenTelemetry's."""
+
+    def __init__(self, provider: TracerProvider) -> None:
+        """Spans go to `provider`."""
+        from opentelemetry.trace import SpanKind as Kind  # noqa: PLC0415 - see `_provider`
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
+
+        self._tracer = provider.get_tracer("certplane", __version__)
+        self._propagator = TraceContextTextMapPropagator()
+        self._kinds = {kind: Kind[kind.name] for kind in SpanKind}
+
+    @override
+    @contextlib.contextmanager
+    def open(self, name: str, kind: SpanKind, parent: str, attributes: Mapping[str, Value]) -> Iterator[Span]:
+        # What isn't such a context (a stranger chose it, or a newer release) is none.
+        above = self._propagator.extract({_TRACEPARENT: parent}) if parent else None
+        with self._tracer.start_as_current_span(
+            name,
+            context=above,
+            kind=self._kinds[kind],
+            attributes=dict(attributes),
+            record_exception=False,  # its text may be a person's, or a secret's
+            set_status_on_exception=False,
+        ) as opened:
+            span = _Span(opened)
+            try:
+                yield span
+            except BaseException as error:
+                span.failed(_kind_of(error))
+                raise
+
+    @override
+    def context(self) -> str:
+        carrier: dict[str, str] = {}
+        self._propagator.inject(carrier)
+        return carrier.get(_TRACEPARENT, "")
+
+
+class _Span(Span):
+    def __init__(self, span: OtelSpan) -> None:
+        self._span = span
+        self._failed = False
+
+    @override
+    def note(self, name: str, value: Value) -> None:
+        self._span.set_attribute(name, value)
+
+    @override
+    def failed(self, kind: str) -> None:
+        from opentelemetry.trace import StatusCode  # noqa: PLC0415 - see `_provider`
+
+        if not self._failed:  # what it was called first says more than the error that leaves the block
+            self._failed = True
+            self._span.set_attribute("error.type", kind)
+            self._span.set_status(StatusCode.ERROR)
+
+
+def _kind_of(error: BaseException) -> str:
+    refusal: Any = getattr(error, "refusal", None)
+    return str(getattr(refusal, "reason", "") or type(error).__name__)
