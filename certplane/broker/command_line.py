@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from certplane.runtime.command import wants_json
+from certplane.runtime.dialect import json_line
 from certplane.runtime.logging import escape, setup
 from certplane.runtime.tables import table_lines
 
@@ -19,6 +20,15 @@ if TYPE_CHECKING:  # a command loads no more than it needs
 DEFAULT_CONFIG: Final = Path("/etc/certplane/broker.yml")
 
 Rows = Iterable[Mapping[str, Any]]
+_FIELDS: Final = {
+    "not_before": "not_before_time",
+    "not_after": "not_after_time",
+    "renew": "renew_time",
+    "created": "create_time",
+    "delivered": "deliver_time",
+    "revoked": "revoke_time",
+}
+"""Columns whose field in messages (certificate.proto) has another name."""
 
 
 def settings_of(options: argparse.Namespace) -> BrokerSettings:
@@ -54,10 +64,20 @@ def print_record(options: argparse.Namespace, row: Mapping[str, Any]) -> int:
 
 
 def print_json(rows: Rows) -> None:
-    """Rows as JSON, an object a line."""
+    """Rows as JSON, an object a line, in the dialect of all programs."""
+    for row in rows:
+        print(json_line({_FIELDS.get(name, name): value for name, value in row.items()}))
+    sys.stdout.flush()
+
+
+def print_documents(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> int:
+    """Rows in a public format of their own: a table for people, and for tools as they are."""
+    if not wants_json(options):
+        return print_rows(options, rows, columns)
     for row in rows:
         print(json.dumps(row, default=str))
     sys.stdout.flush()
+    return 0
 
 
 def print_table(rows: Rows, columns: Sequence[str]) -> None:
