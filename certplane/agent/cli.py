@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import logging
 import signal
 import sys
@@ -191,6 +190,7 @@ async def _renew_here(name: str, host: Host, progress: Progress) -> Outcome:
 async def _check(options: argparse.Namespace, host: Host, _: Progress) -> int:
     from certplane.agent.check import findings  # noqa: PLC0415 - as in `main`
     from certplane.agent.inspection import act_as_owner  # noqa: PLC0415
+    from certplane.runtime.dialect import json_line  # noqa: PLC0415
 
     async def all_findings() -> AsyncIterator[Finding]:
         if (about_user := act_as_owner(host)) is not None:
@@ -202,10 +202,10 @@ async def _check(options: argparse.Namespace, host: Host, _: Progress) -> int:
     async for finding in all_findings():
         well = well and finding.ok
         if options.json:
-            document = {"subject": finding.subject, "ok": finding.ok, "level": finding.level.value.lower()}
-            if finding.health is not None:
-                document["health"] = finding.health.value
-            print(json.dumps({**document, "text": finding.text}), flush=True)
+            health = "" if finding.health is None else f"HEALTH_{finding.health.value}"
+            level, text = finding.level.value.lower(), finding.text
+            members = {"subject": finding.subject, "ok": finding.ok, "level": level, "health": health, "text": text}
+            print(json_line(members), flush=True)
         else:
             print(f"{finding.level:4}  {finding.subject}: {finding.text}", flush=True)
     return OK if well else FAILED
@@ -217,9 +217,9 @@ async def _status(options: argparse.Namespace, host: Host, progress: Progress) -
     from certplane.agent.status import (  # noqa: PLC0415
         StatusReport,
         link_report,
-        to_json,
         to_text,
     )
+    from certplane.agent.status_json import to_json  # noqa: PLC0415
 
     try:
         answer = await ask(host.state_dir, {"command": "ping"}, progress)

@@ -1,15 +1,12 @@
 """What `certplane-agent status` shows: read from this host's disk, so that it works while the agent runs, and without.
 
-`StatusReport` is the value, the same for people and for programs: `to_json` and `to_text` are its two faces. Keys of
-the JSON are only ever added.
+`StatusReport` is the value, the same for people (`to_text`) and for programs (`status_json`).
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
 
 from certplane.agent.link.state import LinkPhase, LinkState
 from certplane.agent.renewal.facts import LineageFacts
@@ -21,7 +18,7 @@ from certplane.agent.renewal.waiting import hold_of
 from certplane.fleet_report.model import CertificateState
 from certplane.runtime.health import HealthWord, Severity
 from certplane.runtime.tables import moment_text, span_text, table_lines
-from certplane.runtime.text import printable, printable_values
+from certplane.runtime.text import printable
 
 UNREADABLE = "unreadable"
 """The state of a lineage whose files can't be read."""
@@ -189,11 +186,6 @@ def _state(facts: LineageFacts) -> str:
     return facts.status.state.value
 
 
-def to_json(report: StatusReport) -> str:
-    """The report as one JSON object; times are RFC 3339 in UTC."""
-    return json.dumps(printable_values(asdict(report), _MOST_TEXT), default=_to_json, indent=2, ensure_ascii=False)
-
-
 def to_text(report: StatusReport, now: datetime) -> str:
     """The report for a terminal: a table, and below it a line for each error and whatever waits."""
     rows = [("", "STATE", "VALID UNTIL", "RENEWAL", "WHY", "SERVED", "NAMES")]
@@ -264,9 +256,3 @@ def _times(count: int) -> str:
 
 def _moment(time: datetime | None, now: datetime) -> str:
     return "-" if time is None else moment_text(time, now)
-
-
-def _to_json(value: Any) -> str:
-    if isinstance(value, datetime):
-        return value.strftime("%Y-%m-%dT%H:%M:%SZ")
-    raise TypeError(f"{type(value).__name__} in a report")

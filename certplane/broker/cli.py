@@ -20,6 +20,7 @@ from certplane import __version__
 from certplane.broker.backup_cli import add_backup_command
 from certplane.broker.command_line import (
     DEFAULT_CONFIG,
+    print_documents,
     print_json,
     print_record,
     print_rows,
@@ -356,7 +357,7 @@ def _tail_audit(options: argparse.Namespace) -> int:
 
     rows = asyncio.run(audit_tail(settings_of(options), options.limit))
     columns = ("timestamp", "event_type", "identity", "profile_name", "reason_code", "request_id", "reason")
-    return print_rows(options, rows, columns)
+    return print_documents(options, rows, columns)
 
 
 def _deny(options: argparse.Namespace) -> int:

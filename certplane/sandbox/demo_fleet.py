@@ -191,7 +191,7 @@ class FleetDemo:
 
         async def connected() -> bool:
             link = json.loads((await self._host.run("status", "--json")).stdout)["broker"]
-            found[:] = [each for each in self._brokers if each.url == link["broker_url"] and each.process.running]
+            found[:] = [each for each in self._brokers if each.url == link.get("brokerUrl") and each.process.running]
             return link["phase"] == "connected" and bool(found)
 
         await _until(connected, "certplane-agent", "is not connected")

@@ -10,6 +10,7 @@ or more, and reports the median of the rounds' ratios with their extremes.
     audit.py      durable audit events
     agent.py      memory and start of the agent, and a run with nothing due
     start.py      start and memory of the broker
+    ctl.py        certplanectl, till the first byte of an answer
     streams.py    status streams: how many, what they cost, how fast a fleet is told, comes back and reports
     reports.py    their reports, in the store alone
     fleet.py      a fleet's files, its broker, and the processes (hosts.py, over wire.py) that play its hosts

@@ -26,6 +26,7 @@ from benchmarks import (
     audit,
     broker_open,
     brokers,
+    ctl,
     fleet_index,
     growth,
     issue,
@@ -60,6 +61,8 @@ WANTED: Final = (
     ("growth", "longest hold of the loop by a call, ms", "<= 30"),
     ("start", "broker, start with an existing database to first accept, s", "<= 0.8"),
     ("start", "broker idle, resident memory, MB", "<= 85"),
+    ("ctl", "certplanectl fleet, first byte, s", "<= 0.5"),
+    ("ctl", "certplanectl summary, first byte, s", "<= 0.5"),
     ("agent", "agent, run --once with nothing due, processor time, ms", "<= 200"),
     ("agent", "agent idle, resident memory, MB", "<= 50"),
 )
@@ -113,6 +116,10 @@ def _agent(folder: Path, wish: Wish) -> list[Figure]:
     return agent.figures(asyncio.run(agent.measure(folder, rounds=wish.rounds)))
 
 
+def _ctl(folder: Path, wish: Wish) -> list[Figure]:
+    return ctl.figures(asyncio.run(ctl.measure(folder, rounds=wish.rounds)))
+
+
 def _start(folder: Path, wish: Wish) -> list[Figure]:
     return start.figures(asyncio.run(start.measure(folder, rounds=wish.rounds)))
 
@@ -162,6 +169,7 @@ SECTIONS: Final[Mapping[str, Callable[[Path, Wish], list[Figure]]]] = {
     "audit": _audit,
     "agent": _agent,
     "start": _start,
+    "ctl": _ctl,
     "orders": _orders,
     "bad-day": _bad_day,
     "certbot": _certbot,

@@ -13,6 +13,7 @@ import pytest_asyncio
 from certplane.sandbox.deployment import Deployment, DeploymentOptions, Host
 from tests.support.limits import UNLIMITED
 from tests.support.parts import need_part
+from tests.support.status_json import status_document
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
@@ -55,7 +56,7 @@ async def status(host: Host) -> dict[str, dict[str, object]]:
     """The certificates of `status --json` by name."""
     finished = await host.run("status", "--json")
     assert finished.status == 0, finished.stderr
-    return {each["name"]: each for each in json.loads(finished.stdout)["certificates"]}
+    return {each["name"]: each for each in status_document(finished.stdout)["certificates"]}
 
 
 async def logged(host: Host, words: str) -> None:

@@ -21,6 +21,7 @@ from certplane.sandbox.operator import Operator
 from tests.support.killing import KILLED, events, killing_at, settle_on_a_port
 from tests.support.limits import UNLIMITED
 from tests.support.parts import need_part
+from tests.support.status_json import status_document
 from tests.support.waiting import HANG, no_hang, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
@@ -59,13 +60,13 @@ class World:
         """The certificate as the host shows it."""
         finished = await self.host.run("status", "--json")
         assert finished.status == 0, finished.stderr
-        (web,) = json.loads(finished.stdout)["certificates"]
+        (web,) = status_document(finished.stdout)["certificates"]
         return dict(web)
 
     async def link(self) -> dict[str, Any]:
         """The link as the host shows it."""
         finished = await self.host.run("status", "--json")
-        return dict(json.loads(finished.stdout)["broker"])
+        return dict(status_document(finished.stdout)["broker"])
 
     async def agree_on(self, version: int) -> None:
         """Wait until host and broker say the same: this version is in use and all is well."""

@@ -70,7 +70,7 @@ async def test_backup_and_restore(tmp_path: Path) -> None:
         await deployment.start_broker()
         restored = (await deployment.run_broker("certs", "list")).stdout.splitlines()
         assert len(before) == 2
-        assert [json.loads(line)["certificate_id"] for line in restored] == [json.loads(before[-1])["certificate_id"]]
+        assert [json.loads(line)["certificateId"] for line in restored] == [json.loads(before[-1])["certificateId"]]
         renewed = await host.run("renew", "web")
         assert renewed.status == 0, renewed.stderr
         assert "version 3 is in use" in renewed.stderr

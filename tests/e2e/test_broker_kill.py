@@ -278,8 +278,8 @@ async def test_change_of_the_accounts_key_that_a_kill_cuts(lanes: tuple[Lane, La
     completed = await deployment.run_broker("account", "rollover")
     assert completed.status == 0, completed.stderr
     shown.append(json.loads(completed.stdout))
-    assert len({account["account_url"] for account in shown}) == 1
-    first, before_the_ca, after_the_ca, last = (account["key_sha256"] for account in shown)
+    assert len({account["accountUrl"] for account in shown}) == 1
+    first, before_the_ca, after_the_ca, last = (account["keySha256"] for account in shown)
     assert first == before_the_ca
     assert len({first, after_the_ca, last}) == 3
 

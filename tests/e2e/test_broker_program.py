@@ -29,6 +29,7 @@ from certplane.rpc.status import refusal_from_error
 from certplane.v1 import enrollment_pb2, enrollment_pb2_grpc
 from tests.support.broker_files import BrokerFiles
 from tests.support.ca import Leaf
+from tests.support.status_json import broker_rows
 from tests.support.waiting import HANG, blocking_until
 
 pytestmark = pytest.mark.e2e
@@ -183,7 +184,7 @@ def test_identity_is_shut_out_beside_the_running_broker(files: BrokerFiles) -> N
         denied = run(*config, "identity", "deny", "--name", files.host.upper(), "--reason", "lost laptop")
         assert (denied.returncode, denied.stderr) == (0, "")
         blocking_until(lambda: get_identity(files, program.port) == "IDENTITY_REVOKED")
-        (listed,) = json_lines(run("identity", "list", *config).stdout)
+        (listed,) = broker_rows(run("identity", "list", *config).stdout)
         assert (listed["name"], listed["reason"]) == (files.host, "lost laptop")
         assert run("identity", "allow", "--name", files.host, *config).returncode == 0
         blocking_until(lambda: get_identity(files, program.port) == policy_hash)
@@ -214,7 +215,7 @@ def test_contested_identity_is_settled_beside_the_running_broker(files: BrokerFi
         policy_hash = answer(owner)
         assert answer(copy) == "IDENTITY_RETIRED"
         assert answer(owner) == policy_hash
-        active, retired = json_lines(run("identity", "list", *config).stdout)
+        active, retired = broker_rows(run("identity", "list", *config).stdout)
         assert [row["state"] for row in (active, retired)] == ["contested, active", "contested, retired"]
         assert [row["serial_number"] for row in (active, retired)] == [owner.serial_number, copy.serial_number]
         assert {row["source_ip"] for row in (active, retired)} == {"127.0.0.1"}
@@ -223,14 +224,14 @@ def test_contested_identity_is_settled_beside_the_running_broker(files: BrokerFi
         program_name, *decide = shlex.split(retired["remedy"].partition(": ")[2])
         assert program_name == "certplane-broker"
         decided = run(*decide, *config)
-        (row,) = json_lines(decided.stdout)
+        (row,) = broker_rows(decided.stdout)
         assert (row["name"], row["serial_number"]) == (files.host, copy.serial_number)
         assert owner.serial_number in row["result"]
         blocking_until(lambda: answer(copy) == policy_hash)
         blocking_until(lambda: answer(owner) == "IDENTITY_REVOKED")
-        (listed,) = json_lines(run("identity", "list", *config).stdout)
+        (listed,) = broker_rows(run("identity", "list", *config).stdout)
         assert (listed["state"], listed["serial_number"]) == ("denied", owner.serial_number)
-        everything = json_lines(run("identity", "list", "--all", *config).stdout)
+        everything = broker_rows(run("identity", "list", "--all", *config).stdout)
         assert [row["state"] for row in everything] == ["denied", "active"]
         again = run(*decide, *config)
         assert (again.returncode, again.stdout) == (1, "")
@@ -273,7 +274,7 @@ def test_check_tells_the_same_without_starting(files: BrokerFiles) -> None:
     """`check` finds what a start would, and changes nothing."""
     good = run("check", "--offline", "-c", files.config)
     assert good.returncode == 0, good.stderr
-    assert json.loads(good.stdout)["server_serial_number"] == files.pair.serial_number
+    assert json.loads(good.stdout)["serverSerialNumber"] == files.pair.serial_number
     assert not (files.directory / "broker.db").exists()
     assert not (files.directory / "account.key").exists()
     key_of(files).chmod(0o644)
@@ -376,7 +377,7 @@ def test_tables_on_a_terminal(files: BrokerFiles) -> None:
         subprocess.run(command, stdout=child, stderr=subprocess.PIPE, timeout=HANG, check=True)
         text = os.read(parent, 65536).decode()
         subprocess.run([*command, "--json"], stdout=child, stderr=subprocess.PIPE, timeout=HANG, check=True)
-        assert json.loads(os.read(parent, 65536).decode())["policy_hash"]
+        assert json.loads(os.read(parent, 65536).decode())["policyHash"]
     finally:
         os.close(parent)
         os.close(child)

@@ -57,6 +57,7 @@ from tests.support.killing import (
 )
 from tests.support.limits import UNLIMITED
 from tests.support.parts import need_part
+from tests.support.status_json import status_by_name
 from tests.support.waiting import HANG, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
@@ -115,9 +116,7 @@ async def status_of(host: Host, certificate: str = "web") -> dict[str, Any]:
     """A certificate in `status --json`; "identity" for the host's own."""
     finished = await host.run("status", "--json")
     assert finished.status == 0, finished.stderr
-    report = json.loads(finished.stdout)
-    found: dict[str, Any] = {each["name"]: each for each in [report["identity"], *report["certificates"]]}[certificate]
-    return found
+    return status_by_name(finished.stdout)[certificate]
 
 
 async def get_identity(channel: grpc.aio.Channel) -> enrollment_pb2.GetIdentityResponse:

@@ -16,6 +16,7 @@ from certplane.sandbox.deployment import Deployment, DeploymentOptions, Host, ru
 from certplane.sandbox.operator import Operator
 from tests.support.killing import assert_issued_once, begin, ended, killing_at, leaf_of, settle_on_a_port
 from tests.support.parts import need_part
+from tests.support.status_json import status_document
 from tests.support.waiting import until
 
 pytestmark = [
@@ -50,9 +51,7 @@ class Fleet:
         return said
 
     async def status(self) -> dict[str, Any]:
-        finished = await self.host.run("status", "--json")
-        said: dict[str, Any] = json.loads(finished.stdout)
-        return said
+        return status_document((await self.host.run("status", "--json")).stdout)
 
     async def enrolled(self) -> None:
         for finished in (await self.operator.enroll(), await self.host.run("enroll")):

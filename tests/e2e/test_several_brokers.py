@@ -19,6 +19,7 @@ from tests.support.killing import settle_on_a_port
 from tests.support.limits import UNLIMITED
 from tests.support.parts import need_part
 from tests.support.several_brokers import Broker
+from tests.support.status_json import status_document
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.e2e
@@ -44,7 +45,7 @@ class World:
     async def connected_to(self) -> Broker | None:
         """The broker that has the stream, as `status` names it, once the certificate is in use and all is told."""
         finished = await self.host.run("status", "--json")
-        report = json.loads(finished.stdout)
+        report = status_document(finished.stdout)
         link, (web,) = report["broker"], report["certificates"]
         connected = link["phase"] == "connected" and not link["unacknowledged_reports"] and web["state"] == "waiting"
         return next((each for each in self.brokers if connected and each.url == link["broker_url"]), None)

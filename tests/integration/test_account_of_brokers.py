@@ -342,4 +342,4 @@ async def command(capsys: pytest.CaptureFixture[str], config: str, *arguments: s
     said = capsys.readouterr()
     assert "Traceback" not in said.err
     assert "PRIVATE" not in said.out + said.err
-    return status, json.loads(said.out)["key_sha256"] if said.out else ""
+    return status, json.loads(said.out)["keySha256"] if said.out else ""

@@ -38,6 +38,7 @@ from certplane.sandbox.process import ServerProcess
 from tests.support.killing import events, settle_on_a_port
 from tests.support.limits import UNLIMITED
 from tests.support.lineages import LocalIssuer, pair_problem, standing_pair
+from tests.support.status_json import status_document
 from tests.support.tls_services import Nginx, served_serial
 from tests.support.waiting import until
 
@@ -178,7 +179,7 @@ class Soak:
     async def _shown(self) -> dict[str, Any]:
         finished = await self.host.run("status", "--json")
         assert finished.stdout, finished.stderr
-        return dict(json.loads(finished.stdout))
+        return status_document(finished.stdout)
 
     def issued(self) -> list[str]:
         """Serial numbers of all certificates that Pebble has made, oldest first."""

@@ -63,11 +63,13 @@ def _show(
         hosts.sort(key=urgency)  # an older broker has sent them by name, and counts nothing
     count = first.host_count or len(hosts)
     connected = first.connected_host_count if first.host_count else sum(host.connected for host in hosts)
+    services = any(host.kind == renewal_pb2.HOST_KIND_SERVICE for host in hosts)
+    total = hosts_total(count, connected, services=services)
     counts = totals(first.health_counts or counts_of(hosts))
     rows = host_rows(hosts)
-    out.parts(hosts_total(count, connected), counts)
+    out.parts(total, counts)
     out.lines([""])
     out.table(host_columns(hosts, session.now()), rows)
     if len(rows) > _SCREEN:
         out.lines([""])
-        out.parts(hosts_total(count, connected), counts)
+        out.parts(total, counts)

@@ -153,9 +153,10 @@ def totals(counts: Iterable[fleet_pb2.HealthCount]) -> list[tuple[str, Style]]:
     ]
 
 
-def hosts_total(hosts: int, connected: int) -> str:
+def hosts_total(hosts: int, connected: int, *, services: bool) -> str:
     """How many, and how many are there."""
-    return f"{counted(hosts, 'host')}, {connected} connected"
+    what = f"{hosts} hosts and services" if services else counted(hosts, "host")
+    return f"{what}, {connected} connected"
 
 
 def cause_text(status: renewal_pb2.CertificateStatus) -> str:

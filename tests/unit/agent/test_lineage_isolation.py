@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from certplane.agent.renewal.status import is_well
 from certplane.agent.settings import load_settings
 from certplane.errors import CertplaneError
 from tests.support.agent_world import AgentWorld
+from tests.support.status_json import status_by_name
 from tests.support.waiting import HANG, until
 
 CASES = Path(__file__).parents[2] / "cases"
@@ -247,8 +247,7 @@ async def shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, A
     """What `status --json` says, by certificate."""
     options = cli._parser().parse_args(["status", "--json"])
     assert await cli._run(options, load_settings(folder / "agent.yml")) == 0
-    document = json.loads(capsys.readouterr().out)
-    return {each["name"]: each for each in [document["identity"], *document["certificates"]]}
+    return status_by_name(capsys.readouterr().out)
 
 
 async def test_a_control_socket_that_cannot_be_made_stops_no_renewal(

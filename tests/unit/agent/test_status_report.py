@@ -7,13 +7,17 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from google.protobuf.json_format import MessageToDict, ParseDict
+
 from certplane.agent.link.state import LinkPhase, LinkState
 from certplane.agent.model import DirectedRenewal, LineageStatus, PendingRequest, Version
 from certplane.agent.renewal.facts import LineageFacts
 from certplane.agent.renewal.plan import LineageSpec
 from certplane.agent.renewal.status import new_status
-from certplane.agent.status import StatusReport, lineage_report, link_report, to_json, to_text
+from certplane.agent.status import StatusReport, lineage_report, link_report, to_text
+from certplane.agent.status_json import to_json
 from certplane.fleet_report.model import CertificateState, RenewalCause, RenewalStep
+from certplane.v1 import renewal_pb2
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -99,53 +103,55 @@ def test_json_has_every_field_and_times_as_rfc_3339() -> None:
     )  # fmt: skip
     facts = LineageFacts(versions=(VERSION, newer), current=VERSION, pending=pending, status=degraded)
     document = json.loads(to_json(report(facts)))
-    assert sorted(document) == ["broker", "certificates", "identity", "identity_name", "running"]
-    assert document["broker"] == {
-        "phase": "idle",
-        "since": None,
-        "last_error": "",
-        "last_connected_time": None,
-        "broker_version": "",
-        "clock_skew_seconds": None,
-        "next_attempt_time": None,
-        "unacknowledged_reports": 0,
-        "broker_url": "",
-    }
+    assert sorted(document) == ["broker", "certificates", "identity", "identityName"]
+    assert document["broker"] == {"phase": "idle", "unacknowledgedReports": 0}
     (web,) = document["certificates"]
     assert web == {
         "name": "web",
-        "state": "degraded",
-        "version": 3,
-        "newest_version": 4,
-        "dns_names": ["a.example", "b.example"],
-        "serial_number": "1f",
-        "not_before": "2026-11-13T12:00:00Z",
-        "not_after": "2027-02-11T12:00:00Z",
-        "renew_time": "2027-01-12T12:00:00Z",
+        "dnsNames": ["a.example", "b.example"],
+        "state": "STATE_DEGRADED",
+        "failedStep": "STEP_RELOAD",
+        "issued": {"version": "4"},
+        "installed": {
+            "certificateId": "certificate-3",
+            "serialNumber": "1f",
+            "notBeforeTime": "2026-11-13T12:00:00Z",
+            "notAfterTime": "2027-02-11T12:00:00Z",
+            "version": "3",
+        },
+        "served": {
+            "serialNumber": "1f",
+            "notAfterTime": "2027-02-11T12:00:00Z",
+            "version": "3",
+            "observeTime": "2026-11-23T12:00:00Z",
+        },
+        "renewTime": "2027-01-12T12:00:00Z",
+        "renewReason": "renew_before",
+        "lastError": "the reload ended with status 1",
+        "requestFailures": 0,
+        "activationFailures": 2,
+        "nextAttemptTime": "2026-11-24T12:00:00Z",
+        "activateTime": "2026-11-24T12:00:00Z",
+        "updateTime": "2026-11-23T12:00:00Z",
+        "health": "HEALTH_FAILING",
+        "healthReason": "reload: the reload ended with status 1",
+        "severity": "warning",
         "expired": False,
         "overdue": False,
-        "certificate_id": "certificate-3",
-        "order_id": "order-9",
-        "renew_reason": "renew_before",
-        "failures": 0,
-        "activation_failures": 2,
-        "next_attempt_time": "2026-11-24T12:00:00Z",
-        "last_error": "the reload ended with status 1",
-        "update_time": "2026-11-23T12:00:00Z",
-        "failed_step": "reload",
-        "activate_after": "2026-11-24T12:00:00Z",
-        "served_serial_number": "1f",
-        "served_version": 3,
-        "served_not_after": "2027-02-11T12:00:00Z",
-        "verify_time": "2026-11-23T12:00:00Z",
-        "verify_error": "",
-        "verify_failures": 0,
-        "next_verify_time": "2026-11-24T12:00:00Z",
-        "health": "FAILING",
-        "severity": "warning",
-        "health_text": "reload: the reload ended with status 1",
-        "remedy": "",
+        "orderId": "order-9",
+        "verifyFailures": 0,
+        "nextVerifyTime": "2026-11-24T12:00:00Z",
     }
+
+
+def test_the_shape_is_that_of_the_broker() -> None:
+    """A script reads a host's own answer as it reads `certplanectl host`: each shared member is the message's."""
+    members = json.loads(to_json(report(FACTS)))["certificates"][0]
+    own = {"severity", "expired", "overdue", "orderId", "verifyError", "verifyFailures", "nextVerifyTime"}
+    shared = {name: value for name, value in members.items() if name not in own}
+    message = ParseDict(shared, renewal_pb2.CertificateStatus())
+    back = MessageToDict(message)
+    assert {name: value for name, value in shared.items() if value} == back
 
 
 def test_what_is_served_and_what_waits_is_shown() -> None:
@@ -205,7 +211,7 @@ def test_a_clock_that_is_wrong_is_shown() -> None:
     ):
         shown = report(FACTS, link=LinkState(clock_skew=skew))
         assert to_text(shown, NOW).splitlines()[1] == line
-        assert json.loads(to_json(shown))["broker"]["clock_skew_seconds"] == skew.total_seconds()
+        assert json.loads(to_json(shown))["broker"]["clockSkew"] == f"{skew.total_seconds():g}s"
 
 
 def test_reports_that_wait_are_counted_and_a_dead_agents_stream_is_none() -> None:

@@ -13,6 +13,7 @@ from certplane.broker.model import CertificateRecord, OrderState
 from certplane.broker.ports import OrderChange
 from tests.fakes.clock import ManualClock
 from tests.support.broker_files import BrokerFiles
+from tests.support.status_json import broker_rows
 from tests.support.stores import StoreHarness, StorePlace
 
 
@@ -58,7 +59,7 @@ def test_a_deny_names_the_orders_that_the_ca_may_still_issue_for(
     order_id = asyncio.run(make())
     assert main(["-c", str(files.config), "identity", "deny", *arguments, "--json"]) == 0
     said = capsys.readouterr()
-    assert json.loads(said.out)["orders_at_the_ca"] == [order_id]
+    assert json.loads(said.out)["ordersAtTheCa"] == [order_id]
     assert (
         f"the CA may issue for orders that it has already: {order_id}; the broker hands such a certificate to nobody"
         in said.err
@@ -115,7 +116,7 @@ def test_a_certificate_s_facts(
 ) -> None:
     """Without a form it is the facts that lists have too, and its PEM beside them in JSON; nothing is audited."""
     assert main(["-c", str(files.config), "certs", "show", record.certificate_id, "--json"]) == 0
-    row = json.loads(capsys.readouterr().out)
+    (row,) = broker_rows(capsys.readouterr().out)
     assert row["serial_number"] == record.serial_number
     assert (row["certificate_pem"], row["chain_pem"]) == (record.certificate_pem, record.chain_pem)
     assert main(["-c", str(files.config), "audit", "tail", "--json"]) == 0
