@@ -199,10 +199,13 @@ class _Demo:
         show.heading("6. The fleet: the agent stays connected, an operator sees it and has a certificate renewed")
         await self._tell_of_the_fleet(deployment, host)
 
-        show.heading("7. What the host has (agent.yml is as it was, and its agent stopped)")
+        show.heading("7. A trouble: the policy gives a profile another name; found at once, and mended before it hurts")
+        await self._tell_of_a_trouble(deployment, host)
+
+        show.heading("8. What the host has, its agent stopped")
         await show.run(*_AGENT, "status")
 
-        show.heading("8. The audit log: what was decided, for whom, and why")
+        show.heading("9. The audit log: what was decided, for whom, and why")
         await show.run(*_BROKER, "audit", "tail", "--limit", "20", table=True)
         await show.run(*_BROKER, "certs", "list", table=True)
 
@@ -224,7 +227,36 @@ class _Demo:
         await self._installed(alice, lambda serial: serial != before)
         show.say("The broker told the agent, and the agent told the broker each step:")
         await show.run(*_CTL, "host", "web1", table=True)
+
+    async def _tell_of_a_trouble(self, deployment: Deployment, host: Host) -> None:
+        """The broker compares what each host asks for with the policy, the moment either changes."""
+        show, alice = self._show, Operator(deployment, _OPERATOR)
+        names = [*_POLICY["profiles"]["apps"]["dns_names"], "*.dev.certplane.test"]
+        profiles = {**_POLICY["profiles"], "apps": {"type": "wildcard", "dns_names": names}}
+        deployment.write_policy({**_POLICY, "profiles": profiles})
+        await show.run("grep", "-A4", "apps:", "broker/policy.yml")
+        await show.run(*_BROKER, "reload", table=True)
+        await self._health(alice, "HEALTH_MISMATCHED")
+        await show.run(*_CTL, "summary", table=True)
+        show.say("Its remedy, on the host:")
+        host.write_config([{**each, "dns_names": names} if each["name"] == "apps" else each for each in _CERTIFICATES])
+        await show.run("grep", "-A4", "name: apps", f"{_FILES}/agent.yml")
+        show.lines(f"$ {shlex.join(_AGENT)} run &")
+        await host.start()
+        await host.until_running()
+        await self._health(alice, "HEALTH_OK")
+        await show.run(*_CTL, "certs", "--host", "web1", "--check", table=True)
         await host.stop()
+
+    async def _health(self, alice: Operator, wanted: str) -> None:
+        """Wait until the broker knows the worst health of the host's certificates to be this one."""
+        for _ in range(_LOOKS):
+            answer = await alice.run("certs", "--host", "web1", "--json")
+            found = [json.loads(line)["certificate"] for line in answer.stdout.splitlines()]
+            if found and found[0].get("health") == wanted:
+                return
+            await asyncio.sleep(_BETWEEN_LOOKS)
+        raise ServerStartError("certplane-broker", f"does not say {wanted}:\n{answer.stdout}{answer.stderr}")
 
     async def _installed(self, alice: Operator, wanted: Callable[[str], bool]) -> str:
         """The serial number of the certificate `web` that the broker knows to be in use, once it is a wanted one."""
@@ -241,7 +273,7 @@ class _Demo:
 
     async def _ask_openssl(self, deployment: Deployment) -> None:
         show = self._show
-        show.heading("9. What openssl says of the installed chain")
+        show.heading("10. What openssl says of the installed chain")
         (self._folder / "pebble" / "root.pem").write_bytes((await deployment.pebble.root()).public_bytes(Encoding.PEM))
         for name in ("web", "site"):
             certificate = f"{_FILES}/tls/{name}.cert.pem"

@@ -50,7 +50,13 @@ def _agent_commands(deployment: Deployment, host: Host) -> Iterator[str]:
 
 def _fleet_commands(operator: Path) -> Iterator[str]:
     ctl = f"certplanectl -c {operator}"
-    for command in ("fleet", "watch", "host web1", "renew --host web1 --profile site --reason 'trying it' --yes"):
+    for command in (
+        "summary",
+        "fleet",
+        "watch",
+        "host web1",
+        "renew --host web1 --profile site --reason 'trying it' --yes",
+    ):
         yield f"{ctl} {command}"
 
 

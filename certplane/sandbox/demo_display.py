@@ -15,6 +15,7 @@ import pty
 import shlex
 import subprocess
 import sys
+import termios
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from certplane.sandbox.errors import SandboxError
 
 _BOLD, _DIM, _CYAN, _PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[36m", "\x1b[0m"
 _WIDTH = 100
+_TABLE_WIDTH = 120
 
 
 class CommandFailedError(SandboxError):
@@ -107,8 +109,9 @@ class Display:
     async def _run_on_terminal(self, command: tuple[str, ...]) -> int:
         """With standard output on a terminal of its own, whose text goes on to our stream."""
         reading, writing = pty.openpty()
+        termios.tcsetwinsize(writing, (50, _TABLE_WIDTH))
         try:
-            process = await self._start(command, stdout=writing)
+            process = await self._start(command, stdout=writing, environment={"NO_COLOR": "1"})
         finally:
             os.close(writing)
         loop = asyncio.get_running_loop()
@@ -136,12 +139,14 @@ class Display:
         self._stream.flush()
         return status
 
-    async def _start(self, command: tuple[str, ...], *, stdout: int) -> asyncio.subprocess.Process:
+    async def _start(
+        self, command: tuple[str, ...], *, stdout: int, environment: Mapping[str, str] | None = None
+    ) -> asyncio.subprocess.Process:
         self._stream.flush()
         return await asyncio.create_subprocess_exec(
             *command,
             cwd=self._folder,
-            env=self._environment,
+            env={**self._environment, **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=self._stream.fileno(),

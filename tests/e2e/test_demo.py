@@ -78,6 +78,12 @@ def test_whole_story(environment: dict[str, str]) -> None:
     assert '"reason": "policy does not give this profile to this identity"' in denial
     assert "1 host connected now" in output_of(output, f"{CTL} renew --host web1")
     assert "version 3" in output.partition(f"$ {CTL} host web1\n")[2].partition("\n7. ")[0]
+    trouble = output.partition(f"$ {CTL} summary\n")[2].partition("\n8. ")[0]
+    assert "1 x MISMATCHED NAMES_NOT_ALLOWED apps at web1.certplane.test" in trouble
+    assert "make `dns_names` of apps in agent.yml those of profile apps" in trouble
+    mended = output_of(output, f"{CTL} certs --host web1 --check")
+    assert "*.apps.certplane.test *.dev.certplane.test" in mended
+    assert "MISMATCHED" not in mended
     status = output_of(output, f"{AGENT} status") + output.partition("STATE")[2]
     assert "*.apps.certplane.test" in status
     audit = output_of(output, "certplane-broker -c broker/broker.yml audit tail --limit 20")

@@ -126,9 +126,10 @@ def _cause(cause: Summary.Cause, now: datetime) -> str:
 
 
 def _missing(missing: Summary.Missing, now: datetime) -> str:
-    heard = f"last heard {off(missing.last_seen_time, now)}" if missing.HasField("last_seen_time") else "never came"
+    never = "" if missing.reason else "never came"  # which is the reason, mostly
+    heard = f"last heard {off(missing.last_seen_time, now)}" if missing.HasField("last_seen_time") else never
     ends = f"  {_ends(missing.soonest_not_after_time, now)}" if missing.HasField("soonest_not_after_time") else ""
-    return f"{missing.host}  {heard}{ends}  {missing.reason}".rstrip()
+    return "  ".join(filter(None, (missing.host, heard, ends.strip(), missing.reason)))
 
 
 def _days(ending: Summary.Ending) -> str:
