@@ -79,7 +79,7 @@ from certplane.broker.telemetry import PrometheusMeter, watch_loop
 from certplane.broker.wiring import (
     FleetParts,
     admission_control,
-    coalescing,
+    auditing,
     fleet_parts,
     issuance_settings,
     listening_server,
@@ -154,7 +154,9 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         )
         issuing_started = await stack.enter_async_context(issuing.running())
         stores = await stack.enter_async_context(stores_of_a_broker(settings, secrets, clock, meter))
-        denials, repeats = await stack.enter_async_context(coalescing(stores, clock, new_id, meter))
+        denials, repeats, seals = await stack.enter_async_context(
+            auditing(settings, stores, secrets, clock=clock, new_id=new_id, meter=meter)
+        )
         broker_name = who(settings, stores.members.broker_id)
         await stores.audit.append(start_events(prepared, trail, broker_name))
 
@@ -339,6 +341,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 notifying(settings, secrets, stores.outbox, fleet, clock=clock, meter=meter)
             ),
             soundness=SoundnessWatch(stores.soundness, audit=stores.audit, trail=trail, clock=clock, meter=meter),
+            seals=seals,
             budget=BudgetWatch(
                 stores.order_listing,
                 lambda: prepared.policy.current.profiles,

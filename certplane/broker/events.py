@@ -89,6 +89,7 @@ CHANGE_EVENTS: Final = frozenset(
         AuditEventType.BROKER_STARTED,
         AuditEventType.BROKER_STOPPED,
         AuditEventType.CERTIFICATE_REVOKED,
+        AuditEventType.HOST_FORGOTTEN,
         AuditEventType.IDENTITY_ALLOWED,
         AuditEventType.IDENTITY_CONTESTED,
         AuditEventType.IDENTITY_DENIED,

@@ -37,6 +37,7 @@ from certplane.broker.members.skew import check_clock
 from certplane.broker.model import ChangeKind
 from certplane.broker.notify.watch import NotificationWatch
 from certplane.broker.ports import ChangeFeed, Meter, RepeatCounts, SecretSource
+from certplane.broker.proof.sealing import Sealing
 from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.retention import Retention
 from certplane.broker.settings import BrokerSettings, StoreDriver
@@ -112,6 +113,7 @@ def roles_of(
     retention: Retention,
     soundness: SoundnessWatch,
     notifications: NotificationWatch | None,
+    seals: Sealing,
     budget: BudgetWatch,
     clock: Clock,
     meter: Meter,
@@ -124,7 +126,11 @@ def roles_of(
         follow_members(roles, stores.changes, membership)
 
     async def upkeep() -> None:
-        async with running(retention.prune(), "retention"), running(planner.tidy(), "plans of what is gone"):
+        async with (
+            running(retention.prune(), "retention"),
+            running(planner.tidy(), "plans of what is gone"),
+            running(seals.run_for_others(), "audit checkpoints of others"),
+        ):
             if membership is None:
                 await asyncio.Event().wait()  # what it had counted itself, its next start looks at
             await _recover_counts(stores.repeats, clock)

@@ -19,6 +19,7 @@ from certplane.broker.accounts.seal import HOW_TO_MAKE, SealError, SealKeys
 from certplane.broker.configured import locating
 from certplane.broker.ports import SecretSource
 from certplane.broker.prepared import Prepared
+from certplane.broker.proof.checkpoints import CheckpointKeyError, Signer
 from certplane.broker.secrets.env import EnvSecrets
 from certplane.broker.secrets.files import FileSecrets
 from certplane.broker.secrets.source import CREDENTIALS_VARIABLE, SecretsProvider
@@ -46,11 +47,13 @@ async def unreadable_secrets(
             secret = await secrets.read(name)
             if name == settings.store.seal_secret:
                 SealKeys(secret)
+            elif name == settings.audit.checkpoint_key_secret:
+                Signer(secret)
             elif name in keys:
                 load_private_key(secret.encode())
         except RefusalError as error:
             problems.append(dataclasses.replace(at, message=error.refusal.message))
-        except SealError as error:
+        except (SealError, CheckpointKeyError) as error:
             message = f"the secret {name!r} {error}"
             problems.append(dataclasses.replace(at, message=message, remedy=HOW_TO_MAKE))
         except PrivateKeyError as error:
@@ -69,6 +72,7 @@ def secret_names(settings: BrokerSettings, prepared: Prepared | None) -> dict[st
 
     note(settings.store.password_secret, "store.password_secret")
     note(settings.store.seal_secret, "store.seal_secret")
+    note(settings.audit.checkpoint_key_secret, "audit.checkpoint_key_secret")
     for issuer, ca in settings.cas.items():
         note(ca.account_key.secret, f"{settings.ca_section(issuer)}.account_key.secret")
         if ca.eab is not None:

@@ -53,6 +53,9 @@ ALLOWED: Final = (
     Allowed("identities", "ORDER BY identities.name", "read whole into memory, on the read thread: a start, a gap"),
     Allowed("audit_repeats", "audit_repeats", "what is being counted: bounded; looked at by a start, and each minute"),
     Allowed("audit_events", "ORDER BY audit_events.sequence DESC", "the newest: the end of the table, up to a limit"),
+    Allowed(
+        "ix_audit_chains_open", "audit_chains.end_time IS NULL", "partial: of programs that run, or ended just now"
+    ),
     Allowed("certificates", "ORDER BY certificates.create_time DESC", "the newest: the end of an index, up to a limit"),
     Allowed("acme_accounts", "ORDER BY acme_accounts.issuer", "a row an issuer: read by a command that seals all anew"),
     Allowed("leases", "leases.holder", "a row a role: a handful, read for people"),

@@ -20,6 +20,7 @@ from certplane.broker.events import AuditEvent, AuditEventType
 from certplane.broker.members.model import Member
 from certplane.broker.model import CertificateRecord, Order, OrderDraft
 from certplane.broker.ports import DurableLimits
+from certplane.broker.proof.sealing import Sealing
 from certplane.broker.store import open_stores
 from tests.fakes.clock import ManualClock
 from tests.support.memory_store import MemoryStores
@@ -120,6 +121,10 @@ class StoreHarness:
 
     async def event_ids(self) -> list[object]:
         return [record["event_id"] for record in await self.stores.audit.tail(1000)]
+
+    async def seal(self) -> None:
+        """Give the own chain of audit events a checkpoint, as a broker does every few minutes."""
+        await Sealing(self.stores.audit_proof, self.clock, None).seal_own()
 
     def draft(self, **values: Any) -> OrderDraft:
         return draft(**values)

@@ -11,6 +11,7 @@ from typing import Annotated, Final, Self
 from urllib.parse import parse_qs, urlsplit
 
 from certplane.broker.ports import DurableLimits
+from certplane.broker.proof.checkpoints import CheckpointKeyError, Verifier
 from certplane.config.decoding import Check, KeyProblem
 from certplane.config.durations import DurationError, format_duration, parse_duration
 
@@ -113,13 +114,27 @@ def _url_problems(key: str, url: str) -> Iterator[KeyProblem]:
 
 @dataclass(frozen=True, slots=True)
 class AuditSettings:
-    """The audit log. `spill_path` takes, under fail_open, what the database doesn't; unset, it stands beside it."""
+    """The audit log. `spill_path` takes, under fail_open, what the database doesn't; unset, it stands beside it.
+
+    `checkpoint_key_secret` signs how far the log has come; `checkpoint_keys` are public keys that have signed before.
+    """
 
     enabled: bool = True
     failure_mode: AuditFailureMode = AuditFailureMode.FAIL_OPEN
     mirror_to_log: bool = False
     spill_path: Path | None = None
     keep: Keep = _DEFAULT_KEEP
+    checkpoint_key_secret: str = ""
+    checkpoint_keys: tuple[str, ...] = ()
+
+    def problems(self) -> Iterator[KeyProblem]:
+        """Public keys are keys."""
+        for number, key in enumerate(self.checkpoint_keys):
+            try:
+                Verifier([key])
+            except CheckpointKeyError as error:
+                remedy = "copy it from `certplane-broker audit keys`"
+                yield KeyProblem(f"checkpoint_keys[{number}]", f"{error}", remedy)
 
     @property
     def mode(self) -> str:

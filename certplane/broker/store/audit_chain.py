@@ -1,29 +1,19 @@
-"""The chains of audit events: each writer's own, so that none waits for another's (ADR 0043).
+"""This writer's chain of audit events (`certplane.broker.proof`), as it is written.
 
-    genesis = SHA-256(which chain, whose, since when, and the newest event of the log when it began)
-    hash of event n = SHA-256(hash of event n - 1, n, its time, its id, its stored octets)
-
-A writer is one start of a broker, or one command. It has one connection that writes, so its events have one order; the
-group commit numbers them on the writer's thread, in the transaction that they stand in. A transaction that was undone
-gives its numbers back. Of one whose end nobody knows (the connection was lost during the commit) they may be durable
-or not: that chain stays as it is, and the writer goes on with a new one.
-
-Who can write to the database can also compute hashes. What they can't do is sign a checkpoint (`audit.seals`), nor
-change what stands before one.
+The group commit numbers events on the writer's thread, in the transaction that they stand in. A transaction that was
+undone gives its numbers back. Of one whose end nobody knows (the connection was lost during the commit) they may be
+durable or not: that chain stays as it is, and the writer goes on with a new one.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 from sqlalchemy import bindparam, select
 
+from certplane.broker.proof.chain import ChainStart, Head, next_hash
 from certplane.broker.store.audit_records import EventRow
 from certplane.broker.store.rows import to_micros
 from certplane.broker.store.schema import audit_chains, audit_events
@@ -37,58 +27,6 @@ COLUMNS: Final = ("event_id", "create_time", "record", "chain_id", "number", "ha
 _START: Final = (
     "writer_id", "start_time", "after_chain_id", "after_number", "after_hash", "first_sequence"
 )  # fmt: skip
-_DOMAIN: Final = "certplane audit chain 1"
-_head: Final = struct.Struct(">Qq?H").pack
-_sha256: Final = hashlib.sha256
-
-
-@dataclass(frozen=True, slots=True)
-class ChainStart:
-    """What a chain begins with."""
-
-    chain_id: int
-    writer_id: str
-    start_time: int
-    after_chain_id: int
-    after_number: int
-    after_hash: bytes
-
-    @property
-    def genesis(self) -> bytes:
-        """The hash before the first event's."""
-        after = (self.after_chain_id, self.after_number, self.after_hash.hex())
-        said = (_DOMAIN, self.chain_id, self.writer_id, self.start_time, *after)
-        return _sha256(json.dumps(said, separators=(",", ":")).encode()).digest()
-
-
-class ChainedEvent(NamedTuple):
-    """A row of the log as it is read to be proven; without a chain it is of a release that had none."""
-
-    sequence: int
-    event_id: str
-    create_time: int
-    record: str
-    body: bytes | None
-    chain_id: int | None
-    number: int | None
-    hash: bytes | None
-
-
-def next_hash(before: bytes, number: int, event: EventRow | ChainedEvent) -> bytes:
-    """The hash of an event, from that of the one before it in its chain and from what is stored."""
-    name = event.event_id.encode()
-    body = event.body
-    # Its length goes before the id, so that no two events are one sequence of octets.
-    head = _head(number, event.create_time, body is not None, len(name))
-    return _sha256(b"".join((before, head, name, event.record.encode() if body is None else body))).digest()
-
-
-class Head(NamedTuple):
-    """How far a chain has come."""
-
-    chain_id: int
-    number: int
-    hash: bytes
 
 
 class AuditChain:

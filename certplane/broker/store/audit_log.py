@@ -15,7 +15,8 @@ from typing_extensions import override
 
 from certplane.broker.events import AuditEvent
 from certplane.broker.ports import AuditImport, AuditLog
-from certplane.broker.store.audit_chain import COLUMNS, AuditChain, Head
+from certplane.broker.proof.chain import Head
+from certplane.broker.store.audit_chain import COLUMNS, AuditChain
 from certplane.broker.store.audit_records import EventRow, event_row, record_of, record_row
 from certplane.broker.store.batch import AuditTable, Done, store_unavailable
 from certplane.broker.store.schema import audit_events

@@ -33,7 +33,7 @@ from enum import Enum, auto
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from certplane.broker.ports import AuditFallback
-from certplane.broker.store.audit_chain import Head
+from certplane.broker.proof.chain import Head
 from certplane.broker.store.audit_records import EventRow
 from certplane.broker.store.session import Fault, Session, SqlError
 from certplane.errors import Reason, RefusalError

@@ -590,6 +590,13 @@ audit_chains = Table(
     sqlite_autoincrement=True,
 )
 
+Index(
+    "ix_audit_chains_open",  # whose ends another broker may have to seal
+    audit_chains.c.chain_id,
+    sqlite_where=text("end_time IS NULL"),
+    postgresql_where=text("end_time IS NULL"),
+)
+
 audit_checkpoints = Table(
     # How far a chain had come at a time, and its hash there, signed.
     "audit_checkpoints",

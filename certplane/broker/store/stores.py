@@ -19,6 +19,7 @@ from certplane.broker.ports import AuditFallback, Meter, NullMeter
 from certplane.broker.store import sqlite
 from certplane.broker.store.accounts import SqlAccounts
 from certplane.broker.store.audit_log import AuditRows, SqlAuditLog
+from certplane.broker.store.audit_proof import SqlAuditProof
 from certplane.broker.store.audit_reader import SqlAuditReader
 from certplane.broker.store.batch import GroupCommit
 from certplane.broker.store.broker_requests import SqlBrokerRequests
@@ -97,6 +98,7 @@ class Stores:
     issued: SqlIssuedCertificates
     audit: SqlAuditLog
     audit_reader: SqlAuditReader
+    audit_proof: SqlAuditProof
     repeats: SqlRepeatCounts
     upkeep: SqlUpkeep
     changes: SqlChangeFeed
@@ -247,6 +249,7 @@ def assemble(
         issued=SqlIssuedCertificates(reader),
         audit=log,
         audit_reader=SqlAuditReader(reader),
+        audit_proof=SqlAuditProof(reader, writer, rows, clock),
         repeats=SqlRepeatCounts(reader, writer, log, rows, audit or _NoAudit(), clock=clock, broker_id=writer_id),
         upkeep=SqlUpkeep(reader, writer, path),
         changes=feed,

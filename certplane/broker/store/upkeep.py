@@ -13,7 +13,19 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import BindParameter, ColumnElement, Table, bindparam, delete, exists, or_, select, text
+from sqlalchemy import (
+    BigInteger,
+    BindParameter,
+    ColumnElement,
+    Table,
+    bindparam,
+    delete,
+    exists,
+    or_,
+    select,
+    text,
+    update,
+)
 from typing_extensions import override
 
 from certplane.broker.model import OrderState
@@ -22,6 +34,8 @@ from certplane.broker.store.audit_log import reading
 from certplane.broker.store.batch import Done
 from certplane.broker.store.rows import from_micros, to_micros
 from certplane.broker.store.schema import (
+    audit_chains,
+    audit_checkpoints,
     audit_events,
     certificate_statuses,
     certificates,
@@ -39,6 +53,8 @@ from certplane.broker.store.writer import Writer
 
 _IDS: Final = 64
 """Rows of one statement: shorter lists are filled up with their last one."""
+_SEGMENTS: Final = 64
+"""Of a chain that are looked at together: so many that one of a clock that went ahead is seen past."""
 _COUNTED: Final = timedelta(days=8)
 """The longest window of a limit is a week; a day more for clocks."""
 
@@ -105,14 +121,30 @@ class SqlUpkeep(Upkeep):
         )
         # The first rows and their times, not the rows of a time: no index of the times has to be kept for it.
         self._first_events = compiler(
-            select(audit_events.c.sequence, audit_events.c.create_time)
+            select(*(audit_events.c[name] for name in ("sequence", "create_time", "chain_id", "number")))
             .where(audit_events.c.sequence > bindparam("after"))
             .order_by(audit_events.c.sequence)
             .suffix_with(limited_to())
         )
-        self._delete_events = compiler(
-            delete(audit_events).where(
-                audit_events.c.sequence <= bindparam("last"), audit_events.c.create_time < before
+        self._delete_events = self._deleting(audit_events, "sequence")
+        of, number = audit_checkpoints.c, bindparam("number", type_=BigInteger)
+        self._segments = compiler(
+            select(of.number, of.time)
+            .where(of.chain_id == bindparam("chain_id"), of.number >= number)
+            .order_by(of.number)
+            .suffix_with(limited_to(_SEGMENTS))
+        )
+        self._pruned = compiler(
+            select(audit_chains.c.pruned_number).where(audit_chains.c.chain_id == bindparam("chain_id"))
+        )
+        self._prune_chain = compiler(
+            update(audit_chains)
+            .where(audit_chains.c.chain_id == bindparam("which"), audit_chains.c.pruned_number < bindparam("until"))
+            .values(pruned_number=bindparam("until"))
+        )
+        self._prune_checkpoints = compiler(
+            delete(audit_checkpoints).where(
+                audit_checkpoints.c.chain_id == bindparam("which"), audit_checkpoints.c.number < bindparam("until")
             )
         )
         self._delete_items, self._delete_request = (
@@ -158,22 +190,52 @@ class SqlUpkeep(Upkeep):
         return sum(file.stat().st_size for file in files if file.exists())
 
     async def _prune_events(self, before: datetime, now: datetime, most: int) -> int:
+        limit = to_micros(before)
         while True:
             first = await self._rows(self._first_events, {"after": self._passed_over}, most)
-            old = [sequence for sequence, time in first if from_micros(time) < before]
+            segments = await self._old_segments(first, limit)
+            old = [
+                sequence
+                for sequence, time, chain_id, number in first
+                if (time < limit if chain_id is None else number <= segments.get(chain_id, 0))
+            ]
             if old:
                 break
-            if not any(from_micros(time) > now for _, time in first):
+            if not any(time < limit or from_micros(time) > now for _, time, _, _ in first):
                 self._passed_over = 0  # all of them are looked at again the next time
                 return 0
-            # Events of a clock that went ahead stand before older ones: they stay until their time, those behind go.
+            # What stays, of a clock that went ahead or of a segment that isn't old as a whole, may stand before what
+            # goes.
             self._passed_over = first[-1][0]
-        values = {"last": old[-1], "before": to_micros(before)}
 
         def change(session: Session) -> Done[int]:
-            return Done(session.execute(self._delete_events, self._delete_events.arguments(values)))
+            for chain_id, number in segments.items():
+                values = {"which": chain_id, "until": number}
+                session.execute(self._prune_chain, self._prune_chain.arguments(values))
+                session.execute(self._prune_checkpoints, self._prune_checkpoints.arguments(values))
+            return Done(self._delete(session, self._delete_events, old))
 
         return await self._writer.write(change, ())
+
+    async def _old_segments(self, first: Sequence[Row], limit: int) -> dict[int, int]:
+        """Of each chain that begins among these events, up to which number it is old.
+
+        Whole segments go, the first ones of a chain first, so that its rest is proven by the checkpoint that stays.
+        What stands before an old checkpoint is old, whatever the clock said that it is dated by.
+        """
+        begins: dict[int, int] = {}
+        for _, _, chain_id, number in first:
+            if chain_id is not None:
+                begins.setdefault(chain_id, number)
+        found = {}
+        for chain_id, number in begins.items():
+            values = {"chain_id": chain_id, "number": number}
+            with reading():
+                pruned = await self._database.one(self._pruned, values)
+                segments = await self._database.all(self._segments, values)
+            if pruned is not None and number <= pruned[0] + 1:
+                found[chain_id] = max((end for end, time in segments if time < limit), default=0)
+        return {chain_id: number for chain_id, number in found.items() if number}
 
     async def _prune_orders(self, values: Mapping[str, object], most: int) -> dict[str, int]:
         issued: list[Row] = []

@@ -243,6 +243,8 @@ EXPECTED = {
     "audit.mirror_to_log": True,
     "audit.spill_path": Path("/srv/certplane/spill.jsonl"),
     "audit.keep": Keep(None),
+    "audit.checkpoint_key_secret": "certplane/audit",
+    "audit.checkpoint_keys": ("3q2+796tvu/erb7v3q2+796tvu/erb7v3q2+796tvu8=",),
     "rate_limits.per_identity_per_hour": 60,
     "rate_limits.per_identity_profile_per_hour": 30,
     "rate_limits.new_keys_per_identity_profile_per_day": 0,
@@ -617,6 +619,11 @@ def _with(**replaced: str) -> str:
         pytest.param(
             MINIMAL + "audit: {keep: 400d}\n",
             "11: audit.keep: must be a duration in hours, like 9600h, or forever", id="keep-in-days",
+        ),
+        pytest.param(
+            MINIMAL + "audit: {checkpoint_keys: [hush]}\n",
+            "11: audit.checkpoint_keys[0]: isn't 32 octets in base64; copy it from `certplane-broker audit keys`",
+            id="checkpoint-key",
         ),
     ],
 )  # fmt: skip

@@ -12,6 +12,7 @@ import pytest
 
 from certplane.broker import metrics
 from certplane.broker.events import AuditEvent, AuditEventType
+from certplane.broker.proof.sealing import Sealing
 from certplane.broker.retention import Retention, Room, little_room
 from certplane.runtime.pool import BlockingPool
 from tests.fakes.audit import FakeMeter
@@ -52,6 +53,7 @@ class Setting:
         await self.stores.audit.append(
             [AuditEvent(f"event-{next(self.numbers)}", now, AuditEventType.CERTIFICATE_CACHE_HIT) for _ in range(count)]
         )
+        await Sealing(self.stores.audit_proof, self.clock, None).seal_own()
 
     @asynccontextmanager
     async def running(self, work: Coroutine[None, None, None]) -> AsyncIterator[None]:

@@ -58,6 +58,8 @@ def upgrade() -> None:
         sqlite_strict=True,
         sqlite_autoincrement=True,
     )
+    there = sa.text("end_time IS NULL")
+    op.create_index("ix_audit_chains_open", "audit_chains", ["chain_id"], sqlite_where=there, postgresql_where=there)
     op.create_table(
         "audit_checkpoints",
         sa.Column("chain_id", sa.Integer(), nullable=False, autoincrement=False),
@@ -138,6 +140,7 @@ def downgrade() -> None:
     for name in ("features", "broker_roots_sha256", "run_interval", "agent_mode"):
         op.drop_column("host_streams", name)
     op.drop_table("audit_checkpoints")
+    op.drop_index("ix_audit_chains_open", "audit_chains")
     op.drop_table("audit_chains")
     op.drop_index("ix_audit_events_kind", "audit_events")
     for name in ("kind", "body", "hash", "number", "chain_id"):
