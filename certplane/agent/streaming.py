@@ -84,6 +84,7 @@ async def status_stream(
         clock=host.clock,
         rng=host.rng,
         told_time=told_time,
+        trace_of=lambda name: (runners.get(name) or identity_runner).trace,
         facts=lambda: host_facts(stream.state, host.settings.broker.server_ca_bundle),
     )
     stream = StatusStream(channels, parts, patience=host.settings.broker.timeout, state=known, save=save)

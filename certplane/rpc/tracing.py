@@ -17,7 +17,7 @@ from certplane.runtime.tracing import Span, SpanKind, Value
 
 TRACEPARENT: Final = "traceparent"
 """The key in metadata (W3C Trace Context)."""
-_MOST: Final = 55
+_LENGTH: Final = 55
 """Characters of version 00, the only one there is."""
 
 
@@ -40,9 +40,14 @@ def note_code(span: Span, code: str) -> None:
 def context_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
     """The caller's context; empty without one, and for what can't be one."""
     for key, value in metadata or ():
-        if key == TRACEPARENT and isinstance(value, str) and len(value) == _MOST:
-            return value
+        if key == TRACEPARENT:
+            return context_in(value)
     return ""
+
+
+def context_in(value: str | bytes) -> str:
+    """A context that somebody sent; empty for what can't be one."""
+    return value if isinstance(value, str) and len(value) == _LENGTH else ""
 
 
 def client_interceptors() -> list[grpc.aio.ClientInterceptor]:

@@ -534,9 +534,14 @@ class StreamRenewalStatusRequest(_message.Message):
 
         SEQUENCE_FIELD_NUMBER: _builtins.int
         CERTIFICATE_FIELD_NUMBER: _builtins.int
+        TRACEPARENT_FIELD_NUMBER: _builtins.int
         sequence: _builtins.int
         """Required. Counts the host's reports of one epoch, upwards from 1; gaps are reports that a later one of the same
         certificate and state has replaced before they were sent.
+        """
+        traceparent: _builtins.str
+        """Optional. The trace of the renewal that it tells of (W3C Trace Context, the traceparent of calls' metadata). What
+        isn't one is passed over.
         """
         @_builtins.property
         def certificate(self) -> Global___CertificateStatus:
@@ -547,10 +552,11 @@ class StreamRenewalStatusRequest(_message.Message):
             *,
             sequence: _builtins.int = ...,
             certificate: Global___CertificateStatus | None = ...,
+            traceparent: _builtins.str = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "sequence", b"sequence"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "sequence", b"sequence", "traceparent", b"traceparent"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -33,10 +33,14 @@ async def test_one_trace_through_all(tmp_path: Path) -> None:
         async with Deployment(tmp_path / "deployment", options) as deployment:
             await deployment.start_broker()
             host = deployment.add_host("web1.certplane.test", [_CERTIFICATE], agent=tracing)
-            for command in (["enroll"], ["run", "--once"]):
-                done = await host.run(*command)
-                assert done.status == 0, done.stderr
-        await until(lambda: receiver.named("order"))
+            done = await host.run("enroll")
+            assert done.status == 0, done.stderr
+            await host.start()
+            await until(lambda: receiver.named("report"), poll=0.2)
+            assert receiver.path(receiver.named("report")[0])[-1] == "certplane-broker: report"
+        await until(lambda: receiver.named("renew"))
+        assert ["certplane-agent: renew", "certplane-broker: report"] in map(receiver.path, receiver.spans)
+        assert ["certplane-agent: renew", "certplane-agent: install"] in map(receiver.path, receiver.spans)
         (order,) = receiver.named("order")
         assert receiver.path(order) == [*_TO_THE_PROCESS, "certplane-broker: order"]
         for call, exchange in (("CreateOrder", "POST"), ("Present", "DNS update")):
@@ -50,16 +54,15 @@ async def test_one_trace_through_all(tmp_path: Path) -> None:
             ]
             assert below[0].trace == order.trace
         assert order.attributes["certplane.profile"] == "web"
-        events = (await_lines(deployment.broker_folder / "broker.log"),)
-        assert order.attributes["certplane.request_id"] in events[0]
+        assert order.attributes["certplane.request_id"] in log_of(deployment)
         (called,) = receiver.named(_ISSUE, "certplane-broker")
         assert called.attributes["rpc.response.status_code"] == "OK"
         assert called.attributes["certplane.identity"] == "web1.certplane.test"
         check_attributes(receiver, deployment.dns.endpoint.key.secret)
 
 
-def await_lines(log: Path) -> str:
-    return log.read_text(encoding="utf-8")
+def log_of(deployment: Deployment) -> str:
+    return (deployment.broker_folder / "broker.log").read_text(encoding="utf-8")
 
 
 def check_attributes(receiver: OtlpReceiver, secret: str) -> None:

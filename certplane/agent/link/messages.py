@@ -58,9 +58,9 @@ def hello(
     return pb.StreamRenewalStatusRequest(hello=message), last
 
 
-def report_message(report: Report) -> pb.StreamRenewalStatusRequest.Report:
+def report_message(report: Report, traceparent: str = "") -> pb.StreamRenewalStatusRequest.Report:
     """One report."""
-    message = pb.StreamRenewalStatusRequest.Report(sequence=report.sequence)
+    message = pb.StreamRenewalStatusRequest.Report(sequence=report.sequence, traceparent=traceparent)
     write_status(report.certificate, message.certificate)
     return message
 

@@ -51,7 +51,7 @@ class StreamParts:
     """What a stream works with; all of it outlives the stream.
 
     `told_time` hears of the broker's time: what it says, and the host's own before and after the exchange. `facts`
-    reads what the host says of itself, and may block.
+    reads what the host says of itself, and may block. `trace_of` says below which span a certificate's report belongs.
     """
 
     names: Collection[str]
@@ -62,6 +62,7 @@ class StreamParts:
     rng: random.Random
     told_time: Callable[[datetime, datetime, datetime], None]
     facts: Callable[[], HostFacts] = lambda: HostFacts(agent_version=__version__)
+    trace_of: Callable[[str], str] = lambda _: ""
 
 
 class OpenStream:
@@ -222,7 +223,8 @@ class OpenStream:
             while True:
                 await self._to_write.wait()
                 self._to_write.clear()
-                for message in self._session.messages(self._parts.spool.reports, self._parts.clock.now):
+                parts = self._parts
+                for message in self._session.messages(parts.spool.reports, parts.clock.now, parts.trace_of):
                     await self._call.write(message)
 
     async def _beat_on(self) -> None:

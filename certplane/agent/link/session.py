@@ -106,13 +106,17 @@ class StreamSession:
         self._beat = True
 
     def messages(
-        self, reports: Callable[[int], Sequence[Report]], now: Callable[[], datetime]
+        self,
+        reports: Callable[[int], Sequence[Report]],
+        now: Callable[[], datetime],
+        trace_of: Callable[[str], str] = lambda _: "",
     ) -> Iterator[pb.StreamRenewalStatusRequest]:
         """What is to be said now; a report counts as sent once the next message is asked for.
 
         Args:
             reports: Those after a sequence.
             now: The host's clock.
+            trace_of: The context of the span that a certificate's report belongs below.
         """
         answer, self._answer = self._answer, None
         if answer is not None:
@@ -122,5 +126,5 @@ class StreamSession:
             beat = pb.StreamRenewalStatusRequest.Heartbeat(host_time=timestamp(self.asked_time))
             yield pb.StreamRenewalStatusRequest(heartbeat=beat)
         for report in reports(self.sent):
-            yield pb.StreamRenewalStatusRequest(report=report_message(report))
+            yield pb.StreamRenewalStatusRequest(report=report_message(report, trace_of(report.certificate.name)))
             self.sent = report.sequence

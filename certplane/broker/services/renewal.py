@@ -38,6 +38,9 @@ from certplane.broker.services.renewal_convert import (
 )
 from certplane.errors import Reason, RefusalError
 from certplane.rpc.times import timestamp
+from certplane.rpc.tracing import context_in
+from certplane.runtime import tracing
+from certplane.runtime.tracing import SpanKind
 from certplane.v1 import renewal_pb2 as pb
 from certplane.v1 import renewal_pb2_grpc
 
@@ -81,7 +84,9 @@ class RenewalServicer(renewal_pb2_grpc.RenewalServiceServicer):
     async def _take(self, stream: ServedStream, message: pb.StreamRenewalStatusRequest) -> None:
         match message.WhichOneof("message"):
             case "report":
-                await self._hub.report(stream, report_of(message.report))
+                above = context_in(message.report.traceparent)
+                with tracing.span("report", SpanKind.CONSUMER, parent=above) if above else contextlib.nullcontext():
+                    await self._hub.report(stream, report_of(message.report))
             case "heartbeat":
                 self._hub.heartbeat(stream, time_of("heartbeat.host_time", message.heartbeat.host_time))
             case "directive_result":
