@@ -292,7 +292,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                     fleet.index, fleet.view, audit=stores.audit_reader, orders=orders, issuers=settings.cas, clock=clock
                 ),
             ),
-            policy_service(prepared.policy, reloader, stores.fleet),
+            policy_service(prepared.policy, reloader, stores),
             BrokerServicer(desk),
         )
         listener = stack.enter_context(metrics_listener(settings, meter))

@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -119,6 +119,8 @@ class Reloader:
         """Since when, in monotonic seconds; infinity once it was told."""
         self.on_refused: Callable[[tuple[str, ...]], None] | None = None
         """Called with `refused` whenever it changes, whoever had the files read."""
+        self.on_policy: Callable[[], Awaitable[None]] = _nothing
+        """Called when a policy was put in force, the one of the start too. Never raises."""
         self._expiry = ExpiryAnnouncer(trust, self._files, clock)
         self._note_trust()
         self._expiry.announce()
@@ -156,6 +158,7 @@ class Reloader:
     async def run(self) -> None:
         """Watch until cancelled."""
         try:
+            await self.on_policy()
             while True:
                 await self._wait()
                 if self._requested.is_set():
@@ -237,6 +240,7 @@ class Reloader:
         )
         await self._record(event)
         self._meter.count(metrics.RELOADS, what="policy", result="loaded")
+        await self.on_policy()
         return True
 
     async def _wait(self) -> None:
@@ -380,3 +384,7 @@ class Reloader:
         ends = {"server": trust.server.not_after, "agent_ca": trust.ca_not_after(self._clock.now())}
         for certificate, end in ends.items():
             self._meter.level(metrics.CERTIFICATE_NOT_AFTER, end.timestamp(), certificate=certificate)
+
+
+async def _nothing() -> None:
+    pass

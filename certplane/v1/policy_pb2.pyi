@@ -350,7 +350,7 @@ class GetPolicyRequest(_message.Message):
     without_text: _builtins.bool
     """Optional. Leave the text out."""
     policy_hash: _builtins.str
-    """Optional. An earlier policy of ListPolicyVersions, by its whole hash; NOT_FOUND if it isn't kept."""
+    """Optional. An earlier policy of ListPolicyVersions, by its whole hash; refused if it isn't kept."""
     def __init__(
         self,
         *,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from typing_extensions import override
@@ -10,6 +11,7 @@ from typing_extensions import override
 from certplane.broker.control import ReloadRequest, ReloadResult
 from certplane.broker.policy.changes import compare
 from certplane.broker.policy.document import read_policy
+from certplane.broker.policy.history import PolicyVersion
 from certplane.broker.policy.planned import PolicyInForce, PolicyPlan
 from certplane.broker.services.policy import PolicyDesk
 from certplane.config.document import Document
@@ -32,6 +34,14 @@ class FakePolicyDesk(PolicyDesk):
     @override
     async def text(self) -> str:
         return self.TEXT
+
+    @override
+    async def earlier(self, policy_hash: str) -> tuple[PolicyInForce, str] | None:
+        return None
+
+    @override
+    async def versions(self, *, before: int | None, limit: int) -> Sequence[PolicyVersion]:
+        return [PolicyVersion(self.in_force().hash, self.in_force().load_time, "the start of the broker", "here")]
 
     @override
     async def plan(self, content: bytes) -> PolicyPlan:

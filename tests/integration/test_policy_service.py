@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from certplane.broker.app import Broker
+from certplane.broker.control import ReloadRequest
 from certplane.ctl import cli
 from certplane.errors import Reason, RefusalError
 from certplane.v1 import policy_pb2 as pb
@@ -19,7 +20,7 @@ from certplane.v1 import policy_pb2_grpc
 from tests.integration.test_broker_reload import connected, events, refused, running
 from tests.support.broker_files import POLICY, BrokerFiles
 from tests.support.streams import HostStreamClient
-from tests.support.waiting import HANG
+from tests.support.waiting import HANG, until
 
 pytestmark = pytest.mark.integration
 
@@ -226,3 +227,45 @@ async def test_certplanectl(files: BrokerFiles, tmp_path: Path, capsys: pytest.C
             await ctl("reload", name="victor")
         with pytest.raises(RefusalError, match="only operators and services may call this method"):
             await ctl("plan", str(new), name="web1")
+
+
+async def test_policies_that_were_in_force(files: BrokerFiles) -> None:
+    """Each with who loaded it, when, and what it changed; its text by the hash, for as long as it is kept."""
+    async with running(files) as broker, service(broker, files, "victor") as stub:
+        first = broker.policy.current.hash
+        files.policy.write_text(TEXT + "# changed\n")
+        assert (await broker.reloader.request(ReloadRequest("the operator alice"))).ok
+        answer = await stub.ListPolicyVersions(pb.ListPolicyVersionsRequest(), timeout=HANG)
+        assert [each.policy_hash for each in answer.versions] == [broker.policy.current.hash, first]
+        newest, oldest = answer.versions
+        assert (newest.loaded_by, newest.text_size_bytes) == ("the operator alice", len(TEXT) + 10)
+        assert oldest.loaded_by in {"the start of the broker", "SIGHUP"}
+        assert {count.subject for count in newest.counts} >= {"host", "grant"}
+        page = await stub.ListPolicyVersions(pb.ListPolicyVersionsRequest(page_size=1), timeout=HANG)
+        again = pb.ListPolicyVersionsRequest(page_size=1, page_token=page.next_page_token)
+        assert [each.policy_hash for each in (await stub.ListPolicyVersions(again, timeout=HANG)).versions] == [first]
+
+        messages = [m async for m in stub.GetPolicy(pb.GetPolicyRequest(policy_hash=first), timeout=HANG)]
+        assert "".join(message.policy_text for message in messages) == TEXT
+        assert (messages[0].policy.policy_hash, messages[0].policy.file) == (first, "")
+        for wrong in ("0" * 64, "short"):
+            call = stub.GetPolicy(pb.GetPolicyRequest(policy_hash=wrong), timeout=HANG)
+            assert await refused(anext(aiter(call))) is Reason.REQUEST_INVALID
+        bad = pb.ListPolicyVersionsRequest(page_token="eA")
+        assert await refused(stub.ListPolicyVersions(bad, timeout=HANG)) is Reason.REQUEST_INVALID
+
+
+async def test_plan_says_what_it_takes(files: BrokerFiles) -> None:
+    """The orders that it comes to, and connected hosts that would lose all that they have."""
+    new = TEXT.replace("web1.certplane.test, profiles: [web]", "web1.certplane.test")
+    assert new != TEXT
+    async with running(files) as broker, service(broker, files, "victor") as stub:
+        async with connected(broker, files) as channel:
+            await HostStreamClient(channel).hello()
+            await until(lambda: len(broker.hub.registry) == 1)
+            first, *_ = await planned(stub, messages(new))
+        names = TEXT.replace("a.certplane.test, b.certplane.test", "a.certplane.test, c.certplane.test")
+        second, *_ = await planned(stub, messages(names))
+    assert (first.summary.connected_hosts_lost_count, first.summary.order_count) == (1, 0)
+    assert second.summary.order_count == second.summary.issued_again_count == 5
+    assert second.summary.connected_hosts_lost_count == 0

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from certplane.broker.policy.changes import PolicyChanges
+from certplane.broker.policy.effort import NO_EFFORT, PolicyEffort
 from certplane.errors import Reason
 
 
@@ -49,9 +50,13 @@ class Mismatch:
 
 @dataclass(frozen=True, slots=True)
 class PolicyPlan:
-    """What would come of a text in place of the policy in force; `confirmation`: why it would have to be confirmed."""
+    """What would come of a text in place of the policy in force.
+
+    `confirmation`: why it would have to be confirmed. `effort`: the orders that it would come to.
+    """
 
     hash: str
     changes: PolicyChanges
     mismatches: tuple[Mismatch, ...]
     confirmation: str
+    effort: PolicyEffort = NO_EFFORT

@@ -33,12 +33,14 @@ class LoadedPolicy:
         packed: The file's bytes, compressed: a policy for a hundred thousand hosts has ten megabytes.
         changes: What the policy before it gave and this one doesn't, and so on; None for the first one.
         summary: That in a line (`certplane.broker.policy.guard`), made here since there may be very many.
+        size: Octets of the file.
     """
 
     policy: PolicyDocument
     packed: bytes
     changes: PolicyChanges | None = None
     summary: str = ""
+    size: int = 0
 
     def text(self) -> bytes:
         """The file's bytes. Blocks for some milliseconds for a large one."""
@@ -120,7 +122,7 @@ class FilePolicySource(PolicySource):
         if before is not None:
             left += (*before.profiles, *before.grants)
         said = "" if changes is None else summary(changes)
-        self._loaded = LoadedPolicy(policy, zlib.compress(content, 1), changes, said)
+        self._loaded = LoadedPolicy(policy, zlib.compress(content, 1), changes, said, len(content))
         del document, before
         let_go(left)
         return policy

@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import timedelta
 from typing import Any, Final, Protocol
 
 import grpc
 
 from certplane.broker.control import ReloadRequest, ReloadResult
+from certplane.broker.policy.history import MOST_VERSIONS, PolicyVersion
 from certplane.broker.policy.planned import PolicyInForce, PolicyPlan
 from certplane.broker.services.calls import current_call, take_request_id
-from certplane.broker.services.convert import invalid_request
+from certplane.broker.services.convert import cursor_from_token, invalid_request, page_size, token_from_cursor
 from certplane.broker.services.policy_convert import (
     count_messages,
     in_force_message,
@@ -21,6 +23,7 @@ from certplane.broker.services.policy_convert import (
     plan_messages,
     problem_messages,
     summary_message,
+    version_message,
 )
 from certplane.config.document import MAX_BYTES
 from certplane.errors import ConfigurationError, Reason, RefusalError
@@ -50,6 +53,22 @@ class PolicyDesk(Protocol):
 
     async def text(self) -> str:
         """The text of the policy in force."""
+        ...
+
+    async def earlier(self, policy_hash: str) -> tuple[PolicyInForce, str] | None:
+        """A policy that was in force, at whichever broker, and its text; None if it isn't kept.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        ...
+
+    async def versions(self, *, before: int | None, limit: int) -> Sequence[PolicyVersion]:
+        """The policies that were in force, the newest first, those before a number.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
         ...
 
     async def plan(self, content: bytes) -> PolicyPlan:
@@ -84,8 +103,16 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         self, request: pb.GetPolicyRequest, _context: RpcContext
     ) -> AsyncGenerator[pb.GetPolicyResponse, None]:
         """What is known of it, then its text."""
-        text = "" if request.without_text else await self._desk.text()
-        yield pb.GetPolicyResponse(policy=in_force_message(self._desk.in_force()))
+        if request.policy_hash and request.policy_hash != self._desk.in_force().hash:
+            found = await self._desk.earlier(_hash_of(request.policy_hash))
+            if found is None:
+                raise invalid_request("policy_hash", "is of no policy that is kept; ListPolicyVersions has all of them")
+            policy, text = found
+            text = "" if request.without_text else text
+        else:
+            text = "" if request.without_text else await self._desk.text()
+            policy = self._desk.in_force()
+        yield pb.GetPolicyResponse(policy=in_force_message(policy))
         for piece in pieces(text):
             yield pb.GetPolicyResponse(policy_text=piece)
 
@@ -131,7 +158,21 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         self, request: pb.ListPolicyVersionsRequest, _context: RpcContext
     ) -> pb.ListPolicyVersionsResponse:
         """The policies that were in force."""
-        raise NotImplementedError
+        cursor = cursor_from_token(request.page_token)
+        if cursor and not cursor.isdecimal():
+            raise invalid_request("page_token", "is not a token of this broker")
+        limit = min(page_size(request.page_size), MOST_VERSIONS)
+        versions = await self._desk.versions(before=int(cursor) if cursor else None, limit=limit)
+        return pb.ListPolicyVersionsResponse(
+            versions=map(version_message, versions),
+            next_page_token=token_from_cursor(str(versions[-1].number)) if len(versions) == limit else "",
+        )
+
+
+def _hash_of(text: str) -> str:
+    if re.fullmatch(r"[0-9a-f]{64}", text) is None:
+        raise invalid_request("policy_hash", "must be a whole SHA-256, 64 lower-case hexadecimal digits")
+    return text
 
 
 async def _greet(requests: AsyncIterator[pb.PlanPolicyRequest]) -> None:

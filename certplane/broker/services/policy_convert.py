@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from itertools import chain
 from typing import Final
 
-from certplane.broker.policy.changes import PolicyChange, PolicyChanges
+from google.protobuf.duration_pb2 import Duration
+
+from certplane.broker.policy.changes import Count, PolicyChange, PolicyChanges
+from certplane.broker.policy.history import PolicyVersion
 from certplane.broker.policy.planned import Mismatch, PolicyInForce, PolicyPlan
 from certplane.broker.services.fleet_convert import MESSAGE_ROOM
 from certplane.errors import ConfigurationProblem
@@ -16,6 +20,9 @@ from certplane.v1 import policy_pb2 as pb
 
 _MOST_TEXT: Final = 2000
 """Of a text for people, so that each message has room for many."""
+
+_MOST_LOADED_BY: Final = 200
+"""A hundred versions are one message."""
 
 _PIECE: Final = 12_000
 """Characters of the text in a message: four octets each at most."""
@@ -41,12 +48,7 @@ def pieces(text: str) -> Iterator[str]:
 
 def count_messages(changes: PolicyChanges | None) -> list[pb.PolicyCount]:
     """What there was and is."""
-    return [
-        pb.PolicyCount(
-            subject=count.subject, before=count.before, after=count.after, gained=count.gained, lost=count.lost
-        )
-        for count in (() if changes is None else changes.counts)
-    ]
+    return _counts(() if changes is None else changes.counts)
 
 
 def summary_message(plan: PolicyPlan, in_force: PolicyInForce) -> pb.PlanPolicyResponse:
@@ -59,8 +61,38 @@ def summary_message(plan: PolicyPlan, in_force: PolicyInForce) -> pb.PlanPolicyR
             change_count=len(plan.changes.changes),
             issued_again_count=plan.changes.issued_again,
             confirmation=printable(plan.confirmation, _MOST_TEXT),
+            order_count=plan.effort.orders,
+            order_duration=_duration(plan.effort.duration),
+            connected_hosts_lost_count=plan.effort.hosts_lost,
         )
     )
+
+
+def _duration(span: timedelta) -> Duration:
+    duration = Duration()
+    duration.FromTimedelta(span)
+    return duration
+
+
+def version_message(version: PolicyVersion) -> pb.PolicyVersion:
+    """A policy that was in force."""
+    return pb.PolicyVersion(
+        policy_hash=version.hash,
+        load_time=timestamp(version.load_time),
+        loaded_by=printable(version.loaded_by, _MOST_LOADED_BY),
+        broker_name=printable(version.broker_name, _MOST_LOADED_BY),
+        counts=_counts(version.counts),
+        text_size_bytes=version.text_size,
+    )
+
+
+def _counts(counts: Iterable[Count]) -> list[pb.PolicyCount]:
+    return [
+        pb.PolicyCount(
+            subject=count.subject, before=count.before, after=count.after, gained=count.gained, lost=count.lost
+        )
+        for count in counts
+    ]
 
 
 def plan_messages(plan: PolicyPlan) -> Iterator[pb.PlanPolicyResponse]:

@@ -327,6 +327,24 @@ brokers = Table(
     sqlite_strict=True,
 )
 
+policy_versions = Table(
+    # The policies that were in force, the last hundred.
+    "policy_versions",
+    metadata,
+    Column("number", _Sequence, primary_key=True, autoincrement=False),
+    Column("hash", _Text, nullable=False),
+    Column("load_time", _Time, nullable=False),
+    Column("loaded_by", _Text, nullable=False),
+    Column("broker_name", _Text, nullable=False),
+    # What changed against the policy before, by subject: JSON.
+    Column("counts", _Text),
+    Column("text_size", _Sequence, nullable=False),
+    # The text, compressed; NULL if it was too large to be kept.
+    Column("packed", LargeBinary),
+    sqlite_strict=True,
+)
+Index("ix_policy_versions_hash", policy_versions.c.hash, policy_versions.c.number)  # one by its hash
+
 broker_requests = Table(
     # What operators ask of brokers through another one: rows stay for minutes.
     "broker_requests",

@@ -39,6 +39,7 @@ from certplane.broker.store.members import SqlMemberStore
 from certplane.broker.store.order_listing import SqlOrderListing
 from certplane.broker.store.orders import SqlKeyLedger, SqlOrderStore
 from certplane.broker.store.outbox import SqlOutbox
+from certplane.broker.store.policy_versions import SqlPolicyHistory
 from certplane.broker.store.renewal_plans import SqlRenewalPlanStore
 from certplane.broker.store.repeats import SqlRepeatCounts
 from certplane.broker.store.retry_epoch import SqlEpochStore
@@ -82,6 +83,7 @@ class Stores:
     order_listing: SqlOrderListing
     members: SqlMemberStore
     broker_requests: SqlBrokerRequests
+    policy_history: SqlPolicyHistory
     accounts: SqlAccounts
     holds: SqlHoldStore
     conditions: SqlConditionTeller
@@ -233,6 +235,7 @@ def assemble(
         order_listing=SqlOrderListing(reader),
         members=SqlMemberStore(reader, writer, clock, writer_id, changes),
         broker_requests=SqlBrokerRequests(reader, writer, clock, changes),
+        policy_history=SqlPolicyHistory(reader, writer),
         accounts=SqlAccounts(reader, writer, clock, changes),
         holds=SqlHoldStore(reader, writer, changes),
         conditions=SqlConditionTeller(writer, changes),

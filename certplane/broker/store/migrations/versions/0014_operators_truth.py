@@ -19,6 +19,20 @@ def upgrade() -> None:
     op.add_column("orders", sa.Column("progress", _text))
     op.add_column("brokers", sa.Column("draining", sa.Integer(), nullable=False, server_default="0"))
     op.create_table(
+        "policy_versions",
+        sa.Column("number", _time, nullable=False, autoincrement=False),
+        sa.Column("hash", _text, nullable=False),
+        sa.Column("load_time", _time, nullable=False),
+        sa.Column("loaded_by", _text, nullable=False),
+        sa.Column("broker_name", _text, nullable=False),
+        sa.Column("counts", _text),
+        sa.Column("text_size", _time, nullable=False),
+        sa.Column("packed", sa.LargeBinary()),
+        sa.PrimaryKeyConstraint("number", name="pk_policy_versions"),
+        sqlite_strict=True,
+    )
+    op.create_index("ix_policy_versions_hash", "policy_versions", ["hash", "number"])
+    op.create_table(
         "broker_requests",
         sa.Column("request_key", _text, nullable=False),
         sa.Column("broker_id", _text, nullable=False),
@@ -147,5 +161,6 @@ def downgrade() -> None:
         op.drop_column("audit_events", name)
     op.drop_column("host_streams", "identity_anchor")
     op.drop_table("broker_requests")
+    op.drop_table("policy_versions")
     op.drop_column("brokers", "draining")
     op.drop_column("orders", "progress")
