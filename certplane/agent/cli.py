@@ -238,7 +238,7 @@ async def _status(options: argparse.Namespace, host: Host, progress: Progress) -
         ),
     )
     print(to_json(report) if options.json else to_text(report, now))
-    return OK
+    return FAILED if report.alarms else OK
 
 
 _COMMANDS = {"enroll": _enroll, "run": _run_once, "check": _check, "status": _status, "renew": _renew}

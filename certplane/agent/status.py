@@ -103,6 +103,11 @@ class StatusReport:
     certificates: tuple[LineageReport, ...]
     broker: LinkReport
 
+    @property
+    def alarms(self) -> bool:
+        """Whether anybody is hurt by the state of a certificate, or will be without a person."""
+        return any(each.severity == Severity.CRITICAL for each in (self.identity, *self.certificates))
+
 
 def lineage_report(spec: LineageSpec, facts: LineageFacts, now: datetime, *, identity: bool = False) -> LineageReport:
     """What is on disk, as a person wants to know it."""

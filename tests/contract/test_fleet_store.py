@@ -18,6 +18,7 @@ from certplane.broker.fleet.ports import FleetStore, RecordedReports
 from certplane.broker.model import RevocationReason
 from certplane.errors import Reason, Refusal, RefusalError
 from certplane.fleet_report.model import (
+    AgentMode,
     CertificateState,
     CertificateStatus,
     HeldCertificate,
@@ -106,7 +107,9 @@ async def audited(store: StoreHarness) -> list[object]:
 async def test_what_was_reported_is_read_back_whole(fleet: FleetStore) -> None:
     """Every field of a status, of a stream and of a refused directive survives."""
     says = await begun(fleet)
-    ended = known(fleet, end_time=T0 + timedelta(hours=2), clock_skew=timedelta(seconds=-3, microseconds=5))
+    facts = HostFacts("1.2.0", AgentMode.TIMER, timedelta(hours=1), ("ab" * 32, "cd" * 32), ("identity",))
+    skew = timedelta(seconds=-3, microseconds=5)
+    ended = known(fleet, facts=facts, end_time=T0 + timedelta(hours=2), clock_skew=skew)
     await fleet.record_stream(ended)
     await says("epoch-1", [Report(7, FULL)])
     error = Refusal(Reason.REQUEST_INVALID, "no such certificate")

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from certplane.broker.fleet.health import FLEET_WORDS
 from certplane.rpc.channel import open_channel
 from certplane.rpc.credentials import KeyPair, channel_credentials
+from certplane.runtime.health import HealthWord
 from certplane.sandbox.deployment import Deployment, DeploymentOptions, Host
 from certplane.sandbox.loopback import free_port
 from certplane.sandbox.operator import Operator
@@ -99,7 +99,7 @@ async def test_expired_and_served_is_an_alarm(tmp_path: Path) -> None:
             assert (await alice.run("fleet", "--check")).status == 0
             nobody = await alice.run("fleet", "--health", "EXPIRED", "--check")
             assert (nobody.status, nobody.stdout) == (0, "")
-        assert _measured(metrics) == {"certplane_fleet_certificates": len(FLEET_WORDS)}
+        assert _measured(metrics) == {"certplane_fleet_certificates": len(HealthWord)}
 
 
 def _measured(address: str) -> dict[str, int]:

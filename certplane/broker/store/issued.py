@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import and_, bindparam, func, or_, select
+from sqlalchemy import and_, bindparam, exists, or_, select, tuple_
 from typing_extensions import override
 
 from certplane.broker.fleet.model import IssuedCertificate
@@ -29,21 +29,18 @@ class SqlIssuedCertificates(IssuedCertificates):
         compiler = database.compiler
         columns = [certificates.c[name] for name in _ISSUED.names]
         self._by_id = compiler(select(*columns).where(certificates.c.certificate_id.in_(HOSTS)))
-        newest = func.row_number().over(
-            partition_by=(certificates.c.identity, certificates.c.profile),
-            order_by=(certificates.c.create_time.desc(), certificates.c.certificate_id.desc()),
+        own, later = certificates.c, certificates.alias("later").c
+        superseded = exists().where(
+            later.identity == own.identity,
+            later.create_time >= own.create_time,  # what the index finds
+            tuple_(later.create_time, later.certificate_id) > tuple_(own.create_time, own.certificate_id),
+            later.profile == own.profile,
         )
-        ranked = (
-            select(*columns, newest.label("age"))
-            .where(certificates.c.identity.in_(HOSTS), certificates.c.forget_time.is_(None))
-            .subquery("ranked")
-            .columns
-        )
-        usable = and_(ranked.revoke_time.is_(None), ranked.not_after > bindparam("now"))
+        usable = and_(own.revoke_time.is_(None), own.not_after > bindparam("now"))
         self._of_identities = compiler(
-            select(*(ranked[name] for name in _ISSUED.names))
-            .where(or_(ranked.age == 1, usable))
-            .order_by(ranked.identity, ranked.profile, ranked.age)
+            select(*columns)
+            .where(own.identity.in_(HOSTS), own.forget_time.is_(None), or_(usable, ~superseded))
+            .order_by(own.identity, own.profile, own.create_time.desc(), own.certificate_id.desc())
         )
 
     @override

@@ -84,6 +84,15 @@ def test_what_is_over_or_late_is_shown_as_such() -> None:
     assert "5s ago" in to_text(report(replace(FACTS, current=replace(VERSION, not_after=NOW - timedelta(0, 5)))), NOW)
 
 
+def test_who_is_hurt_or_will_be_is_an_alarm() -> None:
+    """As `check` has it: what passes by itself is none."""
+    expired = replace(FACTS, current=replace(VERSION, not_after=NOW))
+    failing = replace(WAITING, failures=1, last_error="DNS_UNAVAILABLE: no answer", next_attempt_time=NOW + DAY)
+    assert report(FACTS, expired).alarms
+    assert not report(FACTS, replace(FACTS, status=failing)).alarms
+    assert replace(report(FACTS), identity=lineage_report(SPEC, expired, NOW, identity=True)).alarms
+
+
 def test_an_enrolled_host_that_no_agent_has_seen_is_waiting() -> None:
     """`enroll` writes no status; the identity is there all the same."""
     facts = replace(FACTS, status=new_status("web", NOW))
