@@ -22,7 +22,7 @@ from tests.support.ca import PrivateCa
 from tests.support.edge import HOST, OPERATOR, EdgeServer, serve_two_edges
 from tests.support.stores import NO_LIMITS, certificate, draft
 from tests.support.streams import HostStreamClient, report
-from tests.support.waiting import HANG, no_hang
+from tests.support.waiting import HANG, no_hang, until
 
 pytestmark = pytest.mark.integration
 
@@ -237,3 +237,32 @@ async def test_a_watch_that_begins_while_hosts_report_elsewhere_ends_with_the_la
         async with no_hang():
             seen = await asyncio.gather(*following)
         assert max(map(len, seen)) > 2
+
+
+async def test_each_broker_has_the_whole_fleet_in_memory(edges: tuple[EdgeServer, EdgeServer]) -> None:
+    """What a host says to the other one is summed up here too; a new host, its trouble, and that it has gone."""
+    first, second = edges
+
+    def known_at_first() -> tuple[bool, list[str], list[str]]:
+        host = first.index.hosts[HOST]
+        healths = [each.health.value for each in host.certificates]
+        return host.connected, healths, [each.cause for each in host.certificates]
+
+    async with second.host() as channel:
+        host = HostStreamClient(channel)
+        await host.hello(agent_mode=renewal_pb2.AGENT_MODE_DAEMON)
+        await until(lambda: known_at_first() == (True, [], []))
+        assert first.index.hosts[HOST].broker_id == second.stores.members.broker_id
+        error = "DNS_UNAVAILABLE: ns2.example.org lacks the record"
+        await host.report("web", "FAILED", last_error=error, request_failures=1)
+        await until(lambda: known_at_first() == (True, ["FAILING"], ["DNS_UNAVAILABLE ns2.example.org"]))
+        async with first.channel(first.ca.issue([OPERATOR])) as operator:
+            summarize = fleet_pb2_grpc.FleetServiceStub(operator).SummarizeFleet
+            summary = await summarize(pb.SummarizeFleetRequest(), timeout=HANG)
+        assert [(each.cause, each.certificate_count) for each in summary.causes] == [
+            ("DNS_UNAVAILABLE ns2.example.org", 1)
+        ]
+        assert summary.connected_host_count == 1
+        host.call.cancel()
+        await until(lambda: not first.index.hosts[HOST].connected)
+        assert first.index.hosts[HOST].end_time is not None
