@@ -36,6 +36,7 @@ from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.requests import RenewalRequests
 from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.fleet.summaries import FleetSummaries
+from certplane.broker.forwarding import copying_audit
 from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.issuance.budget import BudgetWatch
 from certplane.broker.issuance.context import IssuancePorts
@@ -342,6 +343,9 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             ),
             soundness=SoundnessWatch(stores.soundness, audit=stores.audit, trail=trail, clock=clock, meter=meter),
             seals=seals,
+            forwarding=await stack.enter_async_context(
+                copying_audit(settings, secrets, stores, clock=clock, meter=meter)
+            ),
             budget=BudgetWatch(
                 stores.order_listing,
                 lambda: prepared.policy.current.profiles,

@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from certplane.broker import adapters
 from certplane.broker.configured import located, locating, secret_source
 from certplane.broker.database import look_at_server
+from certplane.broker.forwarding import open_sinks
 from certplane.broker.issuers.acme_account import AccountKeyFile
 from certplane.broker.issuers.acme_ca import AcmeCa
 from certplane.broker.issuers.acme_errors import AcmeError
@@ -84,8 +85,7 @@ async def check(
         with _gathering(problems):
             solver = adapters.solver(settings, secrets, clock, rng)
             stack.push_async_callback(solver.close)
-        with _gathering(problems), located(settings):
-            await stack.enter_async_context(open_notifiers(settings.notifications, secrets, clock))
+        await _receivers(settings, secrets, clock, stack, problems)
         wrong, away = await _directories(settings, {} if offline else usable)
         with _gathering(problems):
             folders.update([] if offline else await look_at_server(settings, secrets, pool))
@@ -120,6 +120,20 @@ def require_agent_cas(prepared: Prepared, now: datetime) -> None:
             "put the identity CA's current certificate there",
         )
         raise ConfigurationError([ConfigurationProblem(at.file, at.line, at.key, message, remedy)])
+
+
+async def _receivers(
+    settings: BrokerSettings,
+    secrets: SecretSource,
+    clock: Clock,
+    stack: AsyncExitStack,
+    problems: list[ConfigurationProblem],
+) -> None:
+    """Make what copies the audit log and notifies people; nobody is connected to."""
+    with _gathering(problems):
+        await stack.enter_async_context(open_sinks(settings, secrets, clock))
+    with _gathering(problems), located(settings):
+        await stack.enter_async_context(open_notifiers(settings.notifications, secrets, clock))
 
 
 async def _directories(

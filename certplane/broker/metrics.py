@@ -297,5 +297,13 @@ EVENTS_RESCUED: Final = Counter(
     "certplane_audit_events_rescued_total", "Audit events that the database did not take, by where they went.", ("to",)
 )
 
+SINK_EVENTS: Final = Counter("certplane_audit_sink_events_total", "Audit events that a sink has taken.", ("sink",))
+SINK_FAILURES: Final = Counter(
+    "certplane_audit_sink_failures_total", "Batches of audit events that a sink didn't take.", ("sink",)
+)
+SINK_LAG: Final = Gauge(
+    "certplane_audit_sink_lag_seconds", "Age of the oldest audit event that a sink lacks; 0 if it has all.", ("sink",)
+)
+
 METRICS: Final = tuple(value for value in globals().values() if isinstance(value, Metric))
 """All of the above."""

@@ -475,6 +475,18 @@ class AuditReader(Protocol):
         ...
 
 
+class AuditGate(Protocol):
+    """Holds up decisions whose events would not get where they have to."""
+
+    def check(self, events: Sequence[AuditEvent]) -> None:
+        """Let these be recorded. From any thread, never waits.
+
+        Raises:
+            RefusalError: AUDIT_UNAVAILABLE: what they tell of must not be decided now.
+        """
+        ...
+
+
 class AuditFallback(Protocol):
     """What the audit settings make of events; the store asks it while it writes them.
 

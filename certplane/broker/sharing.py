@@ -25,6 +25,7 @@ from certplane.broker.members.membership import Membership
 from certplane.broker.members.model import Member
 from certplane.broker.members.ports import LastingLease, MemberStore
 from certplane.broker.members.roles import (
+    AUDIT_SINKS,
     FLEET_HEALTH,
     NOTIFICATIONS,
     SOUNDNESS,
@@ -41,6 +42,7 @@ from certplane.broker.proof.sealing import Sealing
 from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.retention import Retention
 from certplane.broker.settings import BrokerSettings, StoreDriver
+from certplane.broker.sinks.forwarding import Forwarding
 from certplane.broker.soundness import SoundnessWatch
 from certplane.broker.store import Stores
 from certplane.errors import RefusalError
@@ -114,6 +116,7 @@ def roles_of(
     soundness: SoundnessWatch,
     notifications: NotificationWatch | None,
     seals: Sealing,
+    forwarding: Forwarding | None,
     budget: BudgetWatch,
     clock: Clock,
     meter: Meter,
@@ -146,6 +149,8 @@ def roles_of(
     roles.add(FLEET_HEALTH, measure, (*SHOWN, metrics.CERTIFICATES_LEFT))
     if notifications is not None:
         roles.add(NOTIFICATIONS, notifications.run, (metrics.NOTIFICATIONS_WAITING,))
+    if forwarding is not None:
+        roles.add(AUDIT_SINKS, forwarding.run, (metrics.SINK_LAG,))
     for issuer in planner.issuers:
         roles.add(renewal_information(issuer), partial(planner.watch, issuer))
     return roles

@@ -80,7 +80,8 @@ def secret_names(settings: BrokerSettings, prepared: Prepared | None) -> dict[st
     acme = settings.issuer.acme
     section, place = acme.required_section(acme.dns_provider), f"issuer.acme.{acme.dns_provider.section}"
     notified = {f"notifications.{name}.{each.kind}": each.place for name, each in settings.notifications.items()}
-    for at, each in {place: section, **notified}.items():
+    sinks = {f"audit.sinks.{name}.otlp": each.otlp for name, each in settings.audit.sinks.items() if each.otlp}
+    for at, each in {place: section, **notified, **sinks}.items():
         for key, name in _named(each):
             note(name, f"{at}.{key}")
     profiles = () if prepared is None else prepared.policy.current.profiles

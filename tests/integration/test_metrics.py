@@ -22,7 +22,7 @@ from typing_extensions import override
 from certplane.broker import metrics
 from certplane.broker.app import open_broker
 from certplane.broker.audit.fallback import SpillFallback
-from certplane.broker.events import AuditTrail
+from certplane.broker.events import AuditEvent, AuditEventType, AuditTrail
 from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.issuance.budget import BudgetWatch
 from certplane.broker.issuance.settings import IssuanceSettings
@@ -48,6 +48,8 @@ from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.retention import Retention
 from certplane.broker.settings import load_settings
+from certplane.broker.sinks.forwarding import Forwarding
+from certplane.broker.sinks.ports import SinkError
 from certplane.broker.soundness import SoundnessWatch
 from certplane.errors import Reason, RefusalError
 from certplane.fleet_report.model import RenewalCause
@@ -61,6 +63,7 @@ from tests.fakes.issuer import FakeCa, FakeIssuer
 from tests.fakes.notify import FakeNotifier
 from tests.fakes.policy import FakePolicy, FakePolicySource
 from tests.fakes.renewal import FakeRenewalInfoSource, plan_on
+from tests.fakes.sinks import FakeSink
 from tests.support.broker_files import BrokerFiles
 from tests.support.ca import Leaf
 from tests.support.edge import HOST, OPERATOR, ShiftedClock, serve_edge
@@ -413,6 +416,20 @@ async def a_notification(_folder: Path) -> Collection[Metric]:
     return meter.moved
 
 
+async def a_copy_of_the_audit_log(_folder: Path) -> Collection[Metric]:
+    """A sink that is away at first."""
+    meter, clock = FakeMeter(), ManualClock()
+    stores, sink = MemoryStores.open(clock), FakeSink()
+    sink.faults.fail("send", SinkError("away"))
+    forwarding = Forwarding(stores.stored_events, {"copy": sink}, clock=clock, rng=random.Random(1), meter=meter)
+    async with beside(forwarding.run()):
+        await until(lambda: clock.sleepers)
+        await stores.audit.append([AuditEvent("1", clock.now(), AuditEventType.BROKER_STARTED)])
+        await until(lambda: sink.events or clock.advance(timedelta(seconds=5)))
+        await until(lambda: meter.total(metrics.SINK_EVENTS))
+    return meter.moved
+
+
 Scenario = Callable[[Path], Awaitable[Collection[Metric]]]
 
 MOVED: dict[Scenario, set[Metric]] = {
@@ -422,6 +439,7 @@ MOVED: dict[Scenario, set[Metric]] = {
     },
     a_member: {metrics.LEASE, metrics.CLOCK_SKEW, metrics.BROKERS, metrics.BROKERS_DIFFER},
     a_role: {metrics.ROLES_HELD},
+    a_copy_of_the_audit_log: {metrics.SINK_EVENTS, metrics.SINK_FAILURES, metrics.SINK_LAG},
     a_notification: {metrics.NOTIFICATIONS, metrics.NOTIFICATIONS_WAITING},
     an_issuer_out_of_reach: {metrics.FAILOVERS, metrics.STEP_FAILURES},
     an_order_lost_by_its_ca: {metrics.ORDERS_ABANDONED},

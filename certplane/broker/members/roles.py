@@ -35,6 +35,8 @@ FLEET_HEALTH: Final = "fleet_health"
 """The figures of the whole fleet are computed."""
 NOTIFICATIONS: Final = "notifications"
 """People are told what is wrong."""
+AUDIT_SINKS: Final = "audit_sinks"
+"""The audit log is copied to its sinks."""
 
 _LOOK: Final = timedelta(seconds=1)
 """Between looks at this broker's lease, and at whether others have left roles: from memory."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from certplane.broker.ports import DurableLimits
 from certplane.broker.proof.checkpoints import CheckpointKeyError, Verifier
+from certplane.broker.sinks.settings import SINK_NAME, AuditSinkSettings
 from certplane.config.decoding import Check, KeyProblem
 from certplane.config.durations import DurationError, format_duration, parse_duration
 
@@ -117,6 +118,7 @@ class AuditSettings:
     """The audit log. `spill_path` takes, under fail_open, what the database doesn't; unset, it stands beside it.
 
     `checkpoint_key_secret` signs how far the log has come; `checkpoint_keys` are public keys that have signed before.
+    `sinks` are its copies, by name.
     """
 
     enabled: bool = True
@@ -126,15 +128,21 @@ class AuditSettings:
     keep: Keep = _DEFAULT_KEEP
     checkpoint_key_secret: str = ""
     checkpoint_keys: tuple[str, ...] = ()
+    sinks: Mapping[str, AuditSinkSettings] = field(default_factory=dict)
 
     def problems(self) -> Iterator[KeyProblem]:
-        """Public keys are keys."""
+        """Public keys are keys; sinks have names, and something to copy."""
         for number, key in enumerate(self.checkpoint_keys):
             try:
                 Verifier([key])
             except CheckpointKeyError as error:
                 remedy = "copy it from `certplane-broker audit keys`"
                 yield KeyProblem(f"checkpoint_keys[{number}]", f"{error}", remedy)
+        for name in self.sinks:
+            if not SINK_NAME.fullmatch(name):
+                yield KeyProblem(f"sinks.{name}", "must be named with 1 to 64 of a-z, 0-9, '.', '_', '-'")
+        if self.sinks and not self.enabled:
+            yield KeyProblem("sinks", "have nothing to copy: nothing is recorded", "leave `enabled: false` out")
 
     @property
     def mode(self) -> str:

@@ -14,7 +14,7 @@ from sqlalchemy import BindParameter, bindparam, select
 from typing_extensions import override
 
 from certplane.broker.events import AuditEvent
-from certplane.broker.ports import AuditImport, AuditLog
+from certplane.broker.ports import AuditGate, AuditImport, AuditLog
 from certplane.broker.proof.chain import Head
 from certplane.broker.store.audit_chain import COLUMNS, AuditChain
 from certplane.broker.store.audit_records import EventRow, event_row, record_of, record_row
@@ -115,12 +115,20 @@ class SqlAuditLog(AuditLog, AuditImport):
         self._writer = writer
         self._rows = rows
         self._enabled = enabled
+        self.gate: AuditGate | None = None
+        """Asked before anything is recorded, if there is one."""
         columns = (audit_events.c[name] for name in ("event_id", "create_time", "record", "body"))
         newest = select(*columns).order_by(audit_events.c.sequence.desc()).suffix_with(limited_to())
         self._tail = database.compiler(newest)
 
     def encode(self, events: Sequence[AuditEvent]) -> Sequence[EventRow]:
-        """The rows of a change's events, none when auditing is switched off."""
+        """The rows of a change's events, none when auditing is switched off.
+
+        Raises:
+            RefusalError: AUDIT_UNAVAILABLE: the gate holds the change up.
+        """
+        if self.gate is not None and self._enabled:
+            self.gate.check(events)
         return [event_row(event) for event in events] if self._enabled else ()
 
     @override

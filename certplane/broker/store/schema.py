@@ -454,6 +454,18 @@ notification_outbox = Table(
 
 Index("ix_notification_outbox_notifier", notification_outbox.c.notifier, notification_outbox.c.message_id)  # the oldest
 
+audit_sinks = Table(
+    # How far each copy of the audit log is.
+    "audit_sinks",
+    metadata,
+    Column("sink", _Text, primary_key=True),
+    Column("low", _Sequence, nullable=False),
+    # Of numbers above that were copied: JSON, pairs of the first and the last.
+    Column("ranges", _Text, nullable=False),
+    Column("change_time", _Time, nullable=False),
+    sqlite_strict=True,
+)
+
 enrollment_reports = Table(
     "enrollment_reports",
     metadata,

@@ -21,6 +21,7 @@ from certplane.broker.store.accounts import SqlAccounts
 from certplane.broker.store.audit_log import AuditRows, SqlAuditLog
 from certplane.broker.store.audit_proof import SqlAuditProof
 from certplane.broker.store.audit_reader import SqlAuditReader
+from certplane.broker.store.audit_sinks import SqlStoredEvents
 from certplane.broker.store.batch import GroupCommit
 from certplane.broker.store.broker_requests import SqlBrokerRequests
 from certplane.broker.store.certificates import SqlCertificateStore
@@ -105,6 +106,7 @@ class Stores:
     upkeep: SqlUpkeep
     changes: SqlChangeFeed
     outbox: SqlOutbox
+    stored_events: SqlStoredEvents
     soundness: SqliteSoundness | ServerSoundness
     writer: Writer
 
@@ -257,6 +259,7 @@ def assemble(
         upkeep=SqlUpkeep(reader, writer, path),
         changes=feed,
         outbox=SqlOutbox(reader, writer, clock),
+        stored_events=SqlStoredEvents(reader, writer, clock),
         soundness=ServerSoundness(reader) if path is None else SqliteSoundness(path, database),
         writer=writer,
     )

@@ -89,10 +89,21 @@ def _seconds(count: float) -> timedelta:
 def _notifier(name: str, **keys: Any) -> dict[str, Any]:
     """The keys of one of `notifications`, with the defaults of its rules."""
     rules = {"rules": (NotificationRule(),), "after": _seconds(120), "repeat": timedelta(hours=24), "over": True}
-    places = dict.fromkeys(("webhook", "mail", "apprise"))
-    values = {**rules, "digest": WeeklyTime(None), **places, **keys}
+    values = {**rules, "digest": WeeklyTime(None), **keys}
+    return _at_one_place(f"notifications.{name}", ("webhook", "mail", "apprise"), values)
+
+
+def _sink(name: str, **keys: Any) -> dict[str, Any]:
+    """The keys of one of `audit.sinks`."""
+    values = {"required": False, "max_lag": _seconds(60), **keys}
+    return _at_one_place(f"audit.sinks.{name}", ("file", "syslog", "otlp"), values)
+
+
+def _at_one_place(section: str, places: tuple[str, ...], values: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a section of which one of `places` is written."""
+    values = {**dict.fromkeys(places), **values}
     written = {f"{place}.{key}": value for place in places if values[place] for key, value in values.pop(place).items()}
-    return {f"notifications.{name}.{key}": value for key, value in {**values, **written}.items()}
+    return {f"{section}.{key}": value for key, value in {**values, **written}.items()}
 
 
 EXPECTED = {
@@ -245,6 +256,27 @@ EXPECTED = {
     "audit.keep": Keep(None),
     "audit.checkpoint_key_secret": "certplane/audit",
     "audit.checkpoint_keys": ("3q2+796tvu/erb7v3q2+796tvu/erb7v3q2+796tvu8=",),
+    **_sink("archive", file={"path": Path("/srv/certplane/audit.jsonl")}, required=True, max_lag=_seconds(120)),
+    **_sink(
+        "siem",
+        syslog={
+            "server": HostPort("siem.example", 6514),
+            "facility": "local3",
+            "ca_bundle": Path("/etc/certplane/siem-ca.pem"),
+            "cert": Path("/etc/certplane/siem.pem"),
+            "key": Path("/etc/certplane/siem.key"),
+            "timeout": _seconds(8),
+        },
+    ),
+    **_sink(
+        "collector",
+        otlp={
+            "endpoint": "https://otel.example:4317",
+            "token_secret": "otlp/token",
+            "ca_bundle": Path("/etc/certplane/otel-ca.pem"),
+            "timeout": _seconds(7),
+        },
+    ),
     "rate_limits.per_identity_per_hour": 60,
     "rate_limits.per_identity_profile_per_hour": 30,
     "rate_limits.new_keys_per_identity_profile_per_day": 0,
@@ -316,8 +348,9 @@ def test_every_key_of_the_format() -> None:
     assert found == EXPECTED
     written = set(settings.source.lines)
     one_of_three = {f"{issuer}.acme.account_key.{place}" for issuer in ISSUERS for place in ("file", "secret", "store")}
-    # Of the notifiers one has all that each of them may have.
-    unwritten = {key for key, _ in _sections(settings) if not re.match(r"notifications\.(chat|post|phone)\.", key)}
+    # Of the notifiers one has all that each of them may have; the sinks have it together.
+    others = re.compile(r"notifications\.(chat|post|phone)\.|audit\.sinks\.")
+    unwritten = {key for key, _ in _sections(settings) if not others.match(key)}
     not_beside = {
         "notifications.oncall.mail",
         "notifications.oncall.apprise",

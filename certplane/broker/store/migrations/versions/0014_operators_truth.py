@@ -87,6 +87,15 @@ def upgrade() -> None:
         sqlite_strict=True,
     )
     op.create_table(
+        "audit_sinks",
+        sa.Column("sink", _text, nullable=False),
+        sa.Column("low", _time, nullable=False),
+        sa.Column("ranges", _text, nullable=False),
+        sa.Column("change_time", _time, nullable=False),
+        sa.PrimaryKeyConstraint("sink", name="pk_audit_sinks"),
+        sqlite_strict=True,
+    )
+    op.create_table(
         "notification_troubles",
         sa.Column("notifier", _text, nullable=False),
         sa.Column("cause", _text, nullable=False),
@@ -147,6 +156,7 @@ def downgrade() -> None:
     """An older release reads whole records alone: what is written compactly is lost to it."""
     op.drop_table("notification_outbox")
     op.drop_table("notification_troubles")
+    op.drop_table("audit_sinks")
     op.drop_table("renewal_request_items")
     op.drop_index("ix_renewal_requests_request_id", "renewal_requests")
     op.drop_column("renewal_requests", "reason")
