@@ -52,6 +52,7 @@ def _summary(parser: argparse.ArgumentParser) -> None:
 
 def _watch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the broker's messages, one JSON object a line")
+    parser.add_argument("--plain", action="store_true", help="the table once and then a line for each change")
     parser.add_argument("hosts", nargs="*", metavar="HOST", help="only these hosts, by name or label")
 
 
@@ -158,7 +159,19 @@ COMMANDS: Final = (
             ("certplanectl certs --serial 0a1b2c -o wide", "who has a certificate, by its serial number"),
         ),
     ),
-    Command("watch", "the fleet, live, until Ctrl-C", "commands.watch:watch", _watch, formats=()),
+    Command(
+        "watch",
+        "the fleet, live: a full screen with summary, causes, hosts, certificates; ? shows the keys",
+        "commands.watch:watch",
+        _watch,
+        more="In lines without a terminal, with NO_COLOR or TERM=dumb, and without the package textual.",
+        examples=(
+            ("certplanectl watch", "who is hurt, who is next, by what cause, what changed, who is missing"),
+            ("certplanectl watch web1 web2 --plain", "two hosts, a line for each change"),
+            ("certplanectl watch --json | jq .certificateChange", "for programs"),
+        ),
+        formats=(),
+    ),
     Command(
         "renew",
         "have certificates renewed",

@@ -1,45 +1,51 @@
-"""`certplanectl watch`."""
+"""`certplanectl watch`: a full screen on a terminal, else lines."""
 
 from __future__ import annotations
 
 import argparse
-import random
+import os
 import sys
-from datetime import timedelta
-from typing import Final
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from importlib.util import find_spec
+from typing import TextIO
 
-from certplane.ctl.live import open_display
 from certplane.ctl.session import Session
-from certplane.errors import OF_ONE_BROKER, OperationError, Reason, RefusalError
-from certplane.runtime.backoff import Backoff
-
-_AGAIN: Final = Backoff(first=timedelta(seconds=1), most=timedelta(seconds=30), floor=timedelta(milliseconds=200))
-_PASSING: Final = OF_ONE_BROKER | {Reason.RATE_LIMITED}
-"""Refusals that a watch outlives."""
+from certplane.ctl.watch.feed import Feed, FleetSource, WatchDisplay
+from certplane.ctl.watch.lines import JsonLines, PlainLines
+from certplane.ctl.watch.source import ClientSource
+from certplane.runtime.command import OK
 
 
 async def watch(options: argparse.Namespace, session: Session) -> int:
-    """Watch until a signal; a broker that restarts is waited for, a refusal that stays ends it."""
-    rng = random.SystemRandom()
-    begun, failures = False, 0
-    with open_display(sys.stdout, session.say, session.now, as_json=options.json) as display:
+    """Watch until somebody leaves, or a signal; a broker that restarts is waited for."""
+
+    @asynccontextmanager
+    async def connect() -> AsyncIterator[FleetSource]:
         async with session.client() as client:
-            while True:
-                try:
-                    async for message in client.watch(options.hosts):
-                        begun, failures = True, 0
-                        display.show(message)
-                    text = "the broker has ended the watch"
-                    wait = None
-                except OperationError as error:
-                    if not begun:
-                        raise  # it never was there: a mistake of the configuration rather than a restart
-                    text, wait = str(error), error.retry_after
-                except RefusalError as error:
-                    if error.refusal.reason not in _PASSING:
-                        raise
-                    text, wait = str(error), error.refusal.retry_after
-                failures += 1
-                again = max(_AGAIN.wait(failures, rng), wait or timedelta())
-                display.interrupted(f"{text}; watching again in {again.total_seconds():.0f} s")
-                await session.clock.sleep(again)
+            yield ClientSource(client, options.hosts)
+
+    if not options.plain and not options.json and full_screen(sys.stdin, sys.stdout, os.environ):
+        if find_spec("textual") is not None:
+            from certplane.ctl.watch.full import run_full_screen  # noqa: PLC0415 - optional, and half a second to load
+
+            context = session.context
+            urls = [str(url) for url in context.settings.broker.all_urls]
+            more = f" and {len(urls) - 1} more" if len(urls) > 1 else ""
+            name = f"{context.name}: " if len(session.settings.contexts) > 1 else ""
+            where = f"{name}{urls[0]}{more}"
+            session.out.lines(await run_full_screen(connect, where, options.hosts, session.clock))
+            return OK
+        session.say("in lines, since the package textual is missing: install certplane[terminal] for the full screen")
+    display: WatchDisplay
+    if options.json or not sys.stdout.isatty():
+        display = JsonLines(sys.stdout, session.say)
+    else:
+        display = PlainLines(sys.stdout, session.say, session.now, session.out.terminal)
+    return await Feed(connect, options.hosts, session.clock, patient=False).follow(display)
+
+
+def full_screen(stdin: TextIO, stdout: TextIO, environment: Mapping[str, str]) -> bool:
+    """Whether a full screen can be shown, and nothing says that plain lines are wanted."""
+    dumb = environment.get("TERM", "dumb") in ("dumb", "unknown", "")
+    return stdin.isatty() and stdout.isatty() and not dumb and not environment.get("NO_COLOR")

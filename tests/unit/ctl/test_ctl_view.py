@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from certplane.ctl.live import open_display
 from certplane.ctl.output import json_line
 from certplane.ctl.show.fleet import host_columns, host_rows, totals, urgency
 from certplane.ctl.show.host import sections
 from certplane.ctl.show.renewals import held_up_lines, renewal_line
-from certplane.ctl.show.words import HEALTHS, STATES
+from certplane.ctl.show.words import HEALTHS, STATES, by_health, served_text, state_text
 from certplane.ctl.show.words import alarms as alarming_ones
-from certplane.ctl.view import FleetView, change_line, fleet_rows
+from certplane.ctl.watch.fleet import host_row
+from certplane.ctl.watch.lines import change_line
+from certplane.ctl.watch.table import host_lines as watched_table
 from certplane.errors import OperationError
 from certplane.v1 import fleet_pb2, renewal_pb2
 
@@ -60,17 +60,6 @@ def test_every_state_of_the_wire_has_a_word() -> None:
     assert STATES["degraded"] == Status.STATE_DEGRADED
 
 
-def test_a_row_for_each_certificate_and_one_for_a_host_without() -> None:
-    """The fleet's table names a host once, and leaves out none that holds nothing."""
-    rows = fleet_rows([a_host("a", serving("mail"), serving("web")), a_host("b")], NOW)
-    assert [row[:5] for row in rows[1:]] == [
-        ("a", "up 5m", "mail", "OK", "serving"),
-        ("", "", "web", "OK", "serving"),
-        ("b", "up 5m", "-", "-", "-"),
-    ]
-    assert rows[1][5:] == ("2026-06-03 03:02Z (in 30d 0h)", "2026-05-24 03:02Z (in 20d 0h)", "yes")
-
-
 def other_served() -> renewal_pb2.CertificateStatus:
     status = serving()
     status.served.serial_number = "ff00112233"
@@ -92,8 +81,7 @@ def failed() -> renewal_pb2.CertificateStatus:
 )
 def test_state_and_served(status: renewal_pb2.CertificateStatus, state: str, served: str) -> None:
     """What is served is compared with what is installed, and an unknown state is shown as it came."""
-    row = fleet_rows([a_host("a", status)], NOW)[1]
-    assert (row[4], row[7]) == (state, served)
+    assert (state_text(status), served_text(status)) == (state, served)
 
 
 def expired(name: str = "web") -> renewal_pb2.CertificateStatus:
@@ -118,9 +106,7 @@ def test_every_health_of_the_wire_has_a_word() -> None:
 def test_what_is_worst_comes_first() -> None:
     """Of a host's certificates, and of hosts; one that a newer broker invented stands before those that are well."""
     host = a_host("a", serving("mail"), of_health(99), expired("zone"))
-    rows = fleet_rows([host], NOW)[1:]
-    assert [row[2:4] for row in rows] == [("zone", "EXPIRED"), ("web", "health 99"), ("mail", "OK")]
-    assert [row[0] for row in rows] == ["a", "", ""]
+    assert [each.name for each in by_health(host.certificates)] == ["zone", "web", "mail"]
     away = a_host("away", serving())
     away.connected = False
     hosts = [
@@ -132,25 +118,6 @@ def test_what_is_worst_comes_first() -> None:
         host,
     ]
     assert [each.name for each in sorted(hosts, key=urgency)] == ["a", "old", "newer", "away", "well", "empty"]
-
-
-def test_hosts_of_several_brokers_say_where_they_are() -> None:
-    """Where all are at one, its name would only take room."""
-    one, other, away = a_host("a"), a_host("b"), a_host("c")
-    one.broker_id, one.broker_name = "1", "machine-1"
-    other.broker_id, other.broker_name = "2", "machine-2"
-    assert [row[1] for row in fleet_rows([one, other, away], NOW)[1:]] == [
-        "up 5m at machine-1",
-        "up 5m at machine-2",
-        "up 5m",
-    ]
-    assert [row[1] for row in fleet_rows([one, away], NOW)[1:]] == ["up 5m", "up 5m"]
-    for host, port in ((one, 8443), (other, 8444)):
-        host.broker_name, host.broker_address = "machine-1", f"[::]:{port}"
-    assert [row[1] for row in fleet_rows([one, other], NOW)[1:]] == [
-        "up 5m at machine-1 [::]:8443",
-        "up 5m at machine-1 [::]:8444",
-    ]
 
 
 def shown(hosts: list[renewal_pb2.Host], *titles: str) -> list[tuple[str, ...]]:
@@ -240,58 +207,6 @@ def test_one_host_in_full() -> None:
         assert part in text
 
 
-def snapshot(*hosts: renewal_pb2.Host) -> list[renewal_pb2.WatchRenewalsResponse]:
-    messages = [Message(host=host) for host in hosts]
-    return [*messages, Message(snapshot_end=Message.SnapshotEnd(host_count=len(hosts)))]
-
-
-def changed(host: str, status: renewal_pb2.CertificateStatus, *, removed: bool = False) -> Message:
-    return Message(certificate_change=Message.CertificateChange(host=host, certificate=status, removed=removed))
-
-
-def test_a_watch_is_followed() -> None:
-    """A change replaces one certificate of one host, a removal takes it out, an unknown event changes nothing."""
-    view = FleetView()
-    for message in snapshot(a_host("b", serving()), a_host("a", serving())):
-        assert not view.complete
-        view.apply(message)
-    assert view.complete
-    view.apply(changed("b", failed()))
-    view.apply(changed("a", serving("mail")))
-    view.apply(changed("a", serving(), removed=True))
-    view.apply(Message())
-    assert [(host.name, [each.name for each in host.certificates]) for host in view.hosts] == [
-        ("a", ["mail"]),
-        ("b", ["web"]),
-    ]
-    assert view.hosts[1].certificates[0].state == Status.STATE_FAILED
-
-
-def test_a_watch_that_begins_again_forgets_whom_it_isnt_told_of() -> None:
-    """What was known stays until the new snapshot is complete, then only what that one told."""
-    view = FleetView()
-    for message in snapshot(a_host("a"), a_host("b")):
-        view.apply(message)
-    view.begin_again()
-    assert [host.name for host in view.hosts] == ["a", "b"]
-    for message in snapshot(a_host("b")):
-        view.apply(message)
-    assert [host.name for host in view.hosts] == ["b"]
-
-
-def test_changes_as_lines() -> None:
-    """A change is one line for a person; the end of a snapshot is none."""
-    assert change_line(changed("a", failed()), NOW) == "a: web: failed (reload): exit status 1"
-    assert change_line(changed("a", expired()), NOW) == "a: web: EXPIRED, serving"
-    assert change_line(Message(host=a_host("a", serving("mail"), expired())), NOW) == "a: up 5m, web EXPIRED"
-    assert change_line(changed("a", failed(), removed=True), NOW) == "a: web: removed"
-    assert change_line(Message(host=a_host("a")), NOW) == "a: up 5m"
-    elsewhere = a_host("a")
-    elsewhere.broker_name = "machine-2"
-    assert change_line(Message(host=elsewhere), NOW) == "a: up 5m at machine-2"
-    assert change_line(Message(snapshot_end=Message.SnapshotEnd()), NOW) == ""
-
-
 def test_json_is_the_proto3_mapping_on_one_line() -> None:
     """Programs get what grpcurl prints: lowerCamelCase names, enum names, RFC 3339 times."""
     line = json_line(a_host("a", serving()))
@@ -345,53 +260,6 @@ def test_what_is_held_up_is_not_due_anyway() -> None:
     assert renewal_line(answer, dry_run=False, identities=True).startswith("2 of 2 matching identities will be renewed")
 
 
-class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-def test_piped_a_watch_is_json_lines() -> None:
-    """Each message is a line, and what is about the watch itself goes elsewhere."""
-    stream, said = io.StringIO(), []
-    with open_display(stream, said.append, lambda: NOW, as_json=False) as display:
-        for message in snapshot(a_host("a")):
-            display.show(message)
-        display.interrupted("the broker has gone")
-    assert [next(iter(json.loads(line))) for line in stream.getvalue().splitlines()] == ["host", "snapshotEnd"]
-    assert said == ["the broker has gone"]
-
-
-def test_on_a_terminal_a_watch_is_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The live table shows hosts, what changed, and why the watch was interrupted; what hosts say is no markup."""
-    pytest.importorskip("rich")
-    stream = Terminal()
-    status = failed()
-    monkeypatch.setenv("COLUMNS", "160")
-    with open_display(stream, lambda _: None, lambda: NOW, as_json=False) as display:
-        for message in snapshot(a_host("[red]a[/red]", status), a_host("Z-well")):
-            display.show(message)
-        display.interrupted("the broker has gone")
-    text = stream.getvalue()
-    assert text.index("[red]a[/red]") < text.index("well")
-    assert "[red]a[/red]" in text
-    assert "failed" in text
-    assert "the broker has gone" in text
-
-
-def test_on_a_terminal_without_rich_the_table_comes_once_and_then_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The optional package is optional: the same facts, line by line."""
-    monkeypatch.setitem(__import__("sys").modules, "rich.console", None)
-    stream, said = Terminal(), []
-    with open_display(stream, said.append, lambda: NOW, as_json=False) as display:
-        for message in [*snapshot(a_host("a", serving())), changed("a", failed())]:
-            display.show(message)
-    lines = stream.getvalue().splitlines()
-    assert lines[0].split()[:2] == ["HOST", "LINK"]
-    assert lines[-1] == "a: web: failed (reload): exit status 1"
-
-
 NO_TIMES = {
     "far too late": (2**62, 0),
     "far too early": (-(2**62), 0),
@@ -420,11 +288,10 @@ def test_times_that_are_none_are_shown_all_the_same(seconds: int, nanos: int) ->
     host = a_host("web1.example.test", serving(), failed())
     with_times(host, seconds, nanos)
     assert host.certificates[0].update_time.seconds == seconds
-    header, *rows = fleet_rows([host], NOW)
-    assert [row[header.index("CERTIFICATE")] for row in rows] == ["web", "web"]
-    assert rows[0][header.index("LINK")] == "up"
     assert "web1.example.test" in "\n".join(host_lines(host, NOW))
-    message = changed("web1.example.test", host.certificates[0])
+    message = Message(certificate_change=Message.CertificateChange(host=host.name, certificate=host.certificates[0]))
     assert "web1.example.test" in change_line(message, NOW)
+    table = watched_table([host_row(host)], lambda: NOW, 160)
+    assert "web1.example.test" in table.line(0).text
     with pytest.raises(OperationError, match="the broker sent an invalid message"):
         json_line(message)

@@ -1,0 +1,7 @@
+"""`certplanectl watch`: the fleet, live. On a terminal a full screen, else lines.
+
+Start with `command`, which chooses. `feed` follows the broker and outlives its restarts; `lines` are plain displays.
+Of the full screen `fleet` keeps a row for each host and `known` all else that was heard; `screen` is what keys make,
+`drawing` the lines of it all (with `table`, `summary`, `detail`, `page`): pure. `terminal` is the application around
+them, and the only module that needs Textual.
+"""

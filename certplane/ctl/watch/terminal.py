@@ -1,0 +1,220 @@
+"""The full screen: an application of Textual that draws what `drawing` says, and passes keys on to `screen`."""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import ClassVar, Final
+
+from rich.segment import Segment
+from rich.style import Style as Paint
+from textual import events
+from textual.app import App, ComposeResult
+from textual.binding import BindingType
+from textual.strip import Strip
+from textual.widget import Widget
+from textual.widgets import Input
+from typing_extensions import override
+
+from certplane.ctl.watch.drawing import Drawing, Place
+from certplane.ctl.watch.known import Known
+from certplane.ctl.watch.page import Line, Lines
+from certplane.ctl.watch.screen import Screen, View, press
+from certplane.ctl.watch.viewport import Viewport
+from certplane.runtime.terminal import Style
+
+_PAINTS: Final = {
+    Style.PLAIN: Paint(),
+    Style.BAD: Paint(color="red", bold=True),
+    Style.WARNING: Paint(color="yellow"),
+    Style.GOOD: Paint(color="green"),
+    Style.DIM: Paint(dim=True),
+    Style.STRONG: Paint(bold=True),
+}
+_CURSOR: Final = Paint(reverse=True)
+_REDRAW: Final = 0.5
+"""Seconds: messages of a large fleet come faster than anybody reads, and times pass while none comes."""
+_STEPS: Final = {"up": -1, "k": -1, "down": 1, "j": 1}
+_PAGES: Final = {"pageup": -1, "ctrl+b": -1, "pagedown": 1, "ctrl+f": 1}
+_ENDS: Final = {"home": -1, "g": -1, "end": 1, "G": 1}
+
+
+class _Rows(Widget):
+    """Lines that are made as they are drawn."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(id=name)
+        self.lines = Lines.of([])
+        self.view: Viewport | None = None
+
+    def draw(self, lines: Lines, view: Viewport | None = None) -> None:
+        """Show these; with a `view`, what of them it says, and its cursor."""
+        self.lines, self.view = lines, view
+        self.refresh()
+
+    @override
+    def render_line(self, y: int) -> Strip:
+        number = y + (self.view.first if self.view is not None else 0)
+        if number >= len(self.lines):
+            return Strip.blank(self.size.width)
+        at_cursor = self.view is not None and number == self.view.cursor
+        over = _CURSOR if at_cursor else Paint()
+        shown = self.lines.line(number).fitted(self.size.width)
+        segments = [Segment(text, _PAINTS[style] + over) for text, style in shown.spans]
+        return Strip(segments).adjust_cell_length(self.size.width, over)
+
+
+class WatchApp(App[None]):
+    """The application. It shows what `known` is at the moment; whoever changes that calls `changed`.
+
+    Args:
+        known: What is heard.
+        clock: The time.
+        opened: Told when another page is open, or an answer is wanted now.
+    """
+
+    ENABLE_COMMAND_PALETTE = False
+    AUTO_FOCUS = None
+    BINDINGS: ClassVar[list[BindingType]] = [("ctrl+z", "suspend_process"), ("ctrl+c", "leave"), ("ctrl+r", "ask")]
+    CSS = """
+    Screen { background: ansi_default; color: ansi_default; layout: vertical; overflow: hidden; }
+    _Rows { background: ansi_default; color: ansi_default; }
+    #top { height: 1; }
+    #body { height: 1fr; }
+    #bottom { height: 2; }
+    Input { display: none; height: 1; border: none; padding: 0; background: ansi_default; color: ansi_default; }
+    Input:focus { border: none; }
+    """
+
+    def __init__(self, known: Known, clock: Callable[[], datetime], opened: Callable[[], None]) -> None:
+        super().__init__(ansi_color=True)
+        self.theme = "ansi-dark"
+        self.shown = Screen()
+        self.drawing = Drawing()
+        self._known = known
+        self._now = clock
+        self._opened = opened
+        self._still: tuple[Known, datetime, int] | None = None
+        self._views: dict[View, Viewport] = {}
+        self._dirty = True
+        self._second = 0
+
+    @override
+    def compose(self) -> ComposeResult:
+        yield _Rows("top")
+        yield _Rows("body")
+        yield _Rows("bottom")
+        yield Input(placeholder="words; Enter keeps the filter, Esc clears it", select_on_focus=False)
+
+    def on_mount(self) -> None:
+        """Begin to draw."""
+        self.set_focus(None)
+        self.set_interval(_REDRAW, self._tick)
+        self._draw()
+
+    def on_resize(self) -> None:
+        """Another size, other columns."""
+        self.call_after_refresh(self._draw)
+
+    def changed(self) -> None:
+        """Something is known that wasn't."""
+        self._dirty = True
+
+    def on_key(self, event: events.Key) -> None:
+        """A key that isn't typed into the filter."""
+        if isinstance(self.focused, Input):
+            if event.key == "escape":
+                self._filter("")
+                self._end_typing()
+            return
+        height, keys = self._body.size.height, self._body.lines.keys
+        view = self._viewport()
+        key = event.key
+        step = _STEPS.get(key, 0) + _PAGES.get(key, 0) * max(height - 1, 1) + _ENDS.get(key, 0) * len(keys)
+        if key == "slash":
+            self._begin_typing()
+        elif step:
+            view.move(step, keys, height)
+        else:
+            at = self._body.lines.line(view.cursor) if view.cursor < len(keys) else None
+            self._take(press(self.shown, key, at))
+        event.stop()
+        self._draw()
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """The filter works while it is typed."""
+        if self.focused is event.input:
+            self._filter(event.value)
+            self._draw()
+
+    def on_input_submitted(self) -> None:
+        """The filter is as it is wanted."""
+        self._end_typing()
+
+    def action_leave(self) -> None:
+        """Ctrl-C."""
+        self.exit()
+
+    def action_ask(self) -> None:
+        """Ask the broker now."""
+        self._opened()
+
+    def _take(self, screen: Screen) -> None:
+        before, self.shown = self.shown, screen
+        if screen.left:
+            self.exit()
+        if screen.paused != before.paused:
+            self._still = (self._known.standing_still(), self._now(), self._known.changes) if screen.paused else None
+        if screen.page != before.page:
+            self._opened()
+
+    def _filter(self, text: str) -> None:
+        self.shown = self.shown.filtered(text)
+
+    def _begin_typing(self) -> None:
+        typed = self.query_one(Input)
+        typed.value = self.shown.view.text
+        typed.display = True
+        typed.focus()
+
+    def _end_typing(self) -> None:
+        self.set_focus(None)
+        self.query_one(Input).display = False
+        self._draw()
+
+    def _tick(self) -> None:
+        second = int(self._now().timestamp())
+        if self._dirty or second != self._second:
+            self._second = second
+            self._draw()
+
+    def _draw(self) -> None:
+        self._dirty = False
+        known, moment = self._known, self._now()
+        behind = 0
+        if self._still is not None:
+            known, moment, changes = self._still
+            behind = self._known.changes - changes
+        width, height = self.size.width, self.size.height
+        lines = self.drawing.body(self.shown, known, lambda: moment, width)
+        top = self.drawing.top(self.shown, known, moment, width, height)
+        if lines.header is not None:
+            top.append(lines.header)
+        self._rows("top").styles.height = len(top)
+        self._rows("top").draw(Lines.of(top))
+        typing = self.query_one(Input).display
+        room = max(height - len(top) - 2 - (1 if typing else 0), 1)
+        view = self._viewport()
+        view.settle(lines.keys, room)
+        self._body.draw(lines, view)
+        place = Place(view.first, min(room, len(lines) - view.first), len(lines))
+        bottom: Sequence[Line] = self.drawing.bottom(self.shown, known, place, width, behind=behind)
+        self._rows("bottom").draw(Lines.of(bottom))
+
+    def _viewport(self) -> Viewport:
+        return self._views.setdefault(View(self.shown.page), Viewport())
+
+    @property
+    def _body(self) -> _Rows:
+        return self._rows("body")
+
+    def _rows(self, name: str) -> _Rows:
+        return self.query_one(f"#{name}", _Rows)

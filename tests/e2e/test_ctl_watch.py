@@ -1,0 +1,153 @@
+"""`certplanectl watch` in a terminal of its own, against a broker whose answers are scripted."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+import struct
+import sys
+import termios
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.operators_broker import OperatorsBroker
+from tests.support.waiting import no_hang, until
+from tests.support.watched_fleet import snapshot, troubled_fleet
+
+pytestmark = pytest.mark.e2e
+
+_ENTER, _LEAVE = "\x1b[?1049h", "\x1b[?1049l"
+"""xterm's alternate screen."""
+
+
+class InTerminal:
+    """A program on a terminal of 80 columns and 24 lines; `text` is all that it has written."""
+
+    def __init__(self, master: int, process: asyncio.subprocess.Process, before: list[object]) -> None:
+        self.process = process
+        self.text = ""
+        self._master = master
+        self._before = before
+
+    def press(self, keys: str) -> None:
+        os.write(self._master, keys.encode())
+
+    async def writes(self, text: str) -> None:
+        await until(lambda: text in self.text, what=f"{text!r} among {self.text[-2000:]!r}")
+
+    async def ends(self, status: int) -> None:
+        """With this status, and the terminal as it was."""
+        async with no_hang():
+            assert await self.process.wait() == status, self.text[-2000:]
+        assert termios.tcgetattr(self._master)[3] == self._before[3]
+
+    def read(self) -> None:
+        try:
+            self.text += os.read(self._master, 65536).decode(errors="replace")
+        except OSError:  # EIO: the program has ended
+            asyncio.get_running_loop().remove_reader(self._master)
+
+
+@asynccontextmanager
+async def in_terminal(config: Path, *arguments: str, **environment: str) -> AsyncIterator[InTerminal]:
+    """Runs `certplanectl -c config ...`."""
+    master, slave = os.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    before = termios.tcgetattr(slave)
+    kept: Mapping[str, str] = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "certplane.ctl",
+        *arguments,
+        "-c",
+        str(config),
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env={**kept, "LANG": "C.UTF-8", "TERM": "xterm", **environment},
+    )
+    shown = InTerminal(master, process, before)
+    asyncio.get_running_loop().add_reader(master, shown.read)
+    try:
+        yield shown
+    finally:
+        asyncio.get_running_loop().remove_reader(master)
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        os.close(master)
+        os.close(slave)
+
+
+@asynccontextmanager
+async def broker() -> AsyncIterator[OperatorsBroker]:
+    """One whose watches tell the fleet and stay open until the broker stops."""
+    async with OperatorsBroker({"WatchRenewals": [*snapshot(*troubled_fleet())]}).running() as running:
+        yield running
+
+
+async def test_a_full_screen_and_the_last_state_when_it_is_left(tmp_path: Path) -> None:
+    """The terminal is as it was, the last state is on it, and status 0."""
+    async with broker() as running, in_terminal(running.write_config(tmp_path), "watch") as shown:
+        await shown.writes(_ENTER)
+        await shown.writes("app170")
+        shown.press("q")
+        await shown.ends(0)
+    left = shown.text.rpartition(_LEAVE)[2]
+    assert "HURT NOW 4" in left
+    assert "DNS_UNAVAILABLE ns2" in left
+    assert "58 hosts, 56 connected" in left
+
+
+async def test_sigterm_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
+    """143, as for each command, without a traceback."""
+    async with broker() as running, in_terminal(running.write_config(tmp_path), "watch") as shown:
+        await shown.writes("app170")
+        shown.process.send_signal(signal.SIGTERM)
+        await shown.ends(143)
+        assert _LEAVE in shown.text
+    assert "Traceback" not in shown.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [
+        pytest.param(["--plain"], {}, id="plain"),
+        pytest.param([], {"NO_COLOR": "1"}, id="no-color"),
+        pytest.param([], {"TERM": "dumb"}, id="dumb"),
+    ],
+)
+async def test_lines_where_they_are_wanted(tmp_path: Path, arguments: list[str], environment: dict[str, str]) -> None:
+    """A terminal that can't show a full screen, or a person who wants none, gets the table and then changes."""
+    async with broker() as running:
+        config = running.write_config(tmp_path)
+        async with in_terminal(config, "watch", *arguments, **environment) as shown:
+            await shown.writes("58 hosts; certificates: 2 EXPIRED")
+            await shown.writes("watching again in")
+            shown.process.send_signal(signal.SIGINT)
+            await shown.ends(130)
+    assert _ENTER not in shown.text
+
+
+async def test_a_host_that_isnt_there(tmp_path: Path) -> None:
+    """An error on the terminal as it was."""
+    async with broker() as running, in_terminal(running.write_config(tmp_path), "watch", "nosuch") as shown:
+        await shown.ends(1)
+    assert "there is no host nosuch in the fleet; compare with `certplanectl fleet`" in shown.text
+
+
+async def test_a_broker_that_is_down_is_waited_for(tmp_path: Path) -> None:
+    """It is said why, and q leaves."""
+    stopped = OperatorsBroker()
+    async with stopped.running():
+        config = stopped.write_config(tmp_path)
+    async with in_terminal(config, "watch") as shown:
+        await shown.writes("check that the broker runs")
+        shown.press("q")
+        await shown.ends(0)
