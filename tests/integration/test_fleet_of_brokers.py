@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from certplane.broker.fleet.model import HostStream
 from certplane.broker.model import CertificateRecord, DenyEntry, RevocationReason
 from certplane.broker.renewal.model import RenewalPlan
-from certplane.fleet_report.model import RenewalCause
+from certplane.fleet_report.model import HostFacts, RenewalCause
 from certplane.v1 import fleet_pb2 as pb
 from certplane.v1 import fleet_pb2_grpc, renewal_pb2, renewal_pb2_grpc
 from tests.support.ca import PrivateCa
@@ -114,6 +115,43 @@ async def test_a_request_that_is_repeated_at_the_other_broker_changes_nothing(
         answer.connected_host_count = 0
     assert answers[0] == answers[1]
     assert answers[0].changed_count == 1
+
+
+async def test_an_identity_that_is_wanted_at_one_broker_is_told_by_the_other(
+    edges: tuple[EdgeServer, EdgeServer],
+) -> None:
+    """Within a second or so; and both know how far it is."""
+    first, second = edges
+    async with second.host() as channel:
+        host = HostStreamClient(channel)
+        await host.hello(features=["identity"])
+        answer = await request(first, selection=pb.Selection(hosts=["web1"], identities=True))
+        directive = await host.directive()
+        assert [(each.identity, each.reason) for each in directive.renewals] == [(True, "a drill")]
+        await host.answer(directive.nonce)
+        for edge in edges:
+            async with edge.channel(edge.ca.issue([OPERATOR])) as operator:
+                progress = await fleet_pb2_grpc.FleetServiceStub(operator).GetRenewalRequest(
+                    pb.GetRenewalRequestRequest(renewal_request_id=answer.renewal_request_id), timeout=HANG
+                )
+                assert [each.host for each in progress.items] == [HOST]
+                assert not progress.done
+
+
+async def test_a_host_that_is_forgotten_at_one_broker_is_gone_at_the_other(
+    edges: tuple[EdgeServer, EdgeServer],
+) -> None:
+    """The change feed says so."""
+    first, _ = edges
+    now = first.clock.now()
+    gone = HostStream("old.example", HostFacts("0.1.0"), "1f", now, "192.0.2.1", now, now, now)
+    await first.stores.fleet.record_stream(gone)
+    first.hub.watchers.host_elsewhere(gone.host, now)  # it was written beside the hub
+    await until(lambda: all("old.example" in edge.index.hosts for edge in edges))
+    async with first.channel(first.ca.issue([OPERATOR])) as channel:
+        stub = fleet_pb2_grpc.FleetServiceStub(channel)
+        await stub.ForgetHost(pb.ForgetHostRequest(host="old.example", reason="gone"), timeout=HANG)
+    await until(lambda: all("old.example" not in edge.index.hosts for edge in edges))
 
 
 async def test_what_one_broker_revokes_reaches_a_host_of_the_other(edges: tuple[EdgeServer, EdgeServer]) -> None:

@@ -6,12 +6,13 @@ import asyncio
 from dataclasses import replace
 from datetime import timedelta
 from itertools import count
+from typing import Any
 
 import pytest
 
 from certplane.broker.events import AuditEventType, AuditTrail
-from certplane.broker.fleet.knowledge import unknown_plans
-from certplane.broker.fleet.model import HostStream
+from certplane.broker.fleet.knowledge import unknown_identity_plan, unknown_plans
+from certplane.broker.fleet.model import HostRecord, HostStream
 from certplane.broker.fleet.requests import RenewalRequest, RenewalRequests, spread_renewals
 from certplane.broker.model import IdentityKind
 from certplane.broker.renewal.model import HeldUp, RenewalPlan, Selection
@@ -238,3 +239,68 @@ async def test_a_host_that_comes_back_hears_what_was_asked_for_while_it_waited(
         update_time=now + failed,
     )
     assert bool(unknown_plans([replace(certificate, plan=plan)], [status])) is told
+
+
+async def test_identities_are_asked_for(desk: Desk) -> None:
+    """Each host's at its place in the spread, whatever certificates it has; those that can't be told are named."""
+    now = desk.clock.now()
+    able = HostFacts("0.2.0", features=("identity",))
+    for name, facts in (("a.example", able), ("b.example", able), ("c.example", HostFacts("0.1.0"))):
+        stream = HostStream(name, facts, f"{name[0]}1", now, "192.0.2.1", now, now, now)
+        await desk.stores.fleet.record_stream(stream)
+    desk.why_none["b.example"] = "an operator has denied its identity"
+    wanted: list[str] = []
+    desk.plans.subscribe_identities(wanted.extend)
+    requested, hosts = await desk.requests.request(
+        OPERATOR, order(selection=Selection(all=True, identities=True), spread=HOUR)
+    )
+    assert (requested.certificate_count, requested.changed_count) == (3, 3)
+    assert requested.last_renew_time == now + HOUR * 2 / 3
+    assert [(each.host, each.name) for each in requested.held_up] == [
+        ("b.example", "identity"),
+        ("c.example", "identity"),
+    ]
+    assert sorted(wanted) == sorted(hosts) == ["a.example", "b.example", "c.example"]
+    found = await desk.stores.renewal_plans.identity_renewals(["a.example", "c.example"])
+    assert [(serial, plan.renew_time - now) for serial, plan in found] == [("a1", HOUR * 0), ("c1", HOUR * 2 / 3)]
+    (event,) = desk.stores.database.events
+    assert event.reason == "3 of 3 identities, spread over 1:00:00: drill"
+    again, others = await desk.requests.request(
+        OPERATOR, order(selection=Selection(hosts=("a.example", "typo"), identities=True), request_id="r-2")
+    )
+    assert (again.certificate_count, others) == (1, {"a.example"})
+
+
+NOW = ManualClock().now()
+WANTED = ("a1", RenewalPlan("", "a.example", NOW, RenewalCause.OPERATOR, "drill", renewal_request_id="r-1"))
+HELD = HeldCertificate("a1")
+
+
+@pytest.mark.parametrize(
+    ("status", "features", "told"),
+    [
+        pytest.param(None, ("identity",), True, id="has-said-nothing-of-it"),
+        pytest.param({"renew_time": NOW + HOUR}, ("identity",), True, id="means-to-renew-later"),
+        pytest.param({"renew_time": NOW}, ("identity",), False, id="knows"),
+        pytest.param({"renew_time": NOW + HOUR}, (), False, id="its-agent-is-older"),
+        pytest.param({"issued": HeldCertificate("a2")}, ("identity",), False, id="has-the-next-one"),
+        pytest.param(
+            {
+                "renew_time": NOW - HOUR,
+                "request_failures": 1,
+                "update_time": NOW - HOUR,
+                "next_attempt_time": NOW + HOUR,
+            },
+            ("identity",),
+            True,
+            id="waits-after-a-failure",
+        ),
+    ],
+)
+def test_who_is_told_of_its_identity(status: dict[str, Any] | None, features: tuple[str, ...], *, told: bool) -> None:
+    """By what its host has reported alone, after any restart."""
+    stream = HostStream("a.example", HostFacts("0.2.0", features=features), "a1", NOW, "192.0.2.1", NOW, NOW, NOW)
+    fields = {"issued": HELD, "installed": HELD, **(status or {})}
+    statuses = () if status is None else (CertificateStatus("identity", CertificateState.WAITING, **fields),)
+    found = unknown_identity_plan(WANTED, HostRecord("a.example", stream, statuses))
+    assert found == (WANTED[1] if told else None)
