@@ -31,6 +31,7 @@ from certplane.config.broker_urls import BrokerUrl
 from certplane.config.bundles import read_ca_bundle
 from certplane.config.files import read_private_file
 from certplane.errors import CertplaneError, ConfigurationError, OperationError
+from certplane.rpc.otlp import why_unusable
 from certplane.rpc.proxy import proxy_for
 from certplane.runtime.disk_errors import as_user, this_user, user_text
 from certplane.runtime.health import Health, HealthWord, Severity
@@ -114,9 +115,11 @@ def act_as_owner(host: Host) -> Finding | None:
 
 
 def bundles(host: Host) -> Iterator[Finding]:
-    """The files of CA certificates: readable for this user, and until when they are of use. Blocks."""
+    """The files of CA certificates: readable for this user, and until when of use; and what traces need. Blocks."""
     settings, now = host.settings, host.clock.now()
     identity = settings.identity
+    if (unusable := why_unusable(settings.tracing.collector)) is not None:
+        yield Finding(f"tracing.{unusable.key}", Level.FAIL, f"{unusable.message}; {unusable.remedy}")
     for key, path, only_cas in (
         ("broker.server_ca_bundle", settings.broker.server_ca_bundle, False),
         ("identity.issuer_ca_bundle", identity.issuer_ca_bundle, True),

@@ -36,6 +36,7 @@ from certplane.broker.surroundings import (
 )
 from certplane.config.files import is_there
 from certplane.errors import ConfigurationError, ConfigurationProblem
+from certplane.rpc.otlp import why_unusable
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.pool import BlockingPool
 
@@ -90,7 +91,7 @@ async def check(
         with _gathering(problems):
             folders.update([] if offline else await look_at_server(settings, secrets, pool))
         unread = [] if secrets is nothing else await unreadable_secrets(settings, prepared, secrets)
-    problems += wrong
+    problems += [*wrong, *_tracing(settings)]
     (problems if looks_where_the_service_does(settings) else doubts).extend(unread)
     with _gathering(problems):
         folders.update(look_at_store(settings))
@@ -104,6 +105,13 @@ async def check(
     bundle = prepared.trust_files.agent_ca_bundle
     ending = [f"server.mtls.agent_ca_bundle: {bundle}: {line}" for line in prepared.trust.ca_warnings(clock.now())]
     return prepared, (*here, *there, *ending, *sorted(folders), *seen_as_root(settings))
+
+
+def _tracing(settings: BrokerSettings) -> list[ConfigurationProblem]:
+    unusable = why_unusable(settings.tracing.collector)
+    if unusable is None:
+        return []
+    return [settings.source.problem(f"tracing.{unusable.key}", unusable.message, unusable.remedy)]
 
 
 def require_agent_cas(prepared: Prepared, now: datetime) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+import grpc
 from typing_extensions import override
 
 from certplane import __version__
@@ -49,27 +51,43 @@ def traced(collector: Collector | None, program: str) -> Iterator[None]:
         provider.shutdown()
 
 
-def _provider(collector: Collector, program: str) -> TracerProvider:
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """Why spans can't be sent; `key` is that of the section `tracing`."""
+
+    key: str
+    message: str
+    remedy: str
+
+
+def why_unusable(collector: Collector | None) -> Unusable | None:
+    """What keeps a program from sending spans to `collector`, as far as this machine tells; None if nothing does."""
+    if collector is None:
+        return None
     try:
-        import grpc  # noqa: PLC0415 - most installations don't have the others, and trace nothing
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
-        from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
-        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
-        from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio  # noqa: PLC0415
+        import opentelemetry.exporter.otlp.proto.grpc.trace_exporter  # noqa: PLC0415 - most installations lack these,
+        import opentelemetry.sdk.trace  # noqa: F401, PLC0415 - and trace nothing
     except ImportError as error:
-        raise OperationError(
-            f"tracing.endpoint needs OpenTelemetry, which isn't installed ({error.name or error})",
-            remedy="install Certplane's extra `telemetry`, or drop the section `tracing`",
-        ) from error
-    roots = None
-    if collector.ca_bundle is not None:
-        try:
-            roots = collector.ca_bundle.read_bytes()
-        except OSError as error:
-            raise OperationError(
-                f"tracing.ca_bundle can't be read: {error.strerror or error}", remedy=f"look at {collector.ca_bundle}"
-            ) from error
+        message = f"needs OpenTelemetry, which isn't installed ({error.name or error})"
+        return Unusable("endpoint", message, "install Certplane's extra `telemetry`, or drop the section `tracing`")
+    try:
+        if collector.ca_bundle is not None:
+            collector.ca_bundle.read_bytes()
+    except OSError as error:
+        return Unusable("ca_bundle", f"can't be read: {error.strerror or error}", f"look at {collector.ca_bundle}")
+    return None
+
+
+def _provider(collector: Collector, program: str) -> TracerProvider:
+    if (unusable := why_unusable(collector)) is not None:
+        raise OperationError(f"tracing.{unusable.key} {unusable.message}", remedy=unusable.remedy)
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - see above
+    from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
+    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+    from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio  # noqa: PLC0415
+
+    roots = None if collector.ca_bundle is None else collector.ca_bundle.read_bytes()
     for name in _QUIET:
         logging.getLogger(name).addFilter(_Once())
     exporter = OTLPSpanExporter(

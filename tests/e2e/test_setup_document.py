@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import ssl
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,13 +22,13 @@ from typing import Any
 import pytest
 import yaml
 
-from certplane.sandbox import servers
+from certplane.sandbox import parts, servers
 from certplane.sandbox.loopback import free_port
 from certplane.sandbox.pebble import Pebble
 from certplane.sandbox.ports import DnsServer
 from certplane.sandbox.process import ServerProcess, accepts_tcp
 from tests.support.parts import need_part
-from tests.support.waiting import no_hang
+from tests.support.waiting import HANG, no_hang
 
 pytestmark = pytest.mark.e2e
 
@@ -231,3 +232,20 @@ def test_each_block_is_of_a_kind_that_is_run() -> None:
     assert all(
         "systemctl" in block.text or "certplanectl" in block.text for block in blocks() if block.language == "text"
     )
+
+
+def test_units_are_clean(tmp_path: Path) -> None:
+    """Not a word from `systemd-analyze verify`: the document's units, with programs that exist."""
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        if parts.all_required():
+            pytest.fail("systemd-analyze is left out", pytrace=False)
+        pytest.skip("systemd-analyze isn't here: Debian's package systemd has it")
+    found = re.findall(r"^cat > /etc/systemd/system/(\S+) <<'END'\n(.*?)^END$", _DOCUMENT, re.MULTILINE | re.DOTALL)
+    assert len(found) == 2
+    for name, text in found:
+        unit = re.sub(r"^User=.*\n", "", text, flags=re.MULTILINE)  # whom the shipped units make
+        (tmp_path / name).write_text(re.sub(r"/usr/bin/step\S*", sys.executable, unit))
+        command = [analyze, "verify", f"./{name}"]
+        finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANG, check=False)
+        assert (finished.returncode, finished.stdout + finished.stderr) == (0, "")

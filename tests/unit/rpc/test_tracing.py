@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -11,7 +12,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from certplane.errors import OperationError, Reason, RefusalError
-from certplane.rpc.otlp import OtelTracer, traced
+from certplane.rpc.otlp import OtelTracer, traced, why_unusable
 from certplane.rpc.tracing import client_interceptors, context_in, context_of
 from certplane.runtime import tracing
 from certplane.runtime.tracing import Collector, SpanKind
@@ -103,3 +104,11 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OperationError, match="install Certplane's extra `telemetry`"), program:
         pass
     assert not tracing.on()
+
+
+def test_a_bundle_that_is_not_there(tmp_path: Path) -> None:
+    """The key and the file are named."""
+    unusable = why_unusable(Collector("127.0.0.1:9", secure=True, ca_bundle=tmp_path / "ca.pem", share=1))
+    assert unusable is not None
+    assert (unusable.key, unusable.remedy) == ("ca_bundle", f"look at {tmp_path / 'ca.pem'}")
+    assert why_unusable(None) is None
