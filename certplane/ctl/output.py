@@ -83,8 +83,10 @@ class Output:
     def parts(self, first: str, parts: Iterable[tuple[str, Style]]) -> None:
         """`first: part, part`, each part in its colour; a part is never broken."""
         width = None if self.wide else self.terminal.width
-        written = printable(first, _MOST_TEXT)
-        column, mark = text_width(written), ": "
+        first = printable(first, _MOST_TEXT)
+        lines = [first] if width is None else _wrapped(first, width - 1, indent="  ")
+        written = "\n".join(lines)
+        column, mark = text_width(lines[-1]), ": "
         for text, style in parts:
             if width is not None and column + len(mark) + text_width(text) > width:
                 written, column, mark = f"{written}{mark.rstrip()}\n", 0, "  "

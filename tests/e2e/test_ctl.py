@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import termios
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -116,10 +117,15 @@ async def test_on_a_terminal_there_is_a_table(fleet: Fleet) -> None:
     assert "web1" in shown
 
 
-async def on_a_terminal(arguments: list[str]) -> str:
-    """What a program writes when its output is a terminal."""
+async def on_a_terminal(arguments: list[str], columns: int = 0, **variables: str) -> str:
+    """What a program writes when its output is a terminal, of so many columns if it says."""
     master, slave = os.openpty()
-    process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdout=slave, stdin=slave)
+    if columns:
+        termios.tcsetwinsize(slave, (24, columns))
+    environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "NO_COLOR")}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *arguments, stdout=slave, stdin=slave, env={**environment, "TERM": "xterm", **variables}
+    )
     os.close(slave)
     chunks = []
     loop = asyncio.get_running_loop()
@@ -134,6 +140,100 @@ async def on_a_terminal(arguments: list[str]) -> str:
     os.close(master)
     assert await process.wait() == 0
     return b"".join(chunks).decode()
+
+
+_LISTS = (["fleet"], ["certs", "--identities"], ["orders"], ["brokers"], ["summary"])
+
+
+@pytest.mark.parametrize("columns", [20, 80])
+async def test_no_row_is_wider_than_the_terminal(fleet: Fleet, columns: int) -> None:
+    """What doesn't fit is left out; what is worst, and of whom, is there at 20 columns too."""
+    for command in _LISTS:
+        shown = await on_a_terminal(fleet.bob.command(*command), columns, NO_COLOR="1")
+        assert "\x1b" not in shown
+        rows = [line for line in shown.splitlines() if command != ["summary"] or not line.startswith("    ")]
+        assert max(map(len, rows)) <= columns, command
+    assert "web1" in await on_a_terminal(fleet.bob.command("fleet"), columns)
+
+
+async def test_colours_are_for_terminals_that_have_them(fleet: Fleet) -> None:
+    """The same words with and without."""
+    painted = await on_a_terminal(fleet.bob.command("certs"), 80)
+    assert "\x1b[32mOK\x1b[0m" in painted
+    for variables in ({"TERM": "dumb"}, {"NO_COLOR": "yes"}):
+        plain = await on_a_terminal(fleet.bob.command("certs"), 80, **variables)
+        assert "\x1b" not in plain
+        assert "OK" in plain
+
+
+async def test_a_reader_that_has_gone(fleet: Fleet) -> None:
+    """As with `| head`: no traceback, and the status of a closed pipe."""
+    command = " ".join([sys.executable, *fleet.bob.command("fleet", "-o", "wide")])
+    script = f"set -o pipefail; ( {command}; echo status $? >&2 ) | true"
+    finished = await asyncio.create_subprocess_exec("bash", "-c", script, stderr=asyncio.subprocess.PIPE)
+    _, said = await finished.communicate()
+    assert said in (b"status 141\n", b"status 0\n")  # 0: all of it was in the pipe before the reader went
+
+
+async def test_the_operators_questions(fleet: Fleet) -> None:
+    """Who is hurt, what ends soon, what is renewed, who is silent, and what is ordered, each by one command."""
+    (summary,) = await fleet.lines("summary")
+    assert (summary["hostCount"], summary["connectedHostCount"]) == (2, 1)
+    assert [each["host"] for each in summary["missing"]] == ["web2.certplane.test"]
+    assert "policy_loaded" in {change["eventType"] for change in summary["changes"]}
+    (certificate,) = await fleet.lines("certs", "--expiring-within", "100d", "--sort", "expires")
+    status = certificate["certificate"]
+    assert (certificate["host"], certificate["issuer"], status["health"]) == (
+        "web1.certplane.test",
+        "default",
+        "HEALTH_OK",
+    )
+    assert await fleet.lines("certs", "--renewing-within", "1d") == []
+    named = (await fleet.alice.run("fleet", "--unheard-for", "1h", "-o", "name")).stdout
+    assert named == "web2.certplane.test\n"
+    serial = status["installed"]["serialNumber"]
+    assert (await fleet.alice.run("certs", "--serial", serial.upper(), "-o", "name")).stdout.strip() == (
+        status["installed"]["certificateId"]
+    )
+    order, *_ = await fleet.lines("orders", "--identity", "web1", "--within", "1h")
+    assert (order["order"]["state"], order["identity"]) == ("STATE_ISSUED", "web1.certplane.test")
+    assert await fleet.lines("orders", "--open") == []
+    assert (await fleet.alice.run("summary", "--check")).status == 0
+    (well,) = await fleet.lines("health")
+    assert (well["serving"], well["identity"], well["roles"]) == (True, "alice.certplane.test", ["operator"])
+
+
+async def test_a_renewal_is_waited_for(fleet: Fleet) -> None:
+    """Identities too; the last message says how it ended, and so does `renewal` afterwards."""
+    for arguments in (["--host", "web1"], ["--all", "--identity"]):
+        answer, ended = await fleet.lines("renew", *arguments, "--reason", "seen to its end", "--yes", "--wait")
+        assert ended["done"]
+        assert [each["progress"] for each in ended["counts"]] == ["PROGRESS_DONE"]
+        (again,) = await fleet.lines("renewal", answer["renewalRequestId"])
+        assert again["requestedBy"] == "alice.certplane.test"
+
+
+async def test_a_certificate_is_revoked_and_replaced(fleet: Fleet) -> None:
+    """Its holder renews it at once; a second time is told as such."""
+    old = (await fleet.web())["installed"]["certificateId"]
+    revoke = ("revoke", old, "--as", "superseded", "--reason", "a drill", "--yes")
+    (answer,) = await fleet.lines(*revoke)
+    assert (answer["holderTold"], answer["identity"]) == (True, "web1.certplane.test")
+    await fleet.until(lambda status: status["state"] == "STATE_WAITING" and status["installed"]["certificateId"] != old)
+    (again,) = await fleet.lines(*revoke)
+    assert again["alreadyRevoked"]
+
+
+async def test_brokers_and_their_trust(fleet: Fleet) -> None:
+    """A reload of all answers for each; a bundle without the hosts' CA says whom it shuts out, and the last broker stays."""
+    (reloaded,) = await fleet.lines("broker", "reload", "--all")
+    assert reloaded["done"]
+    (plan,) = await fleet.lines("trust", "plan", str(fleet.deployment.broker_folder / "root.crt"), status=1)
+    assert plan["shutOutHosts"] == ["web1.certplane.test"]
+    drained = await fleet.alice.run("broker", "drain", reloaded["brokerName"], "--reason", "a drill", "--yes")
+    assert (drained.status, "the last broker" in drained.stderr) == (1, True)
+    kept = await fleet.alice.run("forget", "web2.certplane.test", "--reason", "a drill", "--yes")
+    assert (kept.status, "the policy still has it" in kept.stderr) == (1, True)
 
 
 async def test_a_renewal_asked_for_from_afar_is_done_within_seconds(fleet: Fleet) -> None:

@@ -163,4 +163,4 @@ def _show(session: Session, found: list[audit_pb2.AuditEvent], *, more: bool) ->
     if found:
         out.table(COLUMNS, found)
     shown = counted(len(found), "event") if found else "no event matches"
-    out.lines([f"{shown}{'; there are more, shown with a larger number' if more else ''}"])
+    out.line(f"{shown}{'; there are more, shown with a larger number' if more else ''}", folded=True)

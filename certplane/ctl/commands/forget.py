@@ -22,7 +22,7 @@ async def forget(options: argparse.Namespace, session: Session) -> int:
     if out.for_people:
         valid = answer.valid_certificate_count
         left = f"; {counted(valid, 'certificate')} of it valid still, and watched by nobody now" if valid else ""
-        out.lines([f"{answer.host.name or options.name} is forgotten{left}"])
+        out.line(f"{answer.host.name or options.name} is forgotten{left}", folded=True)
     else:
         out.message(answer)
     return OK

@@ -43,7 +43,7 @@ async def orders(options: argparse.Namespace, session: Session) -> int:
         out.table(columns(now), found)
     shown = counted(len(found), "order") if found else "no order matches"
     cut = "; there are more, shown with a larger --limit" if more else ""
-    out.lines([f"{shown}{cut}; {open_count} open in the fleet"])
+    out.line(f"{shown}{cut}; {open_count} open in the fleet", folded=True)
     return OK
 
 

@@ -40,7 +40,7 @@ async def revoke(options: argparse.Namespace, session: Session) -> int:
         answer = await client.revoke(request)
     out = session.out
     if out.for_people:
-        out.lines([answer_line(answer)])
+        out.line(answer_line(answer), folded=True)
     else:
         out.message(answer)
     return OK

@@ -74,7 +74,8 @@ def summary_lines(summary: Summary, now: datetime) -> Iterator[Line]:
     for change in summary.changes:
         by = f" by {change.identity}" if change.identity else ""
         times = f" ({change.count} times)" if change.count > 1 else ""
-        what = change.text or change.event_type
+        kind = change.event_type.replace("_", " ")
+        what = f"{kind}: {change.text}" if change.text else kind
         yield Line(f"{_INDENT}{clock_text(change.event_time)} {what}{by}{times}")
     yield Line(f"MISSING {summary.missing_count}", Style.WARNING if summary.missing_count else Style.GOOD)
     for missing in summary.missing:
