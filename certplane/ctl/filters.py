@@ -42,6 +42,10 @@ def _text(word: str) -> str:
     return word
 
 
+def _digest(word: str) -> str:
+    return word.lower().replace(":", "")
+
+
 def _one_of(key: str, known: Mapping[str, Any], other: str = "") -> Word:
     def read(word: str) -> Any:
         found = known.get(word.lower().replace("-", "_"))
@@ -63,7 +67,7 @@ _LISTS: Final[Mapping[str, tuple[str, Word]]] = {
     "issuer": ("issuers", _text),
     "name": ("dns_names", str.lower),
     "serial": ("serial_numbers", lambda word: word.lower().replace(":", "").lstrip("0")),
-    "key": ("public_keys_sha256", lambda word: word.lower().replace(":", "")),
+    "key": ("public_keys_sha256", _digest),
     "agent-version": ("agent_versions", _text),
 }
 """Keys with several values: the field of FleetFilter, and what a word stands for."""
@@ -72,6 +76,8 @@ _SPANS: Final = {
     "renewing-within": "renewing_within",
     "unheard-for": "unheard_for",
 }
+_DIGESTS: Final = {"lacks-root": "lacks_broker_root_sha256"}
+"""Keys with one SHA-256, however it is written."""
 _SWITCHES: Final = {"disconnected": "disconnected_only", "blocked": "blocked_only"}
 
 
@@ -89,6 +95,8 @@ def fleet_filter(options: argparse.Namespace) -> fleet_pb2.FleetFilter:
         given: timedelta | None = getattr(options, field)
         if given is not None:
             getattr(wanted, field).FromTimedelta(given)
+    if options.lacks_root:
+        wanted.lacks_broker_root_sha256 = _digest(options.lacks_root)
     for key, field in _SWITCHES.items():
         if getattr(options, key):
             setattr(wanted, field, True)
@@ -113,13 +121,15 @@ def _put_text(wanted: fleet_pb2.FleetFilter, text: str) -> None:
     key, equals, words = text.partition("=")
     if key in _SWITCHES and not equals:
         setattr(wanted, _SWITCHES[key], True)
+    elif key in _DIGESTS and words:
+        setattr(wanted, _DIGESTS[key], _digest(words))
     elif key in _SPANS and equals:
         getattr(wanted, _SPANS[key]).FromTimedelta(_span(f"--filter {text}", words))
     elif key in _LISTS and words:
         for word in words.split(","):
             _put(wanted, key, word)
     else:
-        keys = ", ".join([*(f"{each}=..." for each in (*_LISTS, *_SPANS)), *_SWITCHES])
+        keys = ", ".join([*(f"{each}=..." for each in (*_LISTS, *_SPANS, *_DIGESTS)), *_SWITCHES])
         raise misuse(f"--filter {text}: can't be understood", f"use one of: {keys}")
 
 

@@ -147,6 +147,9 @@ def add_filter(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--renewing-within", type=span, metavar="SPAN", help="to be renewed within this time, or now")
     group.add_argument("--unheard-for", type=span, metavar="SPAN", help="not heard for so long, or never")
+    group.add_argument(
+        "--lacks-root", metavar="SHA256", help="whose agent doesn't say that it knows its broker by this root"
+    )
     group.add_argument("--disconnected", action="store_true", help="without a connection to any broker")
     group.add_argument("--blocked", action="store_true", help="denied, contested, or no longer in the policy")
     repeated(group, "--filter", "KEY=VALUE", "any of these, such as health=expired,overdue or unheard-for=2d")

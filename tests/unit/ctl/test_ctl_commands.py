@@ -84,7 +84,7 @@ async def test_filters_of_the_fleet(broker: OperatorsBroker, ctl: Ctl) -> None:
     broker.answers["ListHosts"] = fleet_pb2.ListHostsResponse()
     options = "--host web1 --kind service --health expired --health wont_heal --state failed --cause 'RELOAD nginx'"
     options += " --profile web --issuer le --name WWW.Example.test --serial 0A:1B --key AB --agent-version 0.2.0"
-    options += " --expiring-within 14d --renewing-within 1d12h --unheard-for 2h --disconnected --blocked --sort expires"
+    options += " --expiring-within 14d --renewing-within 1d12h --unheard-for 2h --disconnected --blocked --lacks-root 0A:FF --sort expires"
     ran = await ctl("fleet", *shlex.split(options))
     assert ran.out == "no host matches\n"
     (request,) = broker.requests("ListHosts")
@@ -98,6 +98,7 @@ async def test_filters_of_the_fleet(broker: OperatorsBroker, ctl: Ctl) -> None:
     spans = (wanted.expiring_within, wanted.renewing_within, wanted.unheard_for)
     assert [each.ToTimedelta() / timedelta(hours=1) for each in spans] == [14 * 24, 36, 2]
     assert wanted.disconnected_only
+    assert wanted.lacks_broker_root_sha256 == "0aff"
     assert wanted.blocked_only
     assert request.order_by == fleet_pb2.FLEET_ORDER_EXPIRE_TIME
     await ctl("fleet", "--filter", "health=expired,overdue", "--filter", "unheard-for=2d", "--filter", "blocked")
