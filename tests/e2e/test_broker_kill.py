@@ -66,6 +66,13 @@ OF_A_KEPT_KEY = ("acme.rollover.prepared", "acme.rollover.taken")
 """What `account rollover` does with a key wherever it is kept; `test_account_of_brokers` walks them."""
 REPORT = ("report.store.before", "report.store.written", "report.store.after")
 """What a broker does with a report; `test_fleet_streams` walks them."""
+TOLD_AND_COPIED = (
+    "notification.deliver.before",
+    "notification.deliver.after",
+    "audit.sink.send.before",
+    "audit.sink.send.after",
+)
+"""What a broker does with notifications, and with the audit log's copies; `test_told_and_copied` walks them."""
 POINTS = (*FAILPOINTS, *OUTSIDE)
 PAIRS = [(POINTS[number], POINTS[number + 1]) for number in range(0, len(POINTS), 2)]
 
@@ -137,6 +144,7 @@ async def test_every_failpoint_of_the_broker_is_walked() -> None:
         *ROLLOVER,
         *OF_A_KEPT_KEY,
         *REPORT,
+        *TOLD_AND_COPIED,
     }
 
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from certplane.broker.app import Broker
-from certplane.broker.fleet.model import HostStream
-from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, HostFacts, Report
 from tests.support.broker_files import BrokerFiles
+from tests.support.planted import plant_an_expired_certificate
 from tests.support.waiting import until
 from tests.support.webhook_receiver import WebhookReceiver
 from tests.support.whole_brokers import configured, starting
@@ -20,7 +17,6 @@ from tests.support.whole_brokers import configured, starting
 pytestmark = pytest.mark.integration
 
 HOST = "web1.certplane.test"
-HOUR = timedelta(hours=1)
 
 
 @pytest.fixture
@@ -38,15 +34,6 @@ def notifying(files: BrokerFiles, receiver: WebhookReceiver) -> BrokerFiles:
     return files
 
 
-async def report_an_expired_certificate(broker: Broker) -> None:
-    """As the host had said it to that broker before it went away."""
-    now = datetime.now(UTC)
-    held = HeldCertificate("2a", now - HOUR, now - HOUR / 60, "", 1, now - HOUR)
-    status = CertificateStatus("web", CertificateState.SERVING, "web", issued=held, installed=held, served=held)
-    stream = HostStream(HOST, HostFacts("1.0"), "1f", now + HOUR, "127.0.0.1", now - HOUR, now - HOUR, now - HOUR / 2)
-    await broker.stores.fleet.record_reports(HOST, "first", [Report(1, status)], names=["web"], stream=stream)
-
-
 async def test_a_trouble_is_told_once_by_the_broker_that_has_the_role(
     tmp_path: Path, postgres_url: str, receiver: WebhookReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -54,7 +41,7 @@ async def test_a_trouble_is_told_once_by_the_broker_that_has_the_role(
     monkeypatch.setenv("NOTIFY_KEY", "hush")
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(starting(configured(tmp_path / "one", postgres_url)))
-        await report_an_expired_certificate(first)
+        await plant_an_expired_certificate(first.stores.fleet, HOST)
         await stack.enter_async_context(starting(notifying(configured(tmp_path / "two", postgres_url), receiver)))
         (request,) = await until(lambda: receiver.requests)
         assert request.json["kind"] == "opened"
