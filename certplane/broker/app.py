@@ -23,6 +23,7 @@ from typing import Final
 from certplane import __version__
 from certplane.broker.accounts.in_use import AccountsInUse
 from certplane.broker.announced import log_started, start_events, stop_event, who
+from certplane.broker.audit_desk import audit_service, auditing
 from certplane.broker.background import check_directories, check_dns_accounts, running, watch_readiness
 from certplane.broker.broker_desk import BrokersDesk
 from certplane.broker.configured import secret_source
@@ -80,7 +81,6 @@ from certplane.broker.telemetry import PrometheusMeter, watch_loop
 from certplane.broker.wiring import (
     FleetParts,
     admission_control,
-    auditing,
     fleet_parts,
     issuance_settings,
     listening_server,
@@ -294,6 +294,14 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 ),
             ),
             policy_service(prepared.policy, reloader, stores),
+            audit_service(
+                settings,
+                stores,
+                secrets,
+                identity=fleet.view.identity,
+                draining=lambda: hub.stopping,
+                clock=clock,
+            ),
             BrokerServicer(desk),
         )
         listener = stack.enter_context(metrics_listener(settings, meter))

@@ -25,10 +25,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from typing_extensions import override
 
+from certplane.broker.event_filter import EventFilter
 from certplane.broker.events import AuditEvent, AuditEventType, EventKind
 from certplane.broker.metrics import Counter, Gauge, Histogram, Table
 from certplane.broker.model import (
@@ -460,6 +461,40 @@ class AuditLog(Protocol):
 class AuditReader(Protocol):
     """The audit log of all brokers of the database, as those read it who show it."""
 
+    async def page(
+        self, wanted: EventFilter, *, after: int | None = None, limit: int, oldest_first: bool = False
+    ) -> EventPage:
+        """Events that are picked, the newest first, or the oldest.
+
+        A bounded number of rows is read for a page: it may be short, or empty, and not the last one.
+
+        Args:
+            wanted: Which.
+            after: The place after which a page goes on; None for the first one.
+            limit: How many at most.
+            oldest_first: The other way round.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        ...
+
+    async def follow(self) -> AuditTail:
+        """What comes from now on.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        ...
+
+    async def place_of(self, time: datetime) -> int:
+        """A place before which no event is of this time or later, as far as the brokers' clocks agree.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        ...
+
     async def recent(self, types: Collection[AuditEventType], *, since: datetime, limit: int) -> Sequence[AuditEvent]:
         """The newest events of these types, the newest first; events of releases before 0014's schema are not found.
 
@@ -483,6 +518,33 @@ class AuditGate(Protocol):
 
         Raises:
             RefusalError: AUDIT_UNAVAILABLE: what they tell of must not be decided now.
+        """
+        ...
+
+
+class ShownEvent(NamedTuple):
+    """An event as people see it: its place in the log, and the public format."""
+
+    sequence: int
+    time: datetime
+    record: dict[str, Any]
+
+
+class EventPage(NamedTuple):
+    """Some events, and after which place to go on; None where there are no others."""
+
+    events: Sequence[ShownEvent]
+    after: int | None
+
+
+class AuditTail(Protocol):
+    """Follows the log from where it was made."""
+
+    async def new(self) -> Sequence[ShownEvent]:
+        """What has become durable since it was asked last, of all brokers; each event once.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
         """
         ...
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 
-from certplane.broker.audit import DenialCoalescer, RepeatCoalescer
-from certplane.broker.background import running
 from certplane.broker.descriptors import most_connections
 from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.circumstances import HostCircumstances
@@ -27,9 +24,8 @@ from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuers.dns.settings import propagation_limit
 from certplane.broker.members.ports import OtherBrokers
 from certplane.broker.metrics_listener import MetricsListener
-from certplane.broker.ports import Meter, PolicySource, SecretSource
+from certplane.broker.ports import Meter, PolicySource
 from certplane.broker.prepared import Prepared
-from certplane.broker.proof.sealing import Sealing
 from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.retention import Retention
 from certplane.broker.services.interceptors.edge import Edge
@@ -50,41 +46,6 @@ def metrics_listener(settings: BrokerSettings, meter: PrometheusMeter) -> Iterat
         return
     with closing(MetricsListener(settings.metrics.address, meter.registry)) as listener:
         yield listener
-
-
-@asynccontextmanager
-async def coalescing(
-    stores: Stores, clock: Clock, new_id: Callable[[], str], meter: Meter
-) -> AsyncIterator[tuple[DenialCoalescer, RepeatCoalescer]]:
-    """What counts repeated audit events, after the counts of a broker that was killed have become events."""
-    await stores.repeats.recover()
-    denials = DenialCoalescer(stores.audit, clock, new_id)
-    repeats = RepeatCoalescer(stores.audit, stores.repeats, clock, new_id, meter=meter)
-    async with denials.running(), repeats.running():
-        yield denials, repeats
-
-
-@asynccontextmanager
-async def auditing(
-    settings: BrokerSettings,
-    stores: Stores,
-    secrets: SecretSource,
-    *,
-    clock: Clock,
-    new_id: Callable[[], str],
-    meter: Meter,
-) -> AsyncIterator[tuple[DenialCoalescer, RepeatCoalescer, Sealing]]:
-    """What counts repeated events, and what gives the audit log its checkpoints, the last one at the end."""
-    name = settings.audit.checkpoint_key_secret
-    seals = Sealing(stores.audit_proof, clock, partial(secrets.read, name) if name else None)
-    try:
-        async with (
-            running(seals.run(), "audit checkpoints"),
-            coalescing(stores, clock, new_id, meter) as (denials, repeats),
-        ):
-            yield denials, repeats, seals
-    finally:
-        await seals.seal_own(ended=True)
 
 
 def retention_of(

@@ -33,7 +33,9 @@ from certplane.broker.members.model import Member
 from certplane.broker.members.ports import LastingLease, Lease
 from certplane.broker.members.view import BrokersView
 from certplane.broker.model import ChangeKind, Grant, IdentityKind
+from certplane.broker.proof.checkpoints import Verifier
 from certplane.broker.renewal.plans import RenewalPlans
+from certplane.broker.services.audit import AuditServicer
 from certplane.broker.services.brokers import BrokerServicer
 from certplane.broker.services.certificates import CertificateServicer
 from certplane.broker.services.enrollment import EnrollmentServicer
@@ -46,6 +48,7 @@ from certplane.broker.services.renewal import RenewalServicer
 from certplane.broker.services.server import BrokerServer
 from certplane.broker.services.trust import LoadedTrust, TrustInForce
 from certplane.broker.store import Stores, open_stores
+from certplane.broker.store.audit_records import record_of
 from certplane.broker.wiring import fleet_parts
 from certplane.pki.chain import leaf_facts
 from certplane.pki.trust_bundle import TrustBundle
@@ -87,6 +90,10 @@ class ShiftedClock(SystemClock):
 
     def monotonic(self) -> float:
         return super().monotonic() + self.lapse.total_seconds()
+
+
+async def _no_keys() -> Verifier:
+    return Verifier()
 
 
 @dataclass
@@ -236,6 +243,15 @@ class EdgeServer:
                     ),
                 ),
                 OrderServicer(self.orders),
+                AuditServicer(
+                    self.stores.audit_reader,
+                    self.stores.audit_proof,
+                    read=record_of,
+                    verifier=_no_keys,
+                    identity=self.view.identity,
+                    draining=lambda: False,
+                    clock=self.clock,
+                ),
                 PolicyServicer(FakePolicyDesk()),
                 BrokerServicer(FakeBrokerDesk()),
             ],

@@ -268,6 +268,11 @@ class FleetHub:
 
     # The end.
 
+    @property
+    def stopping(self) -> bool:
+        """Whether the broker is about to end: whoever follows something goes elsewhere."""
+        return self._draining
+
     async def drain(self) -> None:
         """Say goodbye to every host, each with another time to come back, and wait until the streams have ended.
 

@@ -44,10 +44,6 @@ class AuditProof(Protocol):
         """Events after a place, in their order; `chain_id`: of one chain alone."""
         ...
 
-    async def place_of(self, time: int) -> int:
-        """A place before which no event is of this time or later, as far as clocks agree: `time` in microseconds."""
-        ...
-
     async def seal(self, checkpoint: Checkpoint | None, *, ended: int | None = None) -> None:
         """Write a checkpoint, unless its event has one; `ended` is the chain that gets no other after it."""
         ...

@@ -27,8 +27,6 @@ _SOME: Final = 16
 """Ended chains that are sealed at a time."""
 _GRACE: Final = 3_600_000_000
 """Microseconds for which a chain is left alone: a command, or a broker that has no lease yet, may still write it."""
-_SLACK: Final = 600_000_000
-"""Microseconds by which clocks may differ, and events stand in another order than their times."""
 
 
 class SqlAuditProof(AuditProof):
@@ -53,12 +51,6 @@ class SqlAuditProof(AuditProof):
             select(audit_events.c.sequence, audit_events.c.number, audit_events.c.hash)
             .where(audit_events.c.chain_id == which)
             .order_by(audit_events.c.sequence.desc())
-            .suffix_with(limited_to(1))
-        )
-        self._at = compiler(
-            select(audit_events.c.sequence, audit_events.c.create_time)
-            .where(audit_events.c.sequence >= after)
-            .order_by(audit_events.c.sequence)
             .suffix_with(limited_to(1))
         )
         chain = (audit_chains.c[name] for name in (*_START, "first_sequence", "pruned_number"))
@@ -154,20 +146,6 @@ class SqlAuditProof(AuditProof):
         with reading():
             rows = await self._database.all(statement.at_most(limit), {"after": after, "chain_id": chain_id})
         return [LoggedEvent(*row) for row in rows[:limit]]
-
-    @override
-    async def place_of(self, time: int) -> int:
-        # Places and times ascend together but for clocks, so the place is found by halves: each half one row of a key.
-        low, high = 0, await self.newest() + 1
-        while low < high:
-            middle = (low + high) // 2
-            with reading():
-                row = await self._database.one(self._at, {"after": middle})
-            if row is None or row[1] >= time - _SLACK:
-                high = middle
-            else:
-                low = row[0] + 1
-        return low
 
     @override
     async def seal(self, checkpoint: Checkpoint | None, *, ended: int | None = None) -> None:

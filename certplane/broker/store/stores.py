@@ -253,7 +253,7 @@ def assemble(
         fleet=SqlFleetStore(reader, writer, log, broker_id=writer_id, changes=changes),
         issued=SqlIssuedCertificates(reader),
         audit=log,
-        audit_reader=SqlAuditReader(reader),
+        audit_reader=SqlAuditReader(reader, clock),
         audit_proof=SqlAuditProof(reader, writer, rows, clock),
         repeats=SqlRepeatCounts(reader, writer, log, rows, audit or _NoAudit(), clock=clock, broker_id=writer_id),
         upkeep=SqlUpkeep(reader, writer, path),
