@@ -8,7 +8,7 @@ and has none of those that are `OK`.)
 from __future__ import annotations
 
 import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
@@ -22,6 +22,10 @@ from certplane.runtime.text import printable
 
 _HOSTS: Final = 10
 """Named in a message; the others are counted."""
+_MOST: Final = 2000
+"""Causes of one notifier; what hosts say may be anything, and a look is to hold nobody up."""
+OTHER: Final = "OTHER CAUSES"
+"""Where those beyond are counted."""
 _CAUSE: Final = 200
 _NAME: Final = 100
 """Octets: a cause is at most that anyway, and names of hosts are cut."""
@@ -100,14 +104,17 @@ class Gathering:
             cause = printable(shown_cause(host, certificate), _CAUSE) or word.value
             if word is HealthWord.OK:  # it has no cause but that little of its life is left
                 cause = f"LIFE_LEFT {rule.life_left}%"
+            if cause not in self._groups and len(self._groups) >= _MOST:
+                cause = OTHER
             group = self._groups.get(cause)
             if group is None:
                 group = self._groups[cause] = _Group((word, host, certificate))
             group.add(word, host, certificate)
 
-    def troubles(self) -> Mapping[str, Trouble]:
-        """What was collected, by cause."""
-        return {cause: _trouble(cause, group) for cause, group in self._groups.items()}
+    def troubles(self) -> Iterator[Trouble]:
+        """What was collected, one for each cause; made while it is gone through."""
+        for cause, group in self._groups.items():
+            yield _trouble(cause, group)
 
 
 def _trouble(cause: str, group: _Group) -> Trouble:

@@ -34,6 +34,8 @@ _logger = logging.getLogger("certplane.broker.notify")
 _LOOK: Final = timedelta(seconds=15)
 _SHARE: Final = 50
 """A look takes at most this part of the time: a fleet that takes longer is looked at less often."""
+_SLICE: Final = 64
+"""Causes that are looked at before others get their turn."""
 _SOON: Final = timedelta(days=7)
 _TEXT: Final = 500
 """Octets, as in the proto."""
@@ -156,7 +158,7 @@ class NotificationWatch:
                 each.add(host)
         shown = tuple(HealthCount(word, counts[word]) for word in HealthWord if counts[word])
         fleet = FleetState(hosts, connected, shown, ending)
-        return _Look(now, fleet, {name: each.troubles() for name, each in gathered.items()})
+        return _Look(now, fleet, {name: await _troubles(each) for name, each in gathered.items()})
 
     def _plan(self, look: _Look, standing: Standing) -> tuple[Sequence[Planned], Mapping[str, datetime]]:
         """What to say to each notifier, and up to when they have had their digests then."""
@@ -210,3 +212,13 @@ class NotificationWatch:
         for each in waiting:
             await self._outbox.finish(each.message.message_id, None)
         _logger.warning("dropped notifications of %s, which is not configured any more", name)
+
+
+async def _troubles(gathering: Gathering) -> Mapping[str, Trouble]:
+    """What was gathered, by cause; others get their turn between."""
+    troubles = {}
+    for number, trouble in enumerate(gathering.troubles(), 1):
+        troubles[trouble.cause] = trouble
+        if number % _SLICE == 0:
+            await asyncio.sleep(0)
+    return troubles

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from certplane.broker.fleet.index import IndexedCertificate, IndexedHost
-from certplane.broker.notify.rules import Gathering, picks
+from certplane.broker.notify.model import Trouble
+from certplane.broker.notify.rules import OTHER, Gathering, picks
 from certplane.broker.notify.settings import NotificationRule
 from certplane.fleet_report.model import CertificateState
 from certplane.runtime.health import HealthActor, HealthWord, Severity
@@ -32,6 +33,10 @@ def certificate(
         not_after=NOW + days_left * DAY,
         **more,
     )
+
+
+def found(gathering: Gathering) -> dict[str, Trouble]:
+    return {trouble.cause: trouble for trouble in gathering.troubles()}
 
 
 CASES = {
@@ -74,7 +79,7 @@ def test_one_cause_is_one_trouble_whatever_the_health() -> None:
     late = certificate("OVERDUE", DNS, name="late", days_left=3, actor=HealthActor.DNS)
     gathering.add(IndexedHost("shop.example.test", "shop", certificates=(late, certificate("FAILING", DNS))))
     gathering.add(IndexedHost("other", certificates=(certificate("STALE_SERVED", "RELOAD nginx.service"),)))
-    troubles = gathering.troubles()
+    troubles = found(gathering)
     assert set(troubles) == {DNS, "RELOAD nginx.service"}
     trouble = troubles[DNS]
     assert (trouble.word, trouble.certificate_count, trouble.host_count) == (HealthWord.OVERDUE, 17, 16)
@@ -91,7 +96,7 @@ def test_a_silent_host_is_one_of_the_trouble_of_silent_hosts() -> None:
     expired = certificate("EXPIRED", DNS, name="old")
     gathering.add(IndexedHost("web1", unheard_since=NOW - DAY, certificates=(certificate(), expired)))
     gathering.add(IndexedHost("web2", unheard_since=NOW - 2 * DAY, certificates=(certificate(),)))
-    troubles = gathering.troubles()
+    troubles = found(gathering)
     assert (troubles[DNS].word, troubles[DNS].certificate_count) == (HealthWord.EXPIRED, 1)
     silent = troubles["UNHEARD"]
     assert (silent.word, silent.hosts, silent.since) == (HealthWord.UNHEARD, ("web1", "web2"), NOW - 2 * DAY)
@@ -102,7 +107,7 @@ def test_what_is_right_and_ends_soon_is_a_trouble_of_its_rule() -> None:
     """It has no cause but that little of its life is left."""
     gathering = Gathering([NotificationRule(), NotificationRule(life_left=20)], NOW)
     gathering.add(IndexedHost("web1", certificates=(certificate(days_left=17), certificate("FAILING", DNS))))
-    troubles = gathering.troubles()
+    troubles = found(gathering)
     assert {cause: trouble.word for cause, trouble in troubles.items()} == {"LIFE_LEFT 20%": "OK", DNS: "FAILING"}
     assert troubles["LIFE_LEFT 20%"].actor is None
 
@@ -111,6 +116,15 @@ def test_words_of_a_host_are_one_clean_line() -> None:
     """What a host calls itself or its cause ends no header and no line of a message."""
     gathering = Gathering([NotificationRule()], NOW)
     gathering.add(IndexedHost("a\r\nBcc: b", certificates=(certificate("FAILING", "RELOAD\n\x1b[31m"),)))
-    ((cause, trouble),) = gathering.troubles().items()
+    ((cause, trouble),) = found(gathering).items()
     assert cause == trouble.cause == "RELOAD  [31m"
     assert trouble.hosts == ("a  Bcc: b",)
+
+
+def test_causes_without_end_are_counted_together() -> None:
+    """Hosts may say anything: what is beyond two thousand causes is one trouble more."""
+    gathering = Gathering([NotificationRule()], NOW)
+    for number in range(2010):
+        gathering.add(IndexedHost(f"web{number}", certificates=(certificate("FAILING", f"RELOAD {number}"),)))
+    troubles = found(gathering)
+    assert (len(troubles), troubles[OTHER].certificate_count) == (2001, 10)
