@@ -15,6 +15,7 @@ import pytest
 from certplane.agent import cli as agent
 from certplane.broker import cli as broker
 from certplane.ctl import cli as ctl
+from tests.support.prometheus import alert_rules
 
 _ROOT = Path(__file__).parents[3]
 _DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (_ROOT / "docs").glob("*.md"))]
@@ -46,7 +47,7 @@ def refusal(line: str) -> str:
     """What the program's command line says against it; empty if it isn't such a command, or nothing."""
     if (found := _COMMAND.match(line)) is None:
         return ""
-    words = shlex.split(_ANYTHING.sub("", found[2]).partition(" | ")[0], comments=True)
+    words = shlex.split(re.split(r" (?:\||&&) ", _ANYTHING.sub("", found[2]))[0], comments=True)
     arguments = ["20" if word == "N" else word for word in words]
     if not arguments:
         return ""
@@ -68,6 +69,16 @@ def test_commands_in_sentences_are_the_programs(document: str) -> None:
     """They may leave out what they are given, and nothing else is wrong with them."""
     refused = {line: said for line in named(_text(document)) if (said := refusal(line)) and "are required" not in said}
     assert refused == {}
+
+
+def test_commands_of_alerts_are_the_programs() -> None:
+    """What a person at night is told to run is taken too; words follow it in its sentence."""
+    remedies = [re.sub(r"\{\{.*?\}\}", "NAME", rule["annotations"]["remedy"]) for rule in alert_rules()]
+    found = [part for remedy in remedies for part in re.findall(r"certplane(?:-agent|-broker|ctl) [^,;:?]+", remedy)]
+    assert len(found) > 10
+    for part in found:
+        words = re.split(r" (?:names|says|shows|there|has|asks)\b", part)[0]
+        assert refusal(words) == ""
 
 
 @pytest.mark.parametrize(
