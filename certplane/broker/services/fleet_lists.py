@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import AsyncGenerator, Callable, Iterable, MutableSequence, Sequence
+from contextlib import aclosing
+from typing import Final, TypeVar
+
+from google.protobuf.message import Message
 
 from certplane.broker.fleet.filter import FleetFilter
 from certplane.broker.fleet.index import FleetIndex, IndexedCertificate, IndexedHost
 from certplane.broker.fleet.pages import FleetOrder, Place, certificates_page, hosts_page
-from certplane.broker.fleet.view import FleetView
+from certplane.broker.fleet.view import FleetView, HostView
 from certplane.broker.model import IdentityKind
 from certplane.broker.services.convert import cursor_from_token, invalid_request, page_size, token_from_cursor
 from certplane.broker.services.filter_convert import filter_of
@@ -24,6 +27,9 @@ from certplane.broker.services.fleet_convert import (
 from certplane.fleet_report.messages import HEALTH_NUMBERS
 from certplane.runtime.clock import Clock
 from certplane.v1 import fleet_pb2 as pb
+from certplane.v1 import renewal_pb2
+
+_M = TypeVar("_M", bound=Message)
 
 _TOGETHER: Final = 32
 """Hosts that are read at once: about as many full ones as a message holds."""
@@ -60,24 +66,23 @@ class FleetLists:
         response = pb.ListHostsResponse(host_count=page.host_count, connected_host_count=page.connected_count)
         for word in sorted(page.counts, key=lambda word: word.rank):
             response.health_counts.add(health=HEALTH_NUMBERS[word], certificate_count=page.counts[word])
-        size, last = response.ByteSize(), after
-        for some in _in_parts(page.places):
+        found = self._hosts_at(page.places, add_first if request.brief else add_worst)
+        more = len(page.places) > most
+        last = await _fill(response.hosts, found, size=response.ByteSize(), most=most, after=after, more=more)
+        response.next_page_token = _token_of(last, order)
+        return response
+
+    async def _hosts_at(
+        self, places: Sequence[Place], add: Callable[[renewal_pb2.Host, HostView], None]
+    ) -> AsyncGenerator[tuple[Place, renewal_pb2.Host | None], None]:
+        """Those that stand there; None for one that has gone since it was picked."""
+        for some in _in_parts(places):
             views = await self._view.read([place.host for place in some])
             for place in some:
-                view = views.get(place.host)
-                if view is not None:
-                    message = host_message(view)
-                    (add_first if request.brief else add_worst)(message, view)
-                    size += message.ByteSize() + 8
-                    if response.hosts and (len(response.hosts) == most or size > MESSAGE_ROOM):
-                        assert last is not None
-                        response.next_page_token = _token_of(last, order)
-                        return response
-                    response.hosts.append(message)
-                last = place  # one that has gone since is passed over
-        if last is not None and len(page.places) > most:
-            response.next_page_token = _token_of(last, order)
-        return response
+                message = None
+                if (view := views.get(place.host)) is not None:
+                    add(message := host_message(view), view)
+                yield place, message
 
     async def certificates(self, request: pb.ListFleetCertificatesRequest) -> pb.ListFleetCertificatesResponse:
         """A page of certificates; it ends where another one would be too much for a message.
@@ -93,29 +98,60 @@ class FleetLists:
             self._index, picked, order, after=after, most=most + 1, identities=request.include_identities
         )
         response = pb.ListFleetCertificatesResponse(certificate_count=page.count)
-        size, last = response.ByteSize(), after
-        for some in _in_parts(page.places):
-            places = {(place.host, place.name): place for place in some}
-            found = [one for place in some if (one := self._indexed(place)) is not None]
-            for view in await self._view.certificates(found):
-                message = fleet_certificate(view)
-                size += message.ByteSize() + 8
-                if response.certificates and (len(response.certificates) == most or size > MESSAGE_ROOM):
-                    assert last is not None
-                    response.next_page_token = _token_of(last, order)
-                    return response
-                response.certificates.append(message)
-                last = places[view.host.name, view.certificate.name]
-            last = some[-1]  # those that have gone since are passed over
-        if last is not None and len(page.places) > most:
-            response.next_page_token = _token_of(last, order)
+        found, more = self._certificates_at(page.places), len(page.places) > most
+        last = await _fill(response.certificates, found, size=response.ByteSize(), most=most, after=after, more=more)
+        response.next_page_token = _token_of(last, order)
         return response
+
+    async def _certificates_at(
+        self, places: Sequence[Place]
+    ) -> AsyncGenerator[tuple[Place, pb.FleetCertificate | None], None]:
+        for some in _in_parts(places):
+            indexed = [one for place in some if (one := self._indexed(place)) is not None]
+            views = await self._view.certificates(indexed)
+            messages = {(view.host.name, view.certificate.name): fleet_certificate(view) for view in views}
+            for place in some:
+                yield place, messages.get((place.host, place.name))
 
     def _indexed(self, place: Place) -> tuple[IndexedHost, IndexedCertificate] | None:
         """What stands there; None if it has gone since it was picked."""
         host = self._index.hosts.get(place.host)
         one = None if host is None else next((each for each in host.certificates if each.name == place.name), None)
         return None if host is None or one is None else (host, one)
+
+
+async def _fill(
+    into: MutableSequence[_M],
+    found: AsyncGenerator[tuple[Place, _M | None], None],
+    *,
+    size: int,
+    most: int,
+    after: Place | None,
+    more: bool,
+) -> Place | None:
+    """Append what is found as long as it fits into a message.
+
+    Args:
+        into: The list.
+        found: What stands where; None for what has gone since it was picked, which is passed over.
+        size: Octets of the message without the list.
+        most: How many the list may have.
+        after: Behind which place it begins.
+        more: Whether there is something behind all that is found.
+
+    Returns:
+        Behind which place the next page begins; None if there is none.
+    """
+    last = after
+    async with aclosing(found) as places:
+        async for place, message in places:
+            if message is not None:
+                size += message.ByteSize() + 8
+                if into and (len(into) == most or size > MESSAGE_ROOM):
+                    return last
+                into.append(message)
+            last = place
+    return last if more else None
 
 
 def _in_parts(places: Sequence[Place]) -> Iterable[Sequence[Place]]:
@@ -148,7 +184,9 @@ _BY_PLACE: Final = "~"
 """Begins the token of a list that isn't by the names of hosts, and stands between its parts: no name begins with it."""
 
 
-def _token_of(place: Place, order: FleetOrder) -> str:
+def _token_of(place: Place | None, order: FleetOrder) -> str:
+    if place is None:
+        return ""
     if order is FleetOrder.NAME and not place.name:
         return token_from_cursor(place.host)
     parts = (order.value, str(place.first), str(place.second), place.name, place.host)
