@@ -124,7 +124,7 @@ class _AgentMode:
 class _AgentModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AgentMode.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     AGENT_MODE_UNSPECIFIED: _AgentMode.ValueType  # 0
-    """Not said, as by older agents: taken for a daemon."""
+    """Not said, as by older agents: taken for a daemon, or for a timer's where its last stream lasted less than two minutes."""
     AGENT_MODE_DAEMON: _AgentMode.ValueType  # 1
     """All the time; it keeps a stream."""
     AGENT_MODE_TIMER: _AgentMode.ValueType  # 2
@@ -134,7 +134,7 @@ class AgentMode(_AgentMode, metaclass=_AgentModeEnumTypeWrapper):
     """AgentMode is how a host's agent runs."""
 
 AGENT_MODE_UNSPECIFIED: AgentMode.ValueType  # 0
-"""Not said, as by older agents: taken for a daemon."""
+"""Not said, as by older agents: taken for a daemon, or for a timer's where its last stream lasted less than two minutes."""
 AGENT_MODE_DAEMON: AgentMode.ValueType  # 1
 """All the time; it keeps a stream."""
 AGENT_MODE_TIMER: AgentMode.ValueType  # 2

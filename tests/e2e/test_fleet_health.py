@@ -49,7 +49,7 @@ async def told_by_hand(deployment: Deployment, host: Host, epoch: str, end: date
     )
     async with open_channel(f"https://localhost:{deployment.broker_port}", credentials) as channel:
         client = HostStreamClient(channel, epoch)
-        await client.hello("web")
+        await client.hello("web", agent_mode=renewal_pb2.AGENT_MODE_DAEMON)
         await client.report("web", profile="web", issued=held, installed=held, served=held)
         assert (await client.read()).acknowledgement.sequence
         yield

@@ -56,7 +56,7 @@ async def fleet(edge: EdgeServer) -> AsyncIterator[Any]:
 async def known(edge: EdgeServer, host: str, *certificates: CertificateStatus) -> None:
     """A host that had a stream once."""
     now = edge.clock.now()
-    stream = HostStream(host, HostFacts("0.1.0"), "1f", now, "192.0.2.1", now, now, now)
+    stream = HostStream(host, HostFacts("0.1.0"), "1f", now, "192.0.2.1", now - timedelta(hours=1), now, now)
     reports = [Report(number, status) for number, status in enumerate(certificates, 1)]
     await edge.stores.fleet.record_reports(host, "e", reports, stream=stream)
     edge.hub.watchers.host_elsewhere(host, now)  # as the change feed would say: it was at another broker

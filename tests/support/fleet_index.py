@@ -106,7 +106,7 @@ class IndexWorld:
         now = self.clock.now()
         facts = HostFacts("0.1.0", mode, run_interval)
         values = {"identity_serial_number": "1f", "identity_not_after": now + DAY, "source_ip": "192.0.2.1"}
-        values |= {"connect_time": now, "last_seen_time": now, "end_time": now, **stream}
+        values |= {"connect_time": now - HOUR, "last_seen_time": now, "end_time": now, **stream}
         reports = [Report(next(self.sequences), each) for each in certificates]
         names = [each.name for each in certificates]
         await self.stores.fleet.record_reports(

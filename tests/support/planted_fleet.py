@@ -307,7 +307,7 @@ class _Fleet:
     ) -> None:
         then = self.now - ago
         facts = HostFacts("1.0.0", mode, interval)
-        stream = HostStream(host, facts, "1f", self.now + DAY, "192.0.2.1", then, then, then)
+        stream = HostStream(host, facts, "1f", self.now + DAY, "192.0.2.1", then - HOUR, then, then)
         await self.edge.stores.fleet.record_reports(host, "e", [Report(1, status)], names=[status.name], stream=stream)
         self.edge.hub.watchers.host_elsewhere(host, self.now)
 

@@ -24,6 +24,8 @@ TIMER_RUNS: Final = 2
 """Runs of a timer that may be missed: one is, when its machine is being started again."""
 UNKNOWN_INTERVAL: Final = timedelta(days=1)
 """Between runs of a timer that doesn't say: longer than any that is sensible."""
+SHORT_STREAM: Final = timedelta(minutes=2)
+"""Of an agent that doesn't say how it runs: what a timer starts is done by then, and a daemon keeps its stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +33,14 @@ class Presence:
     """When a host was heard, and how often it is to be.
 
     Attributes:
+        connect_time: When its last stream began.
         last_seen_time: When it was last heard.
         end_time: When its last stream ended; None if that isn't recorded.
         mode: How its agent runs.
         run_interval: How often that is, of a timer; None where it isn't known.
     """
 
+    connect_time: datetime
     last_seen_time: datetime
     end_time: datetime | None = None
     mode: AgentMode | None = None
@@ -45,7 +49,20 @@ class Presence:
     @classmethod
     def of(cls, stream: HostStream) -> Presence:
         """By the host's last stream."""
-        return cls(stream.last_seen_time, stream.end_time, stream.facts.agent_mode, stream.facts.run_interval)
+        facts = stream.facts
+        return cls(stream.connect_time, stream.last_seen_time, stream.end_time, facts.agent_mode, facts.run_interval)
+
+    @property
+    def heard_until(self) -> datetime:
+        """From when on it has been silent."""
+        return self.end_time or self.last_seen_time
+
+    @property
+    def by_timer(self) -> bool:
+        """Whether its agent runs by a timer, as far as can be told."""
+        if self.mode is None:
+            return self.end_time is not None and self.end_time - self.connect_time < SHORT_STREAM
+        return self.mode is AgentMode.TIMER
 
 
 Revoked = Mapping[str, RevokedCertificate]
@@ -80,9 +97,9 @@ class HostCircumstances:
             connected: Whether it has a stream, at any broker.
         """
         unheard_time = None if connected or presence is None else self._unheard_time(presence)
-        by_timer = presence is not None and presence.mode is AgentMode.TIMER
+        comes_again = presence is not None and presence.by_timer
         return HostKnowledge(
-            heard=connected or (by_timer and unheard_time is not None and unheard_time > self._clock.now()),
+            heard=connected or (comes_again and unheard_time is not None and unheard_time > self._clock.now()),
             last_heard=None if presence is None else presence.last_seen_time,
             unheard_time=unheard_time,
             block=self.block(name),
@@ -129,9 +146,8 @@ class HostCircumstances:
 
         While no broker ran it could not be heard: that time doesn't count.
         """
-        heard = presence.end_time or presence.last_seen_time
-        allowed = DAEMON_SILENCE
-        if presence.mode is AgentMode.TIMER:
+        heard, allowed = presence.heard_until, DAEMON_SILENCE
+        if presence.by_timer:
             allowed = max(TIMER_RUNS * (presence.run_interval or UNKNOWN_INTERVAL), DAEMON_SILENCE)
         silent = heard + allowed
         return silent if silent <= self._outage_time else max(heard, self._begin_time) + allowed

@@ -57,7 +57,7 @@ class IndexedHost:
         last_seen_time: When it was last heard; of a host with a stream some time since that began. None if never.
         end_time: When its last stream ended; None while it has one.
         agent_version: As it last said; empty if it never came.
-        mode: How its agent runs; None of one that doesn't say, which is taken for a daemon.
+        mode: How its agent runs; None of one that doesn't say (`circumstances`).
         run_interval: How often that is, of a timer; None where it isn't known.
         broker_roots: The roots by which it knows its broker, as in `HostFacts`; empty of an agent that doesn't say.
         blocked: Why it gets no certificates whatever it asks for, for people; empty if it does.

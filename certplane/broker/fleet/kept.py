@@ -231,8 +231,8 @@ class KeptHosts:
         if host.kind is IdentityKind.SERVICE:
             return self._circumstances.of_service(host.name, revoked)
         presence = None
-        if host.last_seen_time is not None:
-            presence = Presence(host.last_seen_time, host.end_time, host.mode, host.run_interval)
+        if host.connect_time is not None and host.last_seen_time is not None:
+            presence = Presence(host.connect_time, host.last_seen_time, host.end_time, host.mode, host.run_interval)
         return self._circumstances.of(host.name, presence, revoked, connected=host.connected)
 
 

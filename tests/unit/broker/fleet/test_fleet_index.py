@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import pytest
 
-from certplane.broker.fleet.circumstances import DAEMON_SILENCE, TIMER_RUNS, UNKNOWN_INTERVAL
+from certplane.broker.fleet.circumstances import DAEMON_SILENCE, SHORT_STREAM, TIMER_RUNS, UNKNOWN_INTERVAL
 from certplane.broker.fleet.model import RevokedCertificate
 from certplane.broker.model import DenyEntry, Grant, IdentityKind, RevocationReason
 from certplane.errors import Reason, RefusalError
@@ -209,24 +209,26 @@ async def test_time_alone_makes_it_another_health(world: IndexWorld) -> None:
     ].last_seen_time + (HOUR + 23 * HOUR / 2)
 
 
-SILENCES = {
-    "a daemon": (AgentMode.DAEMON, None, DAEMON_SILENCE),
-    "an agent that doesn't say": (None, None, DAEMON_SILENCE),
-    "an hourly timer": (AgentMode.TIMER, HOUR, TIMER_RUNS * HOUR),
-    "a timer of each minute": (AgentMode.TIMER, MINUTE, DAEMON_SILENCE),
-    "a timer that doesn't say": (AgentMode.TIMER, None, TIMER_RUNS * UNKNOWN_INTERVAL),
+SILENCES: dict[str, tuple[AgentMode | None, timedelta | None, timedelta, timedelta]] = {
+    "a daemon": (AgentMode.DAEMON, None, SECOND, DAEMON_SILENCE),
+    "an agent that doesn't say": (None, None, SHORT_STREAM, DAEMON_SILENCE),
+    "one that stays for a moment": (None, None, SHORT_STREAM - SECOND, TIMER_RUNS * UNKNOWN_INTERVAL),
+    "an hourly timer": (AgentMode.TIMER, HOUR, HOUR, TIMER_RUNS * HOUR),
+    "a timer of each minute": (AgentMode.TIMER, MINUTE, SECOND, DAEMON_SILENCE),
+    "a timer that doesn't say": (AgentMode.TIMER, None, SECOND, TIMER_RUNS * UNKNOWN_INTERVAL),
 }
 
 
-@pytest.mark.parametrize(("mode", "interval", "allowed"), SILENCES.values(), ids=SILENCES)
+@pytest.mark.parametrize(("mode", "interval", "lasted", "allowed"), SILENCES.values(), ids=SILENCES)
 async def test_a_host_is_unheard_after_what_its_mode_allows(
-    world: IndexWorld, mode: AgentMode | None, interval: timedelta | None, allowed: timedelta
+    world: IndexWorld, mode: AgentMode | None, interval: timedelta | None, lasted: timedelta, allowed: timedelta
 ) -> None:
     """Counted from the end of its stream; shown at the host, and at its certificates where nothing is worse."""
     await world.index.settled()
     begun = world.clock.now()
     ill = world.status("shop", **FAILED, profile="web", dns_names=("web.example.test",))
-    await world.record("web1.example", world.status(), ill, mode=mode, run_interval=interval)
+    stream = {"connect_time": begun - lasted}
+    await world.record("web1.example", world.status(), ill, mode=mode, run_interval=interval, **stream)
     world.watchers.host_elsewhere("web1.example", begun)
     await world.pass_time(allowed - SECOND, step=timedelta(seconds=59))
     assert world.index.hosts["web1.example"].unheard_since is None

@@ -67,8 +67,7 @@ def world() -> World:
 
 async def test_every_word_is_counted_and_the_soonest_end_of_each_profile_is_told(world: World) -> None:
     """Words without a certificate are zero; a profile that policy doesn't have is a host's word, and no label."""
-    connected = {"connect_time": world.clock.now()}
-    await world.record("a", world.status(left=80 * DAY), **connected)
+    await world.record("a", world.status(left=80 * DAY))
     await world.record("b", world.status(left=50 * DAY))
     await world.record("c", world.status("mail", left=-HOUR))
     await world.record("d", world.status("invented", dns_names=()))
