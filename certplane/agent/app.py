@@ -38,6 +38,7 @@ from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import Clock
 from certplane.runtime.processes import reap_as_init
 from certplane.runtime.progress import Progress
+from certplane.runtime.text import counted
 
 if TYPE_CHECKING:  # a host that has no service looked at needs no probe
     from certplane.agent.install.probe import TlsProbe
@@ -151,7 +152,7 @@ class Agent:
                 tasks.append(group.create_task(self._stream.run(), name="status stream"))
             if self._textfile is not None:
                 tasks.append(group.create_task(self._textfile.keep(), name="textfile"))
-            logger.info("the agent runs: %d certificates", len(self._certificates))
+            logger.info("the agent runs: %s", counted(len(self._certificates), "certificate"))
             if show is not None:
                 show.ready(f"certificates: {len(self._certificates)}")
                 if self._stream is not None:

@@ -32,6 +32,7 @@ from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.runtime import command
 from certplane.runtime.command import say, wants_json
 from certplane.runtime.logging import escape, setup
+from certplane.runtime.text import counted
 
 if TYPE_CHECKING:  # a command loads no more than it needs
     from certplane.broker.model import DenyEntry
@@ -286,9 +287,12 @@ def _preflight(options: argparse.Namespace) -> int:
 def _list_certificates(options: argparse.Namespace) -> int:
     from certplane.broker.commands import newest_certificates
 
-    rows = asyncio.run(newest_certificates(settings_of(options), options.limit))
+    rows, more = asyncio.run(newest_certificates(settings_of(options), options.limit))
     columns = ("certificate_id", "identity", "profile", "dns_names", "serial_number", "not_after", "renew", "state")
-    return print_rows(options, rows, columns)
+    print_rows(options, rows, columns)
+    if more:
+        print(f"the newest {counted(len(rows), 'certificate')}; --limit N shows more", file=sys.stderr)
+    return 0
 
 
 def _show_certificate(options: argparse.Namespace) -> int:

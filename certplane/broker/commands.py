@@ -26,10 +26,19 @@ from certplane.errors import ConfigurationError, OperationError
 Row = dict[str, Any]
 
 
-async def newest_certificates(settings: BrokerSettings, limit: int) -> list[Row]:
-    """The newest certificates of all identities, newest first."""
+async def newest_certificates(settings: BrokerSettings, limit: int) -> tuple[list[Row], bool]:
+    """The newest certificates of all identities, newest first, and whether there are more.
+
+    Those that another one has taken the place of say so: their holders have been given that.
+    """
     async with open_store(settings) as stores:
-        return [certificate_row(record) for record in await stores.certificates.newest_certificates(limit)]
+        found = await stores.certificates.newest_certificates(limit + 1)
+        gone = await stores.certificates.superseded([record.certificate_id for record in found[:limit]])
+    rows = [certificate_row(record) for record in found[:limit]]
+    for row in rows:
+        if row["certificate_id"] in gone and not row["revoked"]:
+            row["state"] = "superseded"
+    return rows, len(found) > limit
 
 
 async def certificate_of(settings: BrokerSettings, certificate_id: str) -> CertificateRecord:

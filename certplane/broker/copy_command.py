@@ -25,6 +25,7 @@ from certplane.errors import OperationError
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.ids import TimeOrderedIds
 from certplane.runtime.pool import BlockingPool
+from certplane.runtime.text import counted
 
 COLUMNS: Final = ("table", "rows", "sha256")
 _WAIT: Final = timedelta(seconds=5)
@@ -95,7 +96,7 @@ def copy_store(
 def _event(trail: AuditTrail, source: str, tables: Sequence[CopiedTable]) -> AuditEvent:
     rows = sum(each.rows for each in tables)
     digest = hashlib.sha256("".join(each.sha256 for each in tables).encode()).hexdigest()
-    reason = f"{rows} rows of {len(tables)} tables copied from {source}, SHA-256 {digest}"
+    reason = f"{counted(rows, 'row')} of {counted(len(tables), 'table')} copied from {source}, SHA-256 {digest}"
     return trail.event(AuditEventType.STORE_COPIED, reason=reason)
 
 

@@ -43,7 +43,7 @@ from certplane.broker.trust_checks import Audience, check_in_force, check_shut_o
 from certplane.errors import ConfigurationError, Reason, RefusalError
 from certplane.runtime.clock import Clock
 from certplane.runtime.pool import BlockingPool
-from certplane.runtime.text import printable
+from certplane.runtime.text import counted, printable
 
 T = TypeVar("T")
 
@@ -327,7 +327,7 @@ class Reloader:
         _logger.info("server certificate and agent CA bundle loaded", extra={"fields": trust_fields(trust)})
         reason = (
             f"server certificate {trust.server.serial_number}, agent CA bundle {trust.bundle.hash} "
-            f"({len(trust.bundle.certificates)} CAs), by {asked.text}"
+            f"({counted(len(trust.bundle.certificates), 'CA')}), by {asked.text}"
         )
         for line in announced:
             _logger.warning("%s", line)

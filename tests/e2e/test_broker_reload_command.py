@@ -82,7 +82,7 @@ def _empty_policy(files: BrokerFiles) -> str:
 
 def _half_policy(files: BrokerFiles) -> str:
     files.policy.write_text("version: 1\noperators: {a: {identity: a.example, roles: [admin]}}\n")
-    return "would lock out all 1 hosts and services"
+    return "would lock out all of the policy in force: 1 host or service"
 
 
 def _bad_certificate(files: BrokerFiles) -> str:

@@ -178,7 +178,7 @@ async def test_bundle_that_shuts_connected_hosts_out_is_asked_about(files: Broke
         assert await refused(get_identity(channel)) is Reason.IDENTITY_UNKNOWN
         recorded = [event for event in await events(broker) if event["event_type"].startswith("trust_")]
     assert "would shut out 1 of the 1 hosts" in recorded[-2]["reason"]
-    assert "(1 CAs), by alice, confirmed; CA removed: CN=internal" in recorded[-1]["reason"]
+    assert "(1 CA), by alice, confirmed; CA removed: CN=internal" in recorded[-1]["reason"]
 
 
 def renewed_root(ca: PrivateCa, *, begins: timedelta, ends: timedelta) -> bytes:

@@ -159,7 +159,7 @@ class ChallengeRecords:
                 logger.warning(
                     "a TXT record was written after another broker had ended the order; it %s",
                     "could not be removed; will retry" if record in stuck else "was removed",
-                    extra={"fields": {"order_id": order_id, "record_name": record.name, "zone": record.zone}},
+                    extra={"fields": _fields(order_id, record)},
                 )
             left = [record for record in left if record not in late or record in stuck]
 
@@ -192,6 +192,11 @@ class ChallengeRecords:
             self._ports.meter.count(metrics.RECORDS_LEFT)
             logger.warning(
                 "a TXT record could not be removed; will retry at the next start",
-                extra={"fields": {"order_id": order.order_id, "record_name": record.name, "zone": record.zone}},
+                extra={"fields": _fields(order.order_id, record)},
             )
         return tuple(left)
+
+
+def _fields(order_id: str, record: TxtRecord) -> dict[str, str]:
+    """What a line says of a record."""
+    return {"order_id": order_id, "record_name": record.name, "record_value": record.value, "zone": record.zone}

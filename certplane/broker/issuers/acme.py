@@ -40,6 +40,7 @@ from certplane.broker.model import IssuerOrder, IssuerOrderStatus, Profile, Revo
 from certplane.broker.ports import Issuer, Revoker
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.backoff import Backoff
+from certplane.runtime.text import counted
 
 _log = logging.getLogger(__name__)
 
@@ -159,7 +160,9 @@ class AcmeIssuer(Issuer, Revoker):
                 raise AcmeError(
                     Reason.ISSUER_UNAVAILABLE, f"it wants to validate {strange[0]!r}, which was not requested"
                 )
-        log_step(order.url, f"order made at the CA: {order.status}, {len(created.challenges)} challenges to meet")
+        log_step(
+            order.url, f"order made at the CA: {order.status}, {counted(len(created.challenges), 'challenge')} to meet"
+        )
         return created
 
     @override
@@ -174,7 +177,7 @@ class AcmeIssuer(Issuer, Revoker):
         deadline = Deadline.after(timeout, self.ca.clock)
         with _doing(f"validate the order {order.url}"):
             await all_of(self._orders.answer(challenge, deadline) for challenge in order.challenges)
-            log_step(order.url, f"{len(order.challenges)} challenges answered")
+            log_step(order.url, f"{counted(len(order.challenges), 'challenge')} answered")
             seen = await self._orders.look_until(_PENDING, order.url, deadline)
         log_step(order.url, f"challenges validated: {seen.status}")
         return shown(seen)

@@ -12,6 +12,7 @@ from certplane.broker.model import IdentityKind
 from certplane.broker.policy.changes import Change, Count, PolicyChange, PolicyChanges, Subject
 from certplane.broker.policy.document import PolicyDocument
 from certplane.errors import ConfigurationError, ConfigurationProblem
+from certplane.runtime.text import counted
 
 CONFIRM: Final = "check what wrote the file; if this is intended, run `certplane-broker reload --confirm`"
 """The remedy: for a policy `certplanectl policy reload --confirm` does as well."""
@@ -56,7 +57,8 @@ def check_removal(
     served = [grant for grant in before.grants if grant.kind is not IdentityKind.OPERATOR]
     left = [grant for grant in after.grants if grant.kind is not IdentityKind.OPERATOR]
     if served and not left:
-        raise UnconfirmedError(file, f"would lock out all {len(served)} hosts and services of the policy in force")
+        everybody = counted(len(served), "host or service", "hosts and services")
+        raise UnconfirmedError(file, f"would lock out all of the policy in force: {everybody}")
     if any(grant.profiles for grant in served) and not any(grant.profiles for grant in left):
         message = "would leave no host or service a profile, so that nobody gets a certificate any more"
         raise UnconfirmedError(file, message)

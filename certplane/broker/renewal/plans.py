@@ -31,6 +31,7 @@ from certplane.broker.renewal.model import (
 )
 from certplane.broker.renewal.ports import RenewalChecks, RenewalPlanStore, RenewalRequestLog, RequestItems
 from certplane.fleet_report.model import RenewalCause
+from certplane.runtime.text import counted
 
 _logger = logging.getLogger(__name__)
 
@@ -145,7 +146,8 @@ class RenewalPlans(RenewalTimes, RenewalPlanStore, RenewalRequestLog, RequestIte
         if tidied is None or now < tidied:
             adopted = await self._store.adopt(now)
             if adopted:
-                _logger.warning("%d certificates in force were not among the renewal plans; now they are", adopted)
+                text = counted(adopted, "certificate in force was", "certificates in force were")
+                _logger.warning("%s not among the renewal plans; adopted now", text)
         self._tidied = now
 
     @override

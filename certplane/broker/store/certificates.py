@@ -8,11 +8,24 @@ was handed out first.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import ColumnElement, and_, bindparam, case, exists, func, or_, select, text, tuple_, update
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    and_,
+    bindparam,
+    case,
+    exists,
+    func,
+    or_,
+    select,
+    text,
+    tuple_,
+    update,
+)
 from typing_extensions import override
 
 from certplane.broker.events import AuditEvent
@@ -25,13 +38,14 @@ from certplane.broker.store.cells import CERTIFICATE
 from certplane.broker.store.change_feed import ChangeLog
 from certplane.broker.store.plan_rows import PlanRows
 from certplane.broker.store.rows import to_micros
-from certplane.broker.store.schema import certificates, keys
+from certplane.broker.store.schema import certificates, keys, orders
 from certplane.broker.store.session import Database, Session
 from certplane.broker.store.statements import limited_to
 from certplane.broker.store.writer import Writer
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.remembered import Remembered
 
+_IDS_AT_ONCE: Final = 64
 _KEPT: Final = 2048
 """Answers that were found last, for those who ask again and again; some 8 MB."""
 _KEPT_OCTETS: Final = 16 << 20
@@ -96,6 +110,12 @@ class SqlCertificateStore(CertificateStore, RevokedCertificates):
             for wanted in itertools.product((False, True), repeat=3)
         }
         self._newest = compiler(row.order_by(*newest).suffix_with(limited_to()))
+        ids: list[BindParameter[str]] = [bindparam(f"id_{number}") for number in range(_IDS_AT_ONCE)]
+        self._superseded = compiler(
+            select(orders.c.replaces_certificate_id).where(
+                orders.c.replaces_certificate_id.in_(ids), text("state = 'ISSUED'")
+            )
+        )
         self._revoked = compiler(
             row.where(
                 text("revoke_time IS NOT NULL"),  # word for word the index's condition
@@ -188,6 +208,16 @@ class SqlCertificateStore(CertificateStore, RevokedCertificates):
         with reading():
             rows = await self._database.all(self._newest.at_most(limit), {})
         return [CERTIFICATE.value(row) for row in rows[: max(0, limit)]]
+
+    async def superseded(self, certificate_ids: Sequence[str]) -> Collection[str]:
+        """Those of them that another certificate has taken the place of: for an operator at the database."""
+        found: set[str] = set()
+        for start in range(0, len(certificate_ids), _IDS_AT_ONCE):
+            some = certificate_ids[start : start + _IDS_AT_ONCE]
+            values = {f"id_{number}": some[min(number, len(some) - 1)] for number in range(_IDS_AT_ONCE)}
+            with reading():
+                found.update(row[0] for row in await self._database.all(self._superseded, values))
+        return found
 
     @override
     async def revoked_since(self, time: datetime, now: datetime) -> Sequence[CertificateRecord]:

@@ -253,4 +253,6 @@ def _too_long() -> RefusalError:
 
 
 def _fields(record: TxtRecord) -> dict[str, dict[str, str]]:
-    return {"fields": {"record_name": record.name, "zone": record.zone, "record_id": record.record_id}}
+    # A name and its wildcard have a record each of one name: only the value tells their lines apart.
+    fields = {"record_name": record.name, "record_value": record.value, "zone": record.zone}
+    return {"fields": {**fields, "record_id": record.record_id}}

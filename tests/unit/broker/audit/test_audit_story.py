@@ -321,6 +321,7 @@ async def operators() -> list[AuditEvent]:
         _pool=MagicMock(run=AsyncMock(return_value=SimpleNamespace(hash="policy"))),
         _policy=SimpleNamespace(path="policy.yml", reload=MagicMock(), loaded=SimpleNamespace(summary="")),
         _unconfirmed=False,
+        on_policy=AsyncMock(),
     )
     wrong = ConfigurationError([ConfigurationProblem("policy.yml", None, "", "no such key")])
     with patch("certplane.broker.reload.trust_fields"):

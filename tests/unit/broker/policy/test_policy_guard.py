@@ -41,7 +41,7 @@ def path(tmp_path: Path) -> Path:
         pytest.param(10, _text(20), _text(20, first=10), "would remove 10 of 20 (50 %) hosts", id="replaced"),
         pytest.param(0, _text(20), _text(18), "policy.guard allows 0 %: host h18.example, host h19.example", id="none"),
         pytest.param(
-            100, _text(2), "operators: {alice: {identity: alice.example}}\n", "would lock out all 2 hosts", id="everybody"
+            100, _text(2), "operators: {alice: {identity: alice.example}}\n", "would lock out all of the policy in force: 2 hosts", id="everybody"
         ),
         pytest.param(
             100, _text(2), _text(2, profiles="[]"), "would leave no host or service a profile", id="every profile"

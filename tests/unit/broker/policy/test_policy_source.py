@@ -130,7 +130,7 @@ OPERATORS = "operators:\n  alice: {identity: alice.example, roles: [viewer]}\n"
         pytest.param(FLEET, ONE + "hosts: {}\n", "gives nothing to anybody", id="hosts-gone"),
         pytest.param(FLEET, "", "gives nothing to anybody", id="empty-file"),
         pytest.param(OPERATORS, ONE, "gives nothing to anybody", id="operators-gone"),
-        pytest.param(FLEET + OPERATORS, ONE + OPERATORS, "would lock out all 2 hosts and services", id="operators-left"),
+        pytest.param(FLEET + OPERATORS, ONE + OPERATORS, "would lock out all of the policy in force: 2 hosts and services", id="operators-left"),
         pytest.param(
             FLEET, FLEET.replace(", profiles: [one]", ""), "would leave no host or service a profile", id="profiles-taken"
         ),

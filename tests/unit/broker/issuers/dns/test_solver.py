@@ -85,7 +85,10 @@ async def test_removing_goes_on_past_every_failure(caplog: pytest.LogCaptureFixt
     standing = await solver_of(ScriptedProvider(act)).remove(RECORDS[:4], timedelta(seconds=5))
     assert list(standing) == RECORDS[1:3]
     logged = [(record.levelname, record.fields) for record in caplog.records if "not removed" in record.message]
-    names = [{"record_name": record.name, "zone": record.zone, "record_id": ""} for record in RECORDS[1:3]]
+    names = [
+        {"record_name": record.name, "record_value": record.value, "zone": record.zone, "record_id": ""}
+        for record in RECORDS[1:3]
+    ]
     assert logged == list(zip(("WARNING", "ERROR"), names, strict=True))
 
 
