@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from certplane import __version__
+from certplane.broker.audit_cli import add_audit_commands
 from certplane.broker.backup_cli import add_backup_command
 from certplane.broker.command_line import (
     DEFAULT_CONFIG,
-    print_documents,
     print_json,
     print_record,
     print_rows,
@@ -41,7 +41,8 @@ _EPILOG: Final = """\
 exit statuses:
   0  done (serve: stopped as asked)
   1  failed: the store, a port or another running broker prevents it (preflight: a check has failed; policy test: a
-     case has failed; notify test: one has not arrived; store check: the database is damaged)
+     case has failed; notify test: one has not arrived; store check: the database is damaged;
+     audit verify: the log was changed)
   2  the configuration, the policy or an argument is wrong; each problem is a line on standard error
 
 With output that isn't a terminal, or with --json, lists are JSON, one object a line.
@@ -110,9 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_account(group, command)
     _add_certificates(group, command)
 
-    audit = group("audit", "show the audit log")
-    tail = command(audit, "tail", _tail_audit, "show the last audit events, oldest first")
-    tail.add_argument("--limit", type=_positive, default=20, metavar="N", help="number of events (default: 20)")
+    add_audit_commands(group, command, _positive)
 
     store = group("store", "check the database, or copy it into another one")
     text = "read the database from end to end and show what is damaged; changes nothing, and the broker may run"
@@ -354,14 +353,6 @@ def _reseal_account_keys(options: argparse.Namespace) -> int:
     from certplane.broker.account_key_commands import RESEAL_COLUMNS, reseal_account_keys
 
     return print_rows(options, asyncio.run(reseal_account_keys(settings_of(options))), RESEAL_COLUMNS)
-
-
-def _tail_audit(options: argparse.Namespace) -> int:
-    from certplane.broker.commands import audit_tail
-
-    rows = asyncio.run(audit_tail(settings_of(options), options.limit))
-    columns = ("timestamp", "event_type", "identity", "profile_name", "reason_code", "request_id", "reason")
-    return print_documents(options, rows, columns)
 
 
 def _deny(options: argparse.Namespace) -> int:
