@@ -11,6 +11,7 @@ import asyncio
 import importlib
 import logging
 import re
+import threading
 from typing import Any, Final
 
 from typing_extensions import override
@@ -27,6 +28,8 @@ from certplane.runtime.text import printable
 
 _SHOWN: Final = 200
 _PARTS: Final = re.compile(r"[^A-Za-z0-9_.~-]+")
+_ALONE: Final = threading.Lock()
+"""Held while Apprise works: what it logs for another notifier may have that one's secret."""
 _LEAST_SECRET: Final = 5
 """Letters of a part of a URL that may be secret; shorter ones are words."""
 
@@ -49,7 +52,7 @@ class AppriseNotifier(Notifier):
             self._library: Any = importlib.import_module("apprise")
         except ImportError as error:
             problem = "needs the package apprise, which isn't installed"
-            remedy = "pip install 'certplane[notifications]'"
+            remedy = "install the release's optional.txt in place of broker.txt (docs/operations.md, Install)"
             raise ConfigurationError([ConfigurationProblem("", None, key, problem, remedy)]) from error
         logging.getLogger("apprise").propagate = False  # see above
         self._settings = settings
@@ -75,6 +78,10 @@ class AppriseNotifier(Notifier):
 
     def _send(self, url: str, message: Message) -> None:
         """Send; on the pool's thread."""
+        with _ALONE:
+            self._send_alone(url, message)
+
+    def _send_alone(self, url: str, message: Message) -> None:
         library = self._library
         service = library.Apprise()
         said = _Listener(url)

@@ -138,6 +138,8 @@ class _Exchange:
         except smtplib.SMTPNotSupportedError as error:
             text = f"it doesn't offer what the configuration wants: {printable(str(error), _SHOWN)}"
             raise NotDeliveredError(text) from error
+        except UnicodeError as error:  # whose text has a part of what it is about
+            raise NotDeliveredError("its login has characters that SMTP doesn't take: use ASCII") from error
         except (smtplib.SMTPException, OSError, ValueError) as error:
             text = printable(str(error), _SHOWN)
             raise NotDeliveredError(f"it can't be reached: {type(error).__name__}: {text}") from error

@@ -1,6 +1,6 @@
 """A message in words: subject and text for people, JSON for programs, and what an operator's template is filled with.
 
-JSON is in the dialect of `certplanectl -o json`, the proto's JSON mapping: a cause has the names that it has in
+JSON is in the dialect of certplanectl, the proto's JSON mapping: a cause has the names that it has in
 SummarizeFleetResponse. Pure.
 """
 

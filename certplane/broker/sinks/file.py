@@ -22,6 +22,10 @@ _END: Final = 2 << 20
 """Octets of the file's end that are looked at: more than a batch has."""
 
 
+_BEGIN: Final = b'{"event_id":'
+"""Of a line of ours."""
+
+
 class FileSink(AuditSink):
     """An `AuditSink` that appends."""
 
@@ -68,8 +72,11 @@ class FileSink(AuditSink):
         size = os.fstat(file).st_size
         end = os.pread(file, _END, max(0, size - _END))
         whole = end.rfind(b"\n") + 1
-        if whole < len(end):
+        if end.startswith(_BEGIN, whole):
             os.ftruncate(file, size - len(end) + whole)
+        elif whole < len(end):  # somebody else's
+            os.write(file, b"\n")
+        _sync_folder(self._path.parent)  # or a power cut may take the file that was just made
         self._there = {event_id for line in end[:whole].splitlines() if (event_id := _event_id(line))}
         return file
 
@@ -77,6 +84,14 @@ class FileSink(AuditSink):
         if self._file is not None:
             file, self._file = self._file, None
             os.close(file)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _is_at(file: int, path: Path) -> bool:

@@ -2,9 +2,9 @@
 
 A sink is a second copy: what is decided is durable in the database first, and nobody waits for a syslog server's round
 trip. So `required` bounds how much a sink may lack: while an event is older than `max_lag` and wasn't copied, nothing
-is authorised that gives somebody a certificate or another one's powers, with AUDIT_UNAVAILABLE, as under `fail_closed`
-while the database is away. What happened all the same is recorded, and what takes away (denials, revocations) is never
-held up.
+is authorised that gives somebody a new certificate or an identity back, with AUDIT_UNAVAILABLE, as under `fail_closed`
+while the database is away. What happened all the same is recorded; what takes away (denials, revocations) is never held
+up; and who was given a certificate may fetch it again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ _LOOK: Final = timedelta(seconds=5)
 AUTHORISING: Final = frozenset(
     {
         AuditEventType.CERTIFICATE_AUTHORIZED,
-        AuditEventType.CERTIFICATE_CACHE_HIT,
         AuditEventType.IDENTITY_ALLOWED,
         AuditEventType.RENEWAL_REQUESTED,
     }
@@ -85,7 +84,8 @@ class SinkGate(AuditGate):
                 break
         if behind and not self._behind:
             _logger.critical(
-                "the required audit sink %s is too far behind: certificates are refused until it has caught up", behind
+                "the required audit sink %s is too far behind: new certificates are refused until it has caught up",
+                behind,
             )
         elif self._behind and not behind:
             _logger.warning("the required audit sink %s has caught up: certificates are issued again", self._behind)

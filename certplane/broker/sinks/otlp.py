@@ -26,6 +26,8 @@ from certplane.runtime.text import printable
 _SEVERITIES: Final = {"info": 9, "warning": 13, "error": 17}  # SeverityNumber of the log data model
 _PORT: Final = 4317
 _SHOWN: Final = 200
+_OPTIONS: Final = (("grpc.enable_http_proxy", 0),)
+"""Audit events go where the configuration says, whatever the environment says."""
 
 
 class _Facts(msgspec.Struct):
@@ -53,7 +55,7 @@ class OtlpSink(AuditSink):
             calls: Any = importlib.import_module("opentelemetry.proto.collector.logs.v1.logs_service_pb2_grpc")
         except ImportError as error:
             problem = "needs the packages of OpenTelemetry, which aren't installed"
-            remedy = "pip install 'certplane[telemetry]'"
+            remedy = "install the release's optional.txt in place of broker.txt (docs/operations.md, Install)"
             raise ConfigurationError([ConfigurationProblem("", None, key, problem, remedy)]) from error
         self._settings = settings
         self._secrets = secrets
@@ -61,9 +63,9 @@ class OtlpSink(AuditSink):
         host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
         target = f"dns:///{host}:{parts.port or _PORT}"
         if parts.scheme == "https":
-            self._channel = grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(roots))
+            self._channel = grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(roots), options=_OPTIONS)
         else:
-            self._channel = grpc.aio.insecure_channel(target)
+            self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
         self._export = calls.LogsServiceStub(self._channel).Export
 
     @override

@@ -81,5 +81,5 @@ def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch)
         new_notifier("chat", SETTINGS, FakeSecretSource(), ManualClock())
     assert str(caught.value) == (
         "notifications.chat.apprise: needs the package apprise, which isn't installed; "
-        "pip install 'certplane[notifications]'"
+        "install the release's optional.txt in place of broker.txt (docs/operations.md, Install)"
     )

@@ -29,7 +29,12 @@ from tests.support.waiting import HANG as PATIENCE
 NOW = ManualClock().now()
 TROUBLE = Trouble("RELOAD nginx\N{SNOWMAN}", HealthWord.EXPIRED, 2, 1, ("web1",), text="it says \N{SNOWMAN} " * 30)
 MESSAGE = Message("id-1", "post", MessageKind.OPENED, NOW, (TROUBLE,), 1)
-SECRETS = {"mail/user": "certplane", "mail/password": "hush", "mail/wrong": "other"}
+SECRETS = {
+    "mail/user": "certplane",
+    "mail/password": "hush",
+    "mail/wrong": "other",
+    "mail/letters": "h\N{LATIN SMALL LETTER U WITH DIAERESIS}sh",
+}
 LOGIN = {"username_secret": "mail/user", "password_secret": "mail/password"}
 OPS, BOSS = "ops@example.test", "boss@example.test"
 
@@ -143,6 +148,13 @@ async def test_a_wrong_password(make: Make, context: ssl.SSLContext) -> None:
     async with SmtpServer(context, login=("certplane", "hush")) as server:
         error = await refusal(make(server, **{**LOGIN, "password_secret": "mail/wrong"}))
     assert (str(error), error.refused) == ("it refused the login: 535 5.7.8 wrong password", False)
+
+
+async def test_a_password_that_smtp_cant_take(make: Make, context: ssl.SSLContext) -> None:
+    """No part of it is told."""
+    async with SmtpServer(context, login=("certplane", "hush")) as server:
+        error = await refusal(make(server, **{**LOGIN, "password_secret": "mail/letters"}))
+    assert str(error) == "its login has characters that SMTP doesn't take: use ASCII"
 
 
 @pytest.mark.parametrize("verb", ["", "EHLO", "DATA", "."])

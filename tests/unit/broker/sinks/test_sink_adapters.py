@@ -112,6 +112,14 @@ async def test_what_a_killed_broker_has_appended_is_not_appended_again(make: Mak
     ]
 
 
+async def test_what_is_nobodys_event_stays_in_a_file(make: Make, tmp_path: Path) -> None:
+    """A last line of somebody else's isn't taken for one that was cut off."""
+    file = tmp_path / "audit.jsonl"
+    file.write_bytes(b"a note\nanother one")
+    await make(file=FileSinkSettings(file)).send([stored(1)])
+    assert file.read_text().splitlines() == ["a note", "another one", stored(1).text]
+
+
 async def test_a_file_that_was_renamed_is_left(make: Make, tmp_path: Path) -> None:
     """As logrotate does it."""
     file = tmp_path / "audit.jsonl"
@@ -275,7 +283,7 @@ def test_the_extra_is_named_where_it_is_missing(make: Make, monkeypatch: pytest.
     """With what installs it."""
     name = "opentelemetry.proto.collector.logs.v1.logs_service_pb2"
     monkeypatch.setitem(__import__("sys").modules, name, None)
-    with pytest.raises(ConfigurationError, match=r"aren't installed; pip install 'certplane\[telemetry\]'"):
+    with pytest.raises(ConfigurationError, match=r"aren't installed; install the release's optional\.txt"):
         make(otlp=OtlpSinkSettings(HttpUrl("http://127.0.0.1:4317")))
 
 
