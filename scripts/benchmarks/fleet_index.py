@@ -1,4 +1,4 @@
-"""What the index of the fleet takes: memory, the first reading, a policy that is loaded anew, and a summary.
+"""What the index of the fleet takes: memory, the first reading, a policy that is loaded anew, a summary, and a page.
 
 Over a SQLite store with 10,000 hosts of four certificates each, a tenth of them in trouble; no network. While each is
 done a task looks every two milliseconds whether it is late: the longest delay is what every call would have waited.
@@ -7,13 +7,15 @@ done a task looks every two milliseconds whether it is late: the longest delay i
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from types import SimpleNamespace
+from typing import Any, Final
 
 import psutil
 
@@ -26,10 +28,12 @@ from certplane.broker.fleet.places import HostPlaces
 from certplane.broker.fleet.registry import StreamRegistry
 from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.fleet.summary import sum_up
+from certplane.broker.fleet.view import FleetView
 from certplane.broker.members.ports import NoOtherBrokers
 from certplane.broker.model import Grant, IdentityKind, Profile
 from certplane.broker.policy.document import PolicyDocument
 from certplane.broker.ports import NullMeter, Policy, PolicySource
+from certplane.broker.services.fleet_lists import FleetLists
 from certplane.broker.store import Stores, open_stores
 from certplane.fleet_report.model import (
     CertificateState,
@@ -42,6 +46,8 @@ from certplane.fleet_report.model import (
 from certplane.runtime import garbage
 from certplane.runtime.clock import SystemClock
 from certplane.runtime.health import HealthWord
+from certplane.v1 import fleet_pb2 as pb
+from certplane.v1 import renewal_pb2
 
 HOSTS: Final = 10_000
 CERTIFICATES: Final = 4
@@ -73,28 +79,34 @@ async def _measure(folder: Path, rounds: int, hosts: int) -> list[Figure]:
     policies.current = _policy(hosts, ())
     async with open_stores(driver="sqlite", path=folder / "fleet.db", audit=None, clock=_CLOCK) as stores:
         await _fill(stores, hosts)
-        index = _index(stores, policies)
+        index, lists = _parts(stores, policies)
         gc.collect()
         before = psutil.Process().memory_info().rss
         first = await _timed(index.settled)
         gc.collect()
         grown = psutil.Process().memory_info().rss - before
         garbage.settled()
-        reloads, summaries, causes = [], [], []
+        reloads, summaries, causes, pages = [], [], [], []
         for turn in range(rounds):
             policies.current = _policy(hosts, (f"new{turn}.certplane.test",))
             reloads.append(await _timed(index.look))
             assert index.counts()[HealthWord.MISMATCHED] > hosts * CERTIFICATES / 2
             summaries.append(await _timed(lambda: _sum_up(index)))
             causes.append(await _timed(index.causes))
+            for order in (pb.FLEET_ORDER_NAME, pb.FLEET_ORDER_HEALTH):
+                request = pb.ListHostsRequest(
+                    order_by=order, filter=pb.FleetFilter(healths=[renewal_pb2.HEALTH_MISMATCHED])
+                )
+                pages.append(await _timed(functools.partial(lists.hosts, request)))
     number = hosts * CERTIFICATES
-    held = max(each.held for each in (*reloads, *summaries, *causes)) * 1000
+    held = max(each.held for each in (*reloads, *summaries, *causes, *pages)) * 1000
     return [
         figure(f"index of {number} certificates, bytes each, their hosts' included", [grown / number], "<= 1500"),
         figure("index, first reading, s", [first.seconds], "least"),
         figure(f"health of {number} certificates after a policy reload, s", _seconds(reloads), "<= 1"),
         figure(f"summary of {hosts} hosts, s", _seconds(summaries), "<= 0.2"),
         figure(f"causes of {number} certificates, all but few not OK, s", _seconds(causes), "<= 0.2"),
+        figure(f"page of {hosts} hosts by health, its 30 or so hosts read, s", _seconds(pages), "<= 0.1"),
         figure("index, longest hold of the loop, ms", [held, first.held * 1000], "<= 20"),
     ]
 
@@ -149,18 +161,34 @@ def _status(number: int, name: str) -> CertificateStatus:
     return CertificateStatus(name, state, name, (f"{name}.certplane.test",), **fields)  # type: ignore[arg-type] # of each field
 
 
-def _index(stores: Stores, policies: PolicySource) -> MemoryIndex:
-    places = HostPlaces(StreamRegistry(NullMeter()), StreamBroker("bench", "bench", "bench:1"), NoOtherBrokers())
-    return MemoryIndex(
+def _parts(stores: Stores, policies: PolicySource) -> tuple[MemoryIndex, FleetLists]:
+    """The index, and the lists over it; no host has a stream."""
+    registry = StreamRegistry(NullMeter())
+    places = HostPlaces(registry, StreamBroker("bench", "bench", "bench:1"), NoOtherBrokers())
+    circumstances = HostCircumstances(policies, stores.identities, stores.deny_list, _CLOCK)
+    index = MemoryIndex(
         store=stores.fleet,
         issued=stores.issued,
         places=places,
         policy=policies,
-        circumstances=HostCircumstances(policies, stores.identities, stores.deny_list, _CLOCK),
+        circumstances=circumstances,
         clock=_CLOCK,
         settings=StreamSettings(),
         health_changed=lambda _host: None,
     )
+    hub: Any = SimpleNamespace(registry=registry)
+    view = FleetView(
+        hub=hub,
+        store=stores.fleet,
+        plans=stores.renewal_plans,
+        policy=policies,
+        identities=stores.identities,
+        circumstances=circumstances,
+        places=places,
+        index=index,
+        clock=_CLOCK,
+    )
+    return index, FleetLists(view, index, _CLOCK)
 
 
 async def _timed(work: Callable[[], Awaitable[object]]) -> _Timed:

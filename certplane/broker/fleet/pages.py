@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 from certplane.broker.fleet.filter import IDENTITY, PickedAt, silent_since
@@ -25,6 +26,9 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 _NEVER: Final = 1 << 62
 """Behind all times: of what has none."""
 _BEFORE_ALL: Final = -1
+_RANK: Final[Callable[[HealthWord], int]] = attrgetter("rank")
+_NOT_AFTER: Final[Callable[[IndexedCertificate], datetime | None]] = attrgetter("not_after")
+_RENEW_TIME: Final[Callable[[IndexedCertificate], datetime | None]] = attrgetter("renew_time")
 _SPARE: Final = 4096
 """More than a page that are kept before all but a page of them is dropped."""
 
@@ -93,9 +97,9 @@ async def hosts_page(
     page = HostsPage([])
     counts: Counter[HealthWord] = Counter()
     async for host in index.walk():
-        if not picked.picks_host(host):
+        certificates = picked.of(host)
+        if certificates is None:
             continue
-        certificates = picked.picked(host)
         page.host_count += 1
         page.connected_count += host.connected
         counts.update(each.health for each in certificates)
@@ -136,10 +140,12 @@ def host_place(host: IndexedHost, certificates: Sequence[IndexedCertificate], or
         case FleetOrder.LAST_SEEN_TIME:
             return Place(_heard(host), 0, host.name)
         case FleetOrder.HEALTH:
-            worst = min((each.health.rank for each in certificates), default=host.health.rank)
-            return Place(worst, _soonest(certificates, FleetOrder.EXPIRE_TIME), host.name)
+            words = {each.health for each in certificates} or {host.health}
+            return Place(min(map(_RANK, words)), _soonest(certificates, _NOT_AFTER), host.name)
         case _:
-            return Place(_soonest(certificates, order), 0, host.name)
+            return Place(
+                _soonest(certificates, _NOT_AFTER if order is FleetOrder.EXPIRE_TIME else _RENEW_TIME), 0, host.name
+            )
 
 
 def certificate_place(host: IndexedHost, one: IndexedCertificate, order: FleetOrder) -> Place:
@@ -157,13 +163,13 @@ def certificate_place(host: IndexedHost, one: IndexedCertificate, order: FleetOr
             return Place(_micros(one.renew_time), 0, host.name, one.name)
 
 
-def _soonest(certificates: Sequence[IndexedCertificate], order: FleetOrder) -> int:
-    times = (
-        one.not_after if order is FleetOrder.EXPIRE_TIME else one.renew_time
-        for one in certificates
-        if one.name != IDENTITY
-    )
-    return min(map(_micros, times), default=_NEVER)
+def _soonest(certificates: Sequence[IndexedCertificate], time: Callable[[IndexedCertificate], datetime | None]) -> int:
+    found: datetime | None = None
+    for one in certificates:
+        moment = time(one)
+        if moment is not None and (found is None or moment < found) and one.name != IDENTITY:
+            found = moment
+    return _micros(found)
 
 
 def _heard(host: IndexedHost) -> int:
