@@ -224,6 +224,35 @@ async def test_a_certificate_is_revoked_and_replaced(fleet: Fleet) -> None:
     assert again["alreadyRevoked"]
 
 
+async def test_the_audit_log_from_afar(fleet: Fleet, tmp_path: Path) -> None:
+    """Who got a certificate for a name, and why; what was cut; that the log is whole; an export of it."""
+    (event,) = await fleet.lines(
+        "audit",
+        "list",
+        "--name",
+        "www.certplane.test",
+        "--type",
+        "certificate_issued",
+        "--oldest-first",
+        "--limit",
+        "1",
+    )
+    assert (event["record"]["identity"], event["record"]["cause"]) == ("web1.certplane.test", "ordinary")
+    last = (await fleet.alice.run("audit", "tail", "-n", "2", "-o", "name")).stdout.splitlines()
+    assert last == (await fleet.alice.run("audit", "list", "--limit", "2", "-o", "name")).stdout.splitlines()[::-1]
+    (result,) = await fleet.lines("audit", "verify")
+    assert "findingCount" not in result
+    file = tmp_path / "audit.jsonl"
+    exported = await fleet.alice.run("audit", "export", "--to", str(file))
+    assert exported.status == 0, exported.stderr
+    assert event["eventId"] in file.read_text()
+    refused = await fleet.alice.run("audit", "export", "--to", str(file))
+    assert (refused.status, "it is there already" in refused.stderr) == (1, True)
+    (version,) = await fleet.lines("policy", "history")
+    (shown,) = await fleet.lines("policy", "show", version["policyHash"][:12])
+    assert shown["policyHash"] == version["policyHash"]
+
+
 async def test_brokers_and_their_trust(fleet: Fleet) -> None:
     """A reload of all answers for each; a bundle without the hosts' CA says whom it shuts out, and the last broker stays."""
     (reloaded,) = await fleet.lines("broker", "reload", "--all")

@@ -13,11 +13,11 @@ from certplane.ctl.client import PAGE
 from certplane.ctl.filters import audit_filter, put_period
 from certplane.ctl.session import Session
 from certplane.ctl.show.audit import COLUMNS, event_line, finding_line, result_facts, style_of
-from certplane.ctl.show.words import counted
 from certplane.errors import OperationError
 from certplane.runtime.command import FAILED, OK
 from certplane.runtime.pool import BlockingPool
 from certplane.runtime.terminal import Style
+from certplane.runtime.text import counted
 from certplane.v1 import audit_pb2
 
 

@@ -7,10 +7,10 @@ import argparse
 from certplane.ctl.client import Client
 from certplane.ctl.session import Session, misuse
 from certplane.ctl.show.brokers import broker_columns, difference_lines, reload_lines
-from certplane.ctl.show.words import counted
 from certplane.errors import OperationError
 from certplane.runtime.command import FAILED, OK
 from certplane.runtime.terminal import Style
+from certplane.runtime.text import counted
 from certplane.v1 import fleet_pb2
 
 

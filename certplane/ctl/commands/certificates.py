@@ -7,8 +7,9 @@ import argparse
 from certplane.ctl.filters import fleet_filter, order_of
 from certplane.ctl.session import Session
 from certplane.ctl.show.fleet import certificate_columns, certificate_name
-from certplane.ctl.show.words import alarms, counted
+from certplane.ctl.show.words import alarms
 from certplane.runtime.command import FAILED, OK
+from certplane.runtime.text import counted
 from certplane.v1 import fleet_pb2
 
 

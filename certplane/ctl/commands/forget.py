@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from certplane.ctl.session import Session
-from certplane.ctl.show.words import counted
 from certplane.runtime.command import FAILED, OK
+from certplane.runtime.text import counted
 
 
 async def forget(options: argparse.Namespace, session: Session) -> int:

@@ -8,8 +8,8 @@ from certplane.ctl.client import PAGE
 from certplane.ctl.filters import order_filter
 from certplane.ctl.session import Session
 from certplane.ctl.show.orders import columns, order_facts, order_line, style_of
-from certplane.ctl.show.words import counted
 from certplane.runtime.command import OK
+from certplane.runtime.text import counted
 from certplane.v1 import order_pb2
 
 

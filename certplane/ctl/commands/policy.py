@@ -16,10 +16,10 @@ from certplane.ctl.show.policy import (
     problem_line,
     summary_lines,
 )
-from certplane.ctl.show.words import counted
 from certplane.runtime.command import FAILED, OK, say
 from certplane.runtime.logging import escape
 from certplane.runtime.terminal import Style
+from certplane.runtime.text import counted
 
 _SHA256 = 64
 

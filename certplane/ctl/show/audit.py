@@ -53,9 +53,14 @@ def style_of(event: audit_pb2.AuditEvent) -> Style:
     return _STYLES.get(_text(event, "severity"), Style.PLAIN)
 
 
+def _short_time(event: audit_pb2.AuditEvent) -> str:
+    """Without the year, which is this one mostly."""
+    return clock_text(event.event_time)[5:].removesuffix("Z")
+
+
 COLUMNS: Final[Sequence[Column[audit_pb2.AuditEvent]]] = (
-    Column("TIME", lambda event: clock_text(event.event_time), 0),
-    Column("EVENT", lambda event: event.event_type, 0, style=style_of),
+    Column("TIME", _short_time, 0, wide_text=lambda event: clock_text(event.event_time)),
+    Column("EVENT", lambda event: event.event_type, 0, least=20, style=style_of),
     Column("IDENTITY", lambda event: _text(event, "identity"), 1, least=12),
     Column("WHY", why, 3, least=16),
     Column("NAMES", names_of, 2, least=12),

@@ -11,7 +11,6 @@ from typing import Final
 from certplane.ctl.show.words import (
     at_broker,
     by_health,
-    counted,
     health_style,
     health_word,
     held,
@@ -28,6 +27,7 @@ from certplane.fleet_report import messages
 from certplane.runtime.columns import Column
 from certplane.runtime.health import HealthWord
 from certplane.runtime.terminal import Style
+from certplane.runtime.text import counted
 from certplane.v1 import fleet_pb2, renewal_pb2
 
 IDENTITY: Final = "identity"

@@ -5,19 +5,10 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Final
 
-from certplane.ctl.show.words import (
-    ACTORS,
-    by_health,
-    counted,
-    health_word,
-    held,
-    held_ones,
-    link_text,
-    moment,
-    state_text,
-)
+from certplane.ctl.show.words import ACTORS, by_health, health_word, held, held_ones, link_text, moment, state_text
 from certplane.rpc.times import signed_span_of, span_of
 from certplane.runtime.tables import span_text
+from certplane.runtime.text import counted
 from certplane.v1 import renewal_pb2
 
 Facts = list[tuple[str, str]]

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Final
 
-from certplane.ctl.show.words import clock_text, counted, off
+from certplane.ctl.show.words import clock_text, off
 from certplane.runtime.columns import Column
 from certplane.runtime.terminal import Style
+from certplane.runtime.text import counted
 from certplane.v1 import fleet_pb2
 
 _Answer = fleet_pb2.GetRenewalRequestResponse

@@ -9,19 +9,11 @@ from datetime import datetime
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from certplane.ctl.show.fleet import cause_text
-from certplane.ctl.show.words import (
-    ACTORS,
-    clock_text,
-    counted,
-    health_style,
-    health_word,
-    held,
-    is_critical,
-    off,
-)
+from certplane.ctl.show.words import ACTORS, clock_text, health_style, health_word, held, is_critical, off
 from certplane.rpc.times import span_of
 from certplane.runtime.tables import span_text
 from certplane.runtime.terminal import Style
+from certplane.runtime.text import counted
 from certplane.v1 import fleet_pb2
 
 Summary = fleet_pb2.SummarizeFleetResponse

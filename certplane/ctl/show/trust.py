@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from certplane.ctl.show.words import counted, moment, off
+from certplane.ctl.show.words import moment, off
 from certplane.runtime.columns import Column
 from certplane.runtime.terminal import Style
+from certplane.runtime.text import counted
 from certplane.v1 import broker_pb2
 
 Ca = broker_pb2.PlanTrustBundleResponse.Ca

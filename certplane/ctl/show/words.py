@@ -171,8 +171,3 @@ def clock_text(timestamp: Timestamp) -> str:
 def time_or_first(timestamp: Timestamp) -> datetime:
     """The moment; the first there is where the broker's is none."""
     return time_of(timestamp) or datetime.min.replace(tzinfo=UTC)
-
-
-def counted(number: int, noun: str, plural: str = "") -> str:
-    """`1 host`, `2 hosts`."""
-    return f"{number} {noun if number == 1 else plural or noun + 's'}"

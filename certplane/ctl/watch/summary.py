@@ -11,7 +11,7 @@ from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from certplane.ctl.show.words import ACTORS, counted, health_style, health_word, held
+from certplane.ctl.show.words import ACTORS, health_style, health_word, held
 from certplane.ctl.watch.fleet import HURT_RANK, CertificateRow, HostRow
 from certplane.ctl.watch.known import PERIOD, Known
 from certplane.ctl.watch.page import Line, Lines, Page, PageKind, Span, cut, line, wrapped
@@ -20,7 +20,7 @@ from certplane.rpc.times import put_time, time_of
 from certplane.runtime.health import HealthWord
 from certplane.runtime.tables import span_text
 from certplane.runtime.terminal import Style
-from certplane.runtime.text import printable
+from certplane.runtime.text import counted, printable
 from certplane.v1 import fleet_pb2 as pb
 
 _SHOWN: Final = 20
