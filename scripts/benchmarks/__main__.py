@@ -24,6 +24,7 @@ from typing import Final
 from benchmarks import (
     agent,
     audit,
+    audit_chain,
     broker_open,
     brokers,
     ctl,
@@ -126,7 +127,8 @@ def _start(folder: Path, wish: Wish) -> list[Figure]:
 
 
 def _audit(folder: Path, wish: Wish) -> list[Figure]:
-    return audit.figures(audit.measure(folder, rounds=wish.rounds, seconds=wish.seconds))
+    proof = audit_chain.measure(folder, rounds=wish.rounds, seconds=wish.seconds)
+    return [*audit.figures(audit.measure(folder, rounds=wish.rounds, seconds=wish.seconds)), *proof]
 
 
 def _streams(folder: Path, wish: Wish) -> list[Figure]:
