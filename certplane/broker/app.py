@@ -17,10 +17,8 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import starmap
 from typing import Final
 
-from certplane import __version__
 from certplane.broker.accounts.in_use import AccountsInUse
 from certplane.broker.announced import log_started, start_events, stop_event, who
 from certplane.broker.audit_desk import audit_service, auditing
@@ -29,7 +27,7 @@ from certplane.broker.broker_desk import BrokersDesk
 from certplane.broker.configured import secret_source
 from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.audience import TrustAudience
-from certplane.broker.fleet.elsewhere import BrokersElsewhere, follow_others
+from certplane.broker.fleet.elsewhere import follow_others
 from certplane.broker.fleet.followed import FollowedRequests
 from certplane.broker.fleet.forgetting import HostForgetting
 from certplane.broker.fleet.health_watch import HealthWatch
@@ -47,9 +45,7 @@ from certplane.broker.issuing.accounts import AccountAnswers
 from certplane.broker.issuing.measured import MeasuredCalls
 from certplane.broker.issuing.remote import RemoteIssuer, RemotePreflight, RemoteRenewalInfo, RemoteSolver
 from certplane.broker.issuing.supervision import IssuingProcess
-from certplane.broker.members.drift import DriftWatch
-from certplane.broker.members.membership import Membership
-from certplane.broker.members.model import AccountKey, Member
+from certplane.broker.joining import among_others, member_of
 from certplane.broker.members.ports import LastingLease, NoOtherBrokers
 from certplane.broker.members.view import BrokersView
 from certplane.broker.metrics_listener import MetricsListener
@@ -74,7 +70,7 @@ from certplane.broker.services.server import BrokerServer
 from certplane.broker.services.trust import TrustInForce
 from certplane.broker.settings import BrokerSettings
 from certplane.broker.settings_in_force import SettingsInForce
-from certplane.broker.sharing import accounts_in_use, membership_of, roles_of, share_accounts, stores_of_a_broker
+from certplane.broker.sharing import accounts_in_use, membership_of, roles_of, stores_of_a_broker
 from certplane.broker.soundness import SoundnessWatch
 from certplane.broker.store import Stores
 from certplane.broker.telemetry import PrometheusMeter, watch_loop
@@ -166,7 +162,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         issuers = {name: RemoteIssuer(calls, name, ca.directory_url) for name, ca in settings.cas.items()}
         trust = TrustInForce(prepared.trust, clock.now())
         accounts = await accounts_in_use(settings, stores, issuers, issuing, issuing_started, clock=clock)
-        membership = membership_of(settings, stores, lambda: _member(broker), clock=clock, meter=meter)
+        membership = membership_of(settings, stores, lambda: member_of(broker), clock=clock, meter=meter)
         lease = membership or LastingLease()
         authority = RegistrationAuthority(
             IssuancePorts(
@@ -276,7 +272,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             FleetServicer(
                 fleet.view,
                 RenewalRequests(plans, stores.fleet, clock, trail, why_none=fleet.view.why_none),
-                BrokersView(stores.members, lambda: _member(broker), lease),
+                BrokersView(stores.members, lambda: member_of(broker), lease),
                 authority=authority,
                 followed=FollowedRequests(plans, stores.fleet, clock, fleet.view.holder_now),
                 lists=FleetLists(fleet.view, fleet.index, clock),
@@ -323,7 +319,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             listener,
         )
         issuing.in_trouble = lambda: authority.in_trouble
-        await stack.enter_async_context(_among_others(membership, broker, epoch))
+        await stack.enter_async_context(among_others(membership, broker, epoch))
         await authority.start([profile.name for profile in prepared.policy.current.profiles])
         stack.push_async_callback(_stop, broker, trail, broker_name)
         await server.start()
@@ -383,50 +379,6 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         ):
             await stack.enter_async_context(running(work, name))
         yield broker
-
-
-@asynccontextmanager
-async def _among_others(membership: Membership | None, broker: Broker, epoch: RetryEpoch) -> AsyncIterator[None]:
-    """Have a lease for the length of the block and the others' accounts; hear of their orders and what they know."""
-    if membership is None:
-        await share_accounts(broker.settings, broker.stores, broker.accounts)
-        yield
-        return
-    broker.authority.follow_others(broker.stores.changes)
-    broker.stores.changes.follow(ChangeKind.MEMBER, membership.known, what="other brokers")
-    DriftWatch(membership.known, broker.meter, broker.hub.context.clock)
-    BrokersElsewhere(membership.known, broker.hub.watchers, broker.hub.context.clock)
-    await epoch.share(broker.stores.retry_epoch)
-    broker.stores.changes.follow(ChangeKind.RETRY_EPOCH, epoch, what="the retry epoch")
-    broker.stores.changes.follow(ChangeKind.BROKER_REQUEST, broker.desk.requests, what="what operators ask of brokers")
-    await membership.join()
-    try:
-        await membership.known.read()
-        async with running(membership.run(), "lease"), running(epoch.run(), "retry epoch"):
-            await share_accounts(broker.settings, broker.stores, broker.accounts)
-            yield
-    finally:
-        await broker.desk.requests.end()
-        await membership.leave()
-
-
-def _member(broker: Broker) -> Member:
-    """What the broker says of itself to others."""
-    return Member(
-        broker_id=broker.stores.members.broker_id,
-        name=socket.gethostname(),
-        address=str(broker.settings.server.address),
-        version=__version__,
-        start_time=broker.start_time,
-        policy_hash=broker.policy.current.hash,
-        trust_hash=broker.trust.current.bundle.hash,
-        configuration_hash=broker.reloader.settings.common_hash,
-        stream_count=len(broker.hub.registry),
-        audit_mode=broker.settings.audit.mode,
-        account_keys=tuple(starmap(AccountKey, sorted(broker.accounts.keys.items()))),
-        reuse_port=broker.settings.server.reuse_port,
-        draining=broker.desk.service.draining,
-    )
 
 
 async def _stop(broker: Broker, trail: AuditTrail, broker_name: str) -> None:

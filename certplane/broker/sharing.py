@@ -19,6 +19,7 @@ from certplane.broker.database import stores
 from certplane.broker.fleet.figures import SHOWN
 from certplane.broker.fleet.health_watch import HealthWatch
 from certplane.broker.issuance.budget import BudgetWatch
+from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.issuing.remote import RemoteIssuer
 from certplane.broker.issuing.supervision import IssuingProcess
 from certplane.broker.members.membership import Membership
@@ -172,6 +173,12 @@ async def _recover_counts(repeats: RepeatCounts, clock: Clock) -> None:
         except RefusalError as error:
             _logger.warning("counts of repeated events of other brokers could not be closed; will retry: %s", error)
         await clock.sleep(_LOOK)
+
+
+def ask_again_once_let_in(stores: Stores, epoch: RetryEpoch) -> None:
+    """Let hosts ask again whose identity an operator has allowed: what was refused was refused for that."""
+    stores.deny_list.on_allowed = lambda: epoch.ask_again("an identity was taken off the deny-list")
+    stores.identities.on_settled = lambda: epoch.ask_again("an operator has settled who holds a contested identity")
 
 
 async def accounts_in_use(

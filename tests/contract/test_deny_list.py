@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -207,3 +208,19 @@ async def test_an_audit_log_that_fails_shuts_nobody_out(store: StoreHarness) -> 
     assert caught.value.refusal.reason is Reason.AUDIT_UNAVAILABLE
     assert len(await store.stores.orders.unfinished_orders()) == 1
     assert await store.stores.deny_list.entries() == []
+
+
+async def test_who_is_allowed_again_is_told_of(store: StoreHarness, other: StoreHarness) -> None:
+    """So that hosts ask again for what they were refused: by whichever program the entry was removed; a new one is none."""
+    allowed: list[str] = []
+    adapter: Any = getattr(store.stores.deny_list, "_store", store.stores.deny_list)  # past a memory store's faults
+    adapter.on_allowed = lambda: allowed.append("here")
+    entry = DenyEntry(name="web1.example", reason="stolen")
+    await store.stores.deny_list.deny(entry, [])
+    await store.stores.deny_list.deny(DenyEntry(name="web2.example"), [])
+    assert allowed == []
+    await store.stores.deny_list.allow(entry, [])
+    assert allowed == ["here"]
+    await other.stores.deny_list.allow(DenyEntry(name="web2.example"), [])
+    await store.stores.changes.look()
+    assert allowed == ["here"] * 2

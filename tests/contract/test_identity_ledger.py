@@ -242,3 +242,16 @@ async def test_a_start_knows_what_the_run_before_knew(store: StoreHarness) -> No
     await store.stores.identities.count_displacement(NAME, store.clock.now())
     async with store.place.open(store.clock, exclusive=False) as other:
         assert other.identities.known(NAME) == store.stores.identities.known(NAME)
+
+
+async def test_who_is_settled_is_told_of(store: StoreHarness) -> None:
+    """So that its holder asks again for what it was refused; a contest is no such news, nor an activation."""
+    told: list[str] = []
+    ledger = getattr(store.stores.identities, "_store", store.stores.identities)
+    ledger.on_settled = lambda: told.append(NAME)
+    known = await contested(store)
+    assert told == []
+    settlement = settle(known, (CA, "b2"), store.clock.now())
+    event = store.event(AuditEventType.IDENTITY_ALLOWED)
+    assert await store.stores.identities.settle(known, settlement.known, settlement.denied, (), [event])
+    assert told == [NAME]

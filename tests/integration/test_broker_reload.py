@@ -19,6 +19,7 @@ import pytest
 
 from certplane.broker.app import Broker, open_broker
 from certplane.broker.control import ReloadRequest
+from certplane.broker.model import DenyEntry
 from certplane.broker.policy.document import PolicyDocument
 from certplane.broker.prepared import prepare
 from certplane.broker.settings import load_settings
@@ -500,3 +501,15 @@ async def test_order_that_waits_for_its_ca_is_parked(files: BrokerFiles) -> None
         kinds = [event["event_type"] for event in await events(broker)]
     assert found.order.order_id == again.order.order_id == response.order.order_id
     assert kinds.count("certificate_authorized") == 2
+
+
+async def test_who_is_allowed_again_is_asked_for_nothing_twice(files: BrokerFiles) -> None:
+    """What was refused while it was denied may be asked for at once: hosts are told, without a reload."""
+    async with running(files) as broker:
+        epoch = broker.authority._ports.epoch
+        before = epoch.current
+        entry = DenyEntry(name="web1.certplane.test", reason="lost")
+        await broker.stores.deny_list.deny(entry, [])
+        assert epoch.current == before
+        await broker.stores.deny_list.allow(entry, [])
+        assert epoch.current != before

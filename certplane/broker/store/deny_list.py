@@ -6,7 +6,7 @@ read it again. Our own changes are read back before they are acknowledged.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -114,6 +114,8 @@ class SqlDenyList(DenyList, ChangeFollower):
         columns = (deny_entries.c[name] for name in DENY_ENTRY.names)
         self._all = database.compiler(select(*columns).order_by(deny_entries.c.entry_id))
         self._rows = DenyRows(database.compiler, changes)
+        self.on_allowed: Callable[[], None] = lambda: None
+        """Called when an entry is gone, whoever removed it."""
         feed.follow(ChangeKind.DENY_ENTRY, self, what="the deny-list", vital=True)
 
     @override
@@ -173,5 +175,8 @@ class SqlDenyList(DenyList, ChangeFollower):
     async def _read(self) -> None:
         rows = await self._database.all(self._all, {})
         entries = [DENY_ENTRY.value(row) for row in rows]
+        before = self._by_name.keys() | self._by_serial.keys()
         self._by_name = {entry.name: entry for entry in entries if entry.name}
         self._by_serial = {(entry.issuer, entry.serial_number): entry for entry in entries if entry.serial_number}
+        if before - self._by_name.keys() - self._by_serial.keys():
+            self.on_allowed()

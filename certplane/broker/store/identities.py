@@ -79,6 +79,10 @@ class SqlIdentityLedger(IdentityLedger, ChangeFollower):
         """Rows as they were read, of those that nobody has asked for since; of no name that `_known` has."""
         self._numbers: dict[str, int] = {}
         self._contested: set[str] = set()
+        self._settled = False
+        """Whether one of these isn't any more, and nobody was told."""
+        self.on_settled: Callable[[], None] = lambda: None
+        """Called when an operator, at whatever broker or beside it, has settled who holds a contested identity."""
         compiler = database.compiler
         self._deny_rows = DenyRows(compiler, changes)
         row = select(identities)
@@ -266,12 +270,16 @@ class SqlIdentityLedger(IdentityLedger, ChangeFollower):
         self._numbers[name] = number
         if contested:
             self._contested.add(name)
-        else:
+        elif name in self._contested:
             self._contested.discard(name)
+            self._settled = True
         return True
 
     def _note(self) -> None:
         self._meter.level(metrics.IDENTITIES_CONTESTED, len(self._contested))
+        if self._settled:
+            self._settled = False
+            self.on_settled()
 
 
 def _same_certificates(one: KnownIdentity, other: KnownIdentity) -> bool:
