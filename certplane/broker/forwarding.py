@@ -59,10 +59,17 @@ async def open_sinks(
     """
     async with AsyncExitStack() as stack:
         sinks = {}
+        problems: list[ConfigurationProblem] = []
         for name, section in settings.audit.sinks.items():
-            with located(settings):
-                sinks[name] = new_sink(f"audit.sinks.{name}", section, secrets, clock)
-            stack.push_async_callback(sinks[name].close)
+            try:
+                with located(settings):
+                    sinks[name] = sink = new_sink(f"audit.sinks.{name}", section, secrets, clock)
+            except ConfigurationError as error:
+                problems += error.problems
+            else:
+                stack.push_async_callback(sink.close)
+        if problems:
+            raise ConfigurationError(problems)
         yield sinks
 
 

@@ -9,6 +9,7 @@ from certplane.broker.issuers.outgoing import configured_endpoint, trusted_roots
 from certplane.broker.notify.ports import Notifier
 from certplane.broker.notify.receivers import NotifierSettings
 from certplane.broker.ports import SecretSource
+from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.runtime.clock import Clock
 
 
@@ -19,14 +20,21 @@ async def open_notifiers(
     """All of `notifications`, by name, for the length of the block. Reads the CA bundles; connects to nobody.
 
     Raises:
-        ConfigurationError: a URL may not be called, a bundle can't be used, or Apprise isn't installed. Problems have
+        ConfigurationError: URLs may not be called, bundles can't be used, or Apprise isn't installed. Problems have
             the key from the top, and no line.
     """
     async with AsyncExitStack() as stack:
         notifiers = {}
+        problems: list[ConfigurationProblem] = []
         for name, each in settings.items():
-            notifiers[name] = notifier = new_notifier(name, each, secrets, clock)
-            stack.push_async_callback(notifier.close)
+            try:
+                notifiers[name] = notifier = new_notifier(name, each, secrets, clock)
+            except ConfigurationError as error:
+                problems += error.problems
+            else:
+                stack.push_async_callback(notifier.close)
+        if problems:
+            raise ConfigurationError(problems)
         yield notifiers
 
 

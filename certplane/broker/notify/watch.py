@@ -103,7 +103,8 @@ class NotificationWatch:
         while True:
             begun = self._clock.monotonic()
             try:
-                await self._index.settled()
+                if not self._index.ready:
+                    await self._index.settled()
                 await self._look()
             except RefusalError as error:
                 if str(error) != said:

@@ -309,3 +309,30 @@ async def test_agents_bundle(files: BrokerFiles) -> None:
     assert "add its successor to the file before that" in notices
     bundle.write_bytes(ended)
     assert f"{bundle} has no certificate that is still valid" in await _problems(files)
+
+
+async def test_what_notifies_and_copies_is_looked_at(files: BrokerFiles, tmp_path: Path) -> None:
+    """URLs, bundles and secrets of notifiers and audit sinks, all at once; nobody is connected to."""
+    files.settings["notifications"] = {
+        "oncall": {"webhook": {"url": "http://hooks.example/", "signing_secret": "notify/nosuch"}},
+        "post": {
+            "mail": {
+                "server": "mail.example:587",
+                "sender": "a@example.org",
+                "recipients": ["b@example.org"],
+                "ca_bundle": str(tmp_path / "nosuch.pem"),
+            }
+        },
+    }
+    files.settings["audit"] = {"sinks": {"siem": {"otlp": {"endpoint": "http://192.0.2.1:4317"}}}}
+    with pytest.raises(ConfigurationError) as caught:
+        await check(_settings(files), offline=True)
+    told = "\n".join(map(str, caught.value.problems))
+    assert "audit.sinks.siem.otlp.endpoint: it must be https" in told
+    assert "notifications.oncall.webhook.url: it must be https" in told
+    assert re.search(r"broker\.yml:\d+: notifications\.post\.mail\.ca_bundle: .*nosuch\.pem", told)
+    files.settings["notifications"]["oncall"]["webhook"]["url"] = "https://hooks.example/"
+    del files.settings["audit"]
+    del files.settings["notifications"]["post"]
+    _, doubts = await check(_settings(files), offline=True)
+    assert any("notifications.oncall.webhook.signing_secret: there is no secret" in doubt for doubt in doubts), doubts

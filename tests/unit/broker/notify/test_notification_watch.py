@@ -43,6 +43,7 @@ class Fleet:
     def __init__(self) -> None:
         self.hosts: dict[str, IndexedHost] = {}
         self.fault: RefusalError | None = None
+        self.ready = False
 
     def put(self, host: str, health: str = "OK", cause: str = "", **more: Any) -> None:
         word = HealthWord(health)
@@ -56,6 +57,7 @@ class Fleet:
     async def settled(self) -> None:
         if self.fault is not None:
             raise self.fault
+        self.ready = True
 
 
 @dataclass
@@ -284,18 +286,34 @@ async def test_a_broker_that_is_killed_in_an_attempt_leaves_it_to_the_next() -> 
     assert world.oncall.kinds == ["opened"]
 
 
-async def test_while_the_store_is_away_nothing_is_lost(caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing is told that isn't recorded; said once in the log."""
+async def test_before_the_fleet_is_known_nothing_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Else all that was told would be over; said once in the log."""
     world = World()
     world.fleet.put("web1", "FAILING", DNS)
     async with world.broker():
-        world.fleet.fault = store_unavailable()
-        await world.pass_time(timedelta(minutes=5))
-        assert world.oncall.messages == []
-        world.fleet.fault = None
         await world.pass_time(timedelta(minutes=3))
+    world.fleet.ready, world.fleet.fault = False, store_unavailable()
+    world.fleet.put("web1")
+    async with world.broker():
+        await world.pass_time(timedelta(minutes=10))
+        world.fleet.put("web1", "FAILING", DNS)
+        world.fleet.fault = None
+        await world.pass_time(timedelta(minutes=10))
     assert world.oncall.kinds == ["opened"]
     assert caplog.text.count("what to notify of could not be told; will retry") == 1
+
+
+async def test_what_cant_be_recorded_is_not_told() -> None:
+    """The database is away while a trouble begins; it is told when that is back."""
+    world = World()
+    world.fleet.put("web1", "FAILING", DNS)
+    async with world.broker():
+        world.outbox._faults.fail_always("record", store_unavailable())
+        await world.pass_time(timedelta(minutes=5))
+        assert world.oncall.messages == []
+        world.outbox._faults.heal()
+        await world.pass_time(timedelta(minutes=1))
+    assert world.oncall.kinds == ["opened"]
 
 
 async def test_a_digest_comes_each_week() -> None:
