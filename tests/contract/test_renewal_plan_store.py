@@ -168,7 +168,7 @@ async def test_what_a_request_was_for_is_followed(store: StoreHarness) -> None:
     await requests.set_plans([replace(plans[2], renewal_request_id="r-2")])
 
     recorded = await requests.get_request("r-1", "")
-    assert recorded == RecordedRequest("alice", "r-1", now, "drill", now + HOUR)
+    assert recorded == RecordedRequest("alice", "r-1", now, "drill", now + HOUR, 5)
     pages = [await requests.follow_items(recorded, after, 3) for after in (0, 3)]
     assert [[each.number for each in page] for page in pages] == [[1, 2, 3], [4, 5]]
     found = [each for page in pages for each in page]

@@ -14,6 +14,7 @@ from certplane.broker.fleet.model import HostStream
 from certplane.broker.members.comparison import Difference, Subject
 from certplane.broker.members.model import AccountKey
 from certplane.broker.model import CertificateRecord, DenyEntry, Grant, IdentityKind, Profile, RevocationReason
+from certplane.broker.renewal.model import RequestedRenewal
 from certplane.broker.services.brokers_convert import difference_message
 from certplane.errors import Reason, RefusalError
 from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, HostFacts, Report
@@ -528,6 +529,11 @@ async def test_each_request_can_be_followed(edge: EdgeServer, fleet: Any) -> Non
         assert [each.reason for each in items] == ["its host never came"]
     found = await refused(fleet.GetRenewalRequest(pb.GetRenewalRequestRequest(renewal_request_id="no"), timeout=HANG))
     assert found.reason is Reason.ORDER_NOT_FOUND
+    await edge.plans.set_requested([], OPERATOR, RequestedRenewal("old-1", 3, 3), edge.clock.now())
+    found = await refused(
+        fleet.GetRenewalRequest(pb.GetRenewalRequestRequest(renewal_request_id="old-1"), timeout=HANG)
+    )
+    assert "older release took this request" in found.refusal.message
     wrong = pb.GetRenewalRequestRequest(renewal_request_id=ids[0], page_token="d2Vi")
     assert (await refused(fleet.GetRenewalRequest(wrong, timeout=HANG))).fields == ["page_token"]
 

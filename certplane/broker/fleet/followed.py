@@ -40,10 +40,10 @@ Place = tuple[int, int]
 
 
 class RequestNotFoundError(RefusalError):
-    """There is no such request."""
+    """There is no such request, or none that says what it was for."""
 
-    def __init__(self) -> None:
-        message = (
+    def __init__(self, message: str = "") -> None:
+        message = message or (
             "there is no such renewal request; RequestRenewal, `certplanectl renew`, says its id, and those of before "
             "store.keep are removed"
         )
@@ -119,6 +119,9 @@ class FollowedRequests:
         while page := await self._items.follow_items(request, after, _PAGE):
             found += await self._progress_of(page, request.request_id, now)
             after = page[-1].number
+        if not found and request.certificate_count:
+            message = "a broker of an older release took this request, and kept nothing of what it was for: ask again"
+            raise RequestNotFoundError(message)
         await asyncio.sleep(0)
         found.sort(key=place_of)
         progress = RequestProgress(request, Counter(one.word for one in found), found)

@@ -208,13 +208,17 @@ class RequestItem:
 
 @dataclass(frozen=True, slots=True)
 class RecordedRequest:
-    """An operator's request as it is recorded."""
+    """An operator's request as it is recorded; `certificate_count` is how many it was for.
+
+    Those of a release before items have none.
+    """
 
     requester: str
     request_id: str
     create_time: datetime
     reason: str
     last_renew_time: datetime | None
+    certificate_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from certplane.fleet_report.model import RenewalCause
 
 _HELD_UP: Final = Cells(HeldUp)
 _READ: Final = ("request_id", "certificate_count", "changed_count", "last_renew_time", "held_up", "held_up_count")
-_RECORDED: Final = ("requester", "request_id", "create_time", "reason", "last_renew_time")
+_RECORDED: Final = ("requester", "request_id", "create_time", "reason", "last_renew_time", "certificate_count")
 _ITEM: Final = ("number", "host", "certificate_id", "renew_time", "planned", "serial_number")
 
 
@@ -175,9 +175,9 @@ def request_from_row(row: Row) -> RequestedRenewal:
 
 def recorded_from_row(row: Row) -> RecordedRequest:
     """The request of a row."""
-    requester, request_id, created, reason, last = row
+    requester, request_id, created, reason, last, count = row
     return RecordedRequest(
-        requester, request_id, from_micros(created), reason, None if last is None else from_micros(last)
+        requester, request_id, from_micros(created), reason, None if last is None else from_micros(last), count
     )
 
 
