@@ -23,6 +23,7 @@ from certplane.broker.store import copying
 from certplane.broker.store.schema import metadata
 from certplane.errors import CertplaneError, OperationError
 from tests.fakes.clock import ManualClock
+from tests.support.audit_log import verified
 from tests.support.broker_files import BrokerFiles
 from tests.support.old_data import make_sqlite
 from tests.support.stores import StoreHarness, StorePlace
@@ -96,18 +97,19 @@ async def test_every_row_there_and_back_again(copies: Copies) -> None:
     """PostgreSQL has what SQLite had, and a new SQLite file what PostgreSQL had; each copy is an audit event."""
     await fill(copies.sqlite)
     before = all_rows(copies.sqlite)
+    grown = {"audit_events": None, "audit_chains": None}
     rows = await copies.copy(copies.sqlite, copies.postgresql)
     assert {row["table"]: row["rows"] for row in rows} == {name: len(found) for name, found in before.items()}
     there = all_rows(copies.postgresql)
     (event,) = set(there["audit_events"]) - set(before["audit_events"])
     assert event[-1] == "store_copied"
-    assert {**there, "audit_events": None} == {**before, "audit_events": None}
+    assert {**there, **grown} == {**before, **grown}
     assert any(line.startswith("orders: 6 rows") for line in copies.said)
     again = await copies.copy(copies.postgresql, copies.back)
     back = all_rows(copies.back)
-    assert {**back, "audit_events": None} == {**before, "audit_events": None}
+    assert {**back, **grown} == {**before, **grown}
     assert len(back["audit_events"]) == len(before["audit_events"]) + 2
-    hashes = [{row["table"]: row["sha256"] for row in each if row["table"] != "audit_events"} for each in (rows, again)]
+    hashes = [{row["table"]: row["sha256"] for row in each if row["table"] not in grown} for each in (rows, again)]
     assert hashes[0] == hashes[1]
     assert copies.back.path.stat().st_mode & 0o777 == 0o600
 
@@ -127,6 +129,8 @@ async def test_the_target_numbers_on(copies: Copies, target: str) -> None:
         await stores.deny_list.deny(DenyEntry(name="new.example"), [store.event(reason="new")])
         newest, last = (await stores.audit.tail(2))[::-1]
         assert (newest["reason"], last["event_type"]) == ("new", "store_copied")
+        found, result = await verified(store)
+        assert (found, result.unchained_event_count) == ([], 0), "the copy's event is in a chain too"
     assert place.query("SELECT entry_id FROM deny_entries WHERE name = 'new.example'") == [(3,)]
 
 

@@ -14,9 +14,11 @@ Rules it keeps:
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import sqlite3
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,15 +28,22 @@ import psycopg
 from sqlalchemy import Table, insert, select
 from typing_extensions import override
 
+from certplane.broker.proof.chain import ChainStart, next_hash
 from certplane.broker.store.audit_records import EventRow
-from certplane.broker.store.schema import audit_events, metadata
-from certplane.broker.store.statements import Compiler, Driver, Row
+from certplane.broker.store.schema import audit_chains, audit_events, metadata
+from certplane.broker.store.statements import Compiler, Driver, Row, limited_to
 from certplane.errors import OperationError
 
 _BATCH: Final = 1_000
 """Rows at a time: some megabytes of the largest, orders with their CSRs and audit records."""
 _TELL: Final = 100_000
 """Rows after which progress is told."""
+
+_NEWEST: Final = (
+    select(audit_events.c.sequence, audit_events.c.chain_id, audit_events.c.number, audit_events.c.hash)
+    .order_by(audit_events.c.sequence.desc())
+    .suffix_with(limited_to(1))
+)
 
 Progress = Callable[[str], None]
 
@@ -74,8 +83,27 @@ class Database(ABC):
         """Let the database go on after `last`."""
 
     @abstractmethod
-    def add_event(self, event: EventRow) -> None:
-        """Add an audit event, numbered by the database."""
+    def first(self, query: str) -> Row | None:
+        """The first row of a query."""
+
+    def add_event(self, event: EventRow, start_time: int) -> None:
+        """Add an audit event at the end of the log, in a chain of its own that begins at this time."""
+        newest = self.first(self._compiler(_NEWEST).sql) or (0, None, None, None)
+        sequence = max(newest[0], self.last_number(audit_events, "sequence")) + 1
+        after = tuple(newest[1:]) if newest[1] is not None else (0, 0, b"")
+        start = ChainStart(self.last_number(audit_chains, "chain_id") + 1, str(uuid.uuid4()), start_time, *after)
+        chain = {**dataclasses.asdict(start), "first_sequence": sequence, "pruned_number": 0, "end_time": None}
+        row = {
+            **event._asdict(),
+            "sequence": sequence,
+            "chain_id": start.chain_id,
+            "number": 1,
+            "hash": next_hash(start.genesis, 1, event),
+        }
+        for table, values in ((audit_chains, chain), (audit_events, row)):
+            self.add(table, [tuple(values[name] for name in table.c.keys())])  # noqa: SIM118 - not a dict
+        self.number_on(audit_chains, "chain_id", start.chain_id)
+        self.number_on(audit_events, "sequence", sequence)
 
 
 class SqliteDatabase(Database):
@@ -105,8 +133,9 @@ class SqliteDatabase(Database):
             self._connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table.name, last))
 
     @override
-    def add_event(self, event: EventRow) -> None:
-        self._connection.execute(self.insert(audit_events, _EVENT_COLUMNS), _event_values(event))
+    def first(self, query: str) -> Row | None:
+        row: Row | None = self._connection.execute(query).fetchone()
+        return row
 
     def _number(self, query: str, *values: str) -> int:
         row = self._connection.execute(query, values).fetchone()
@@ -146,20 +175,14 @@ class PostgresqlDatabase(Database):
         self._one("SELECT setval(pg_get_serial_sequence(%s, %s), %s)", table.name, column, last)
 
     @override
-    def add_event(self, event: EventRow) -> None:
-        self._connection.execute(self.insert(audit_events, _EVENT_COLUMNS).encode(), _event_values(event))
+    def first(self, query: str) -> Row | None:
+        row: Row | None = self._connection.execute(query.encode()).fetchone()
+        return row
 
     def _one(self, query: str, *values: object) -> Any:
         row = self._connection.execute(query.encode(), values or None).fetchone()
         assert row is not None
         return row[0]
-
-
-_EVENT_COLUMNS: Final = ("event_id", "create_time", "record", "body", "kind")
-
-
-def _event_values(event: EventRow) -> tuple[object, ...]:
-    return tuple(getattr(event, name) for name in _EVENT_COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +223,7 @@ def copy_all(
                 remedy="check both databases (`certplane-broker store check`, pg_amcheck), then copy again",
             )
     if (row := event(read)) is not None:
-        target.add_event(row)
+        target.add_event(row, row.create_time)
     return read
 
 
