@@ -100,6 +100,22 @@ async def test_identities_are_renewed_on_demand(story: Story) -> None:
     assert "pendingRenewals" not in mail
 
 
+async def test_how_a_host_runs_is_known(story: Story) -> None:
+    """A daemon, or by a timer and how often: one that is away between two runs is all right, and not missing."""
+    web, mail = await story.host("web1"), await story.host("mail1")
+    assert (web["agentMode"], mail["agentMode"]) == ("AGENT_MODE_DAEMON", "AGENT_MODE_TIMER")
+    assert "connected" not in mail
+    assert mail["runInterval"].endswith("s")
+    assert all(len(root) == 64 for root in web["brokerRootsSha256"])
+    assert web["brokerRootsSha256"] == mail["brokerRootsSha256"] != []
+    assert web["features"] == mail["features"] == ["identity"]
+    assert {each["health"] for each in (*web["certificates"], *mail["certificates"])} == {"HEALTH_OK"}
+    summary = json.loads((await story.ctl("summary", "--check")).stdout)
+    assert (summary["hostCount"], summary["connectedHostCount"]) == (2, 1)
+    assert "missingCount" not in summary
+    assert "causeCount" not in summary
+
+
 async def test_a_renewal_is_waited_for(story: Story) -> None:
     """Of a certificate and of an identity: the command ends when the host has what was asked for."""
     before = await story.serial_number("web1", "web")

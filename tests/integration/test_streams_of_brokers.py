@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -50,12 +51,16 @@ async def host_at(edge: EdgeServer) -> renewal_pb2.Host:
     return host
 
 
-async def away_at(edge: EdgeServer) -> list[str]:
-    """The hosts that are called disconnected there."""
+async def is_away_at(edge: EdgeServer) -> bool:
+    """Whether the host is called disconnected in the list there, which is of what the change feed has told."""
     async with edge.channel(edge.ca.issue([OPERATOR])) as channel:
         stub = fleet_pb2_grpc.FleetServiceStub(channel)
         answer = await stub.ListHosts(pb.ListHostsRequest(disconnected_only=True), timeout=HANG)
-    return [each.name for each in answer.hosts]
+    return HOST in [each.name for each in answer.hosts]
+
+
+async def is_there_at(edge: EdgeServer) -> bool:
+    return not await is_away_at(edge)
 
 
 async def renewed_hosts(edge: EdgeServer) -> int:
@@ -87,7 +92,7 @@ async def test_each_broker_answers_for_a_host_of_the_other(edges: tuple[EdgeServ
             assert (host.connected, host.broker_name, host.broker_address) == (True, "machine-2", "[::]:8443")
             assert host.broker_id == second.stores.members.broker_id
             assert await renewed_hosts(edge) == 1
-            assert HOST not in await away_at(edge)
+            await until(partial(is_there_at, edge))
 
     async def has_gone() -> bool:
         return not (await host_at(first)).connected
@@ -97,7 +102,7 @@ async def test_each_broker_answers_for_a_host_of_the_other(edges: tuple[EdgeServ
         host = await host_at(edge)
         assert (host.connected, host.broker_id, host.broker_name) == (False, "", "")
         assert await renewed_hosts(edge) == 0
-        assert HOST in await away_at(edge)
+        await until(partial(is_away_at, edge))
 
 
 async def test_a_broker_that_is_gone_has_no_streams(edges: tuple[EdgeServer, EdgeServer]) -> None:

@@ -9,6 +9,8 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+from typing_extensions import override
+
 from certplane.broker.fleet.circumstances import HostCircumstances
 from certplane.broker.fleet.indexing import MemoryIndex
 from certplane.broker.fleet.model import HostStream, StreamBroker
@@ -16,6 +18,7 @@ from certplane.broker.fleet.places import HostPlaces
 from certplane.broker.fleet.registry import StreamRegistry
 from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.fleet.watching import Watchers
+from certplane.broker.members.model import Member
 from certplane.broker.members.ports import NoOtherBrokers
 from certplane.broker.model import Grant, IdentityKind, Profile
 from certplane.broker.ports import NullMeter
@@ -47,6 +50,17 @@ def policy_of(*hosts: str, profiles: Sequence[str] = ("web",), names: tuple[str,
     )
 
 
+class Others(NoOtherBrokers):
+    """Other brokers, as a test says which live."""
+
+    def __init__(self) -> None:
+        self.members: dict[str, Member] = {}
+
+    @override
+    def find(self, broker_id: str) -> Member | None:
+        return self.members.get(broker_id)
+
+
 class IndexWorld:
     """An index, and the store that it reads; nobody has a stream here but where `running` of `tests.support.hub`."""
 
@@ -60,6 +74,7 @@ class IndexWorld:
         self.changed: list[str] = []
         """Hosts whose health something else has changed than their own reports."""
         self.sequences = itertools.count(1)
+        self.others = Others()
         self.begin()
 
     def begin(self) -> None:
@@ -68,7 +83,7 @@ class IndexWorld:
         self.index = MemoryIndex(
             store=self.stores.fleet,
             issued=self.stores.issued,
-            places=HostPlaces(self.registry, here, NoOtherBrokers()),
+            places=HostPlaces(self.registry, here, self.others),
             policy=self.policy,
             circumstances=HostCircumstances(self.policy, self.stores.identities, self.stores.deny_list, self.clock),
             clock=self.clock,

@@ -101,7 +101,7 @@ class BrokersElsewhere:
         """Look who is there now."""
         before, self._there = self._there, self._ids()
         if self._there != before:
-            self._watchers.fleet_changed(self._clock.now())
+            self._watchers.brokers_changed(before ^ self._there, self._clock.now())
 
     def _ids(self) -> frozenset[str]:
         return frozenset(member.broker_id for member in self._known.members)

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
 from itertools import islice
 from typing import Final
 
@@ -24,8 +22,9 @@ from typing_extensions import override
 from certplane.broker.fleet.causes import cause_groups
 from certplane.broker.fleet.circumstances import HostCircumstances
 from certplane.broker.fleet.index import CauseGroup, FleetIndex, IndexedHost, Picked
+from certplane.broker.fleet.issues import IndexedIssues
 from certplane.broker.fleet.kept import SLICE, KeptHosts, named
-from certplane.broker.fleet.model import HostRecord, IssuedCertificate, RevokedCertificate
+from certplane.broker.fleet.model import HostRecord, RevokedCertificate
 from certplane.broker.fleet.places import HostPlaces
 from certplane.broker.fleet.ports import FleetStore, IssuedCertificates
 from certplane.broker.fleet.settings import StreamSettings
@@ -41,9 +40,6 @@ _logger = logging.getLogger("certplane.broker.fleet")
 
 _PAGE: Final = 64
 """Hosts that are read at once: to make values of their rows takes some milliseconds."""
-
-_SERVICES_AGE: Final = timedelta(seconds=10)
-"""Nobody says that a service was issued something: it is read each minute, and for whoever asks."""
 
 
 class MemoryIndex(FleetIndex, FleetListener):
@@ -73,21 +69,19 @@ class MemoryIndex(FleetIndex, FleetListener):
             settings: How often it is brought up to date.
             health_changed: Told of a host whose health something else has changed than its own report.
         """
-        self._store, self._issued, self._places = store, issued, places
+        self._store, self._places = store, places
         self._policies, self._circumstances, self._clock, self._settings = policy, circumstances, clock, settings
         self._health_changed = health_changed
         self._kept = KeptHosts(policy, circumstances, places, clock)
+        self._issues = IndexedIssues(issued, self._kept, self._judge, clock)
         self._policy: Policy | None = None
         """The one by which all was judged; None before all was read."""
         self._is_stale = True
         """Whether all is to be read."""
-        self._services_stale = True
-        self._services_age = float("-inf")
-        """From when on whoever asks has what services have read again; monotonic."""
         self._unread: dict[str, None] = {}
         """Hosts to be read."""
-        self._unissued: dict[str, None] = {}
-        """Hosts that use a certificate of which it isn't known who issued it."""
+        self._elsewhere: dict[str, str] = {}
+        """The broker of each host whose recorded stream hasn't ended, whether that one is known or not."""
         self._touched: set[str] = set()
         """Hosts of which something was heard since a read began."""
         self._next_round = float("-inf")
@@ -129,8 +123,7 @@ class MemoryIndex(FleetIndex, FleetListener):
     @override
     async def settled(self) -> None:
         await self._follow_policy()
-        self._services_stale |= self._clock.monotonic() >= self._services_age
-        if self._is_stale or self._services_stale or self._unread or self._unissued:
+        if self._is_stale or self._unread or self._issues.is_stale():
             await self._read()
 
     # What is heard.
@@ -166,8 +159,7 @@ class MemoryIndex(FleetIndex, FleetListener):
         known = self._touch(host)
         certificates = {each.name: each for each in known.certificates}
         after = self._kept.certificate(certificate, certificates.get(certificate.name))
-        if after.certificate_id and not after.issuer:
-            self._unissued[host] = None
+        self._issues.note_host(host, [after])
         certificates[after.name] = after
         self._kept.put(replace(known, certificates=tuple(certificates[name] for name in sorted(certificates))))
 
@@ -181,13 +173,20 @@ class MemoryIndex(FleetIndex, FleetListener):
         self._kept.note_revoked(certificate)
         known = self._kept.hosts.get(certificate.host)
         if known is not None:
-            self._services_stale |= known.kind is IdentityKind.SERVICE
+            if known.kind is IdentityKind.SERVICE:
+                self._issues.services_changed()
             self._kept.put(known)
 
     @override
     def recorded_elsewhere(self, host: str) -> None:
         self._touched.add(host)
         self._unread[host] = None
+
+    @override
+    def brokers_changed(self, broker_ids: Collection[str]) -> None:
+        for name, broker_id in self._elsewhere.items():
+            if broker_id in broker_ids:
+                self.recorded_elsewhere(name)
 
     @override
     def missed(self) -> None:
@@ -249,7 +248,7 @@ class MemoryIndex(FleetIndex, FleetListener):
         kept, interval = self._kept, self._settings.figures_interval
         self._next_round = self._clock.monotonic() + interval.total_seconds()
         kept.horizon = self._clock.now() + 2 * interval  # the next round may come late
-        self._services_stale = True
+        self._issues.services_changed()
         async for host in kept.walk():
             if host.change_time is not None and host.change_time <= kept.horizon:
                 kept.due[host.name] = host.change_time
@@ -261,7 +260,7 @@ class MemoryIndex(FleetIndex, FleetListener):
         if self._policy is None or policy is self._policy:
             return
         self._policy = policy
-        self._services_stale = True
+        self._issues.services_changed()
         async for host in self._kept.walk():
             self._judge(named(host, policy), times=False)
         await self._expect(policy)
@@ -290,10 +289,7 @@ class MemoryIndex(FleetIndex, FleetListener):
                     raise
             while self._unread:
                 await self._read_some(tuple(islice(self._unread, _PAGE)))
-            while self._unissued:
-                await self._find_issued(tuple(islice(self._unissued, _PAGE)))
-            if self._services_stale:
-                await self._read_services()
+            await self._issues.read(self._policies.current.service_names)
 
     async def _read_all(self) -> None:
         for revoked in await self._store.list_revoked(self._clock.now()):
@@ -341,10 +337,12 @@ class MemoryIndex(FleetIndex, FleetListener):
             known = self._kept.known(record.host)
             before = {each.name: each for each in known.certificates}
             certificates = tuple(self._kept.certificate(each, before.get(each.name)) for each in record.certificates)
-            if any(each.certificate_id and not each.issuer for each in certificates):
-                self._unissued[record.host] = None
+            self._issues.note_host(record.host, certificates)
             # Whoever said that it is to be read has told those who watch.
             host = self._kept.present(replace(known, certificates=certificates), record.stream)
+            self._elsewhere.pop(record.host, None)
+            if record.stream is not None and record.stream.end_time is None:
+                self._elsewhere[record.host] = record.stream.broker_id
             self._kept.put(host, judged=self._policy is not None)  # at first when it is known how long nobody was heard
             looked_at += 1 + len(certificates)
             if looked_at >= SLICE:
@@ -359,42 +357,3 @@ class MemoryIndex(FleetIndex, FleetListener):
                 self._kept.put(self._kept.unknown(name))
             else:
                 self._kept.drop(name)
-
-    async def _find_issued(self, hosts: Sequence[str]) -> None:
-        """Find out who issued what these hosts use; what isn't found isn't looked for again before it changes."""
-        for name in hosts:
-            self._unissued.pop(name, None)
-        ids = {
-            each.certificate_id
-            for name in hosts
-            for each in self._kept.known(name).certificates
-            if each.certificate_id and not each.issuer
-        }
-        try:
-            found = {each.certificate_id: each for each in await self._issued.find_issued(ids)} if ids else {}
-        except RefusalError:
-            self._unissued.update(dict.fromkeys(hosts))
-            raise
-        for name in hosts:
-            if (host := self._kept.hosts.get(name)) is not None:
-                certificates = tuple(self._kept.issued_by(each, name, found) for each in host.certificates)
-                self._kept.put(replace(host, certificates=certificates), judged=False)
-
-    async def _read_services(self) -> None:
-        names = self._policies.current.service_names
-        self._services_stale = False
-        self._services_age = self._clock.monotonic() + _SERVICES_AGE.total_seconds()
-        try:
-            rows = await self._issued.issued_to(names, self._clock.now()) if names else ()
-        except RefusalError:
-            self._services_stale = True
-            raise
-        found: dict[str, list[IssuedCertificate]] = defaultdict(list)
-        for each in rows:
-            found[each.identity].append(each)
-        services = [name for name, host in self._kept.hosts.items() if host.kind is IdentityKind.SERVICE]
-        for name in services:
-            if name not in found:
-                self._kept.drop(name)
-        for name, certificates in found.items():
-            self._judge(self._kept.service(name, certificates))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -146,6 +146,10 @@ class FleetListener(Protocol):
         """Another broker has recorded something of the host: read it."""
         ...
 
+    def brokers_changed(self, broker_ids: Collection[str]) -> None:
+        """These brokers have come or gone: where a broker is, its hosts are."""
+        ...
+
     def missed(self) -> None:
         """Other brokers may have recorded anything: read the fleet."""
         ...
@@ -240,6 +244,14 @@ class Watchers:
     def fleet_changed(self, time: datetime) -> None:
         """Anything may have changed at other brokers."""
         self._listen_to(lambda listener: listener.missed())
+        self._all_changed(time)
+
+    def brokers_changed(self, broker_ids: Collection[str], time: datetime) -> None:
+        """These brokers have come or gone: where a broker is, its hosts are."""
+        self._listen_to(lambda listener: listener.brokers_changed(broker_ids))
+        self._all_changed(time)
+
+    def _all_changed(self, time: datetime) -> None:
         for watcher in self._watchers:
             watcher.put_all(FleetChanged(time))
 

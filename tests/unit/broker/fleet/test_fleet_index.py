@@ -11,6 +11,7 @@ import pytest
 
 from certplane.broker.fleet.circumstances import DAEMON_SILENCE, SHORT_STREAM, TIMER_RUNS, UNKNOWN_INTERVAL
 from certplane.broker.fleet.model import RevokedCertificate
+from certplane.broker.members.model import Member
 from certplane.broker.model import DenyEntry, Grant, IdentityKind, RevocationReason
 from certplane.errors import Reason, RefusalError
 from certplane.fleet_report.model import AgentMode, CertificateState, CertificateStatus, RenewalStep
@@ -101,6 +102,22 @@ async def test_what_is_recorded_elsewhere_is_read(world: IndexWorld) -> None:
     assert sorted(world.index.hosts) == ["web1.example", "web2.example"]
     assert world.index.hosts["web1.example"].connect_time is None
     assert world.counts == {}
+
+
+async def test_where_a_broker_is_its_hosts_are(world: IndexWorld) -> None:
+    """One that comes, or that this one hears of after its hosts, and one that was killed and recorded no end."""
+    await world.record("web1.example", world.status(), end_time=None)
+    await world.index.settled()
+    assert not world.index.hosts["web1.example"].connected
+    broker_id = world.stores.fleet.broker_id
+    now = world.clock.now()
+    other = Member(broker_id, "machine-2", "[::]:8443", "1", now, "p", "t", "c")
+    for there in (True, False):
+        world.others.members = {broker_id: other} if there else {}
+        world.watchers.brokers_changed({broker_id}, now)
+        await world.index.look()
+        host = world.index.hosts["web1.example"]
+        assert (host.connected, host.broker_id) == (there, broker_id if there else "")
 
 
 async def test_what_was_missed_is_read_anew(world: IndexWorld) -> None:
