@@ -126,15 +126,22 @@ def _examples() -> list[str]:
     return [block.partition("```")[0] for block in chapter.split("```yaml\n")[2:] if not block.startswith("profiles:")]
 
 
-@pytest.mark.parametrize("number", range(len(_examples())))
-def test_examples_of_parts_load(number: int, tmp_path: Path) -> None:
+def _monitoring_examples() -> list[str]:
+    """Those of docs/monitoring.md that are of broker.yml: who is told, and where the audit log is copied to."""
+    text = (_DOCUMENT.parent / "monitoring.md").read_text(encoding="utf-8")
+    blocks = (block.partition("```")[0] for block in text.split("```yaml\n")[1:])
+    return [block for block in blocks if block.startswith(("notifications:", "audit:"))]
+
+
+@pytest.mark.parametrize("example", [*_examples(), *_monitoring_examples()])
+def test_examples_of_parts_load(example: str, tmp_path: Path) -> None:
     """An example of some keys is right in the small file."""
     chapter = _DOCUMENT.read_text(encoding="utf-8").partition("\n## broker.yml\n")[2]
     whole = yaml.safe_load(chapter.partition("```yaml\n")[2].partition("```")[0])
-    _merge(whole, yaml.safe_load(_examples()[number]))
-    example = tmp_path / "broker.yml"
-    example.write_text(yaml.safe_dump(whole), encoding="utf-8")
-    broker.load_settings(example)
+    _merge(whole, yaml.safe_load(example))
+    file = tmp_path / "broker.yml"
+    file.write_text(yaml.safe_dump(whole), encoding="utf-8")
+    broker.load_settings(file)
 
 
 def _merge(into: dict[str, Any], part: dict[str, Any]) -> None:
