@@ -391,3 +391,16 @@ async def test_hosts_are_listed_with_the_ca_that_let_them_in(fleet: FleetStore, 
     first = await listing.list_anchors(after="", limit=1)
     rest = await listing.list_anchors(after="a", limit=10)
     assert [*first, *rest] == [HostAnchor("a", "old", fleet.broker_id), HostAnchor("b", "new", "")]
+
+
+async def test_nobody_is_forgotten_unlogged(store: StoreHarness) -> None:
+    """Where the event can't be written, all stays as it was."""
+    fleet = store.stores.fleet
+    await fleet.record_reports(HOST, "e", [Report(1, FULL)], stream=stream())
+    known = await fleet.get_host(HOST)
+    assert known is not None
+    event = store.event(AuditEventType.HOST_FORGOTTEN)
+    with store.audit_broken(), pytest.raises(RefusalError) as caught:
+        await store.stores.host_removal.forget_host(HOST, known.stream, store.clock.now(), [event])
+    assert caught.value.refusal.reason is Reason.AUDIT_UNAVAILABLE
+    assert await fleet.get_host(HOST) == known

@@ -228,6 +228,8 @@ def due_time(spec: LineageSpec, version: Version) -> datetime:
         return own
     if version.directed is None or version.directed.cause is RenewalCause.LIFETIME:
         told = max(told, version.not_before + (version.not_after - version.not_before) / _FRESH)
+    if version.directed is not None and version.directed.is_of_identity:
+        return min(own, told)  # the broker knows nothing of an identity's own time, and puts none off
     return told if spec.renew_before is None else min(own, told)
 
 

@@ -150,3 +150,33 @@ def test_an_imported_version_has_no_name_to_be_meant_by() -> None:
 def test_the_explanation_says_who_and_why(directed: DirectedRenewal | None, text: str) -> None:
     """One line for `status` and for the broker."""
     assert explanation(directed) == text
+
+
+IDENTITY = LineageSpec("identity", phase_key="web1/identity")
+OWN = replace(FIRST, certificate_id="", renew_time=None, dns_names=("web1.example",))
+
+
+def of_identity(when: datetime, serial_number: str = "1") -> DirectedRenewal:
+    return DirectedRenewal("", when, RenewalCause.OPERATOR, serial_number=serial_number)
+
+
+def test_an_identity_is_meant_by_its_serial_number() -> None:
+    """Once it is replaced the directive is over; one without a number means none."""
+    facts = LineageFacts((OWN,), OWN, None, STATUS)
+    assert isinstance(next_step(IDENTITY, laid_over(facts, of_identity(NOW)), NOW).step, Request)
+    second = replace(OWN, number=2, serial_number="2")
+    replaced = replace(facts, versions=(OWN, second), current=second, status=replace(STATUS, confirmed_version=2))
+    assert isinstance(next_step(IDENTITY, laid_over(replaced, of_identity(NOW)), NOW).step, Wait)
+    for other in ("2", ""):
+        assert laid_over(facts, of_identity(NOW, other)) is facts
+
+
+@pytest.mark.parametrize("renew_before", [None, 20 * DAY])
+def test_no_identity_is_put_off(renew_before: timedelta | None) -> None:
+    """The broker doesn't know when a host renews its identity by itself: a place late in a spread comes too late."""
+    spec = replace(IDENTITY, renew_before=renew_before)
+    own = due_time(spec, OWN)
+    facts = laid_over(LineageFacts((OWN,), OWN, None, STATUS), of_identity(own + DAY))
+    assert due_time(spec, facts.versions[0]) == own
+    facts = laid_over(LineageFacts((OWN,), OWN, None, STATUS), of_identity(own - DAY))
+    assert due_time(spec, facts.versions[0]) == own - DAY
