@@ -22,7 +22,7 @@ from typing import Final
 from certplane.broker.accounts.in_use import AccountsInUse
 from certplane.broker.announced import log_started, start_events, stop_event, who
 from certplane.broker.audit_desk import audit_service, auditing
-from certplane.broker.background import check_directories, check_dns_accounts, running, watch_readiness
+from certplane.broker.background import check_directories, running, watch_dns_accounts, watch_readiness
 from certplane.broker.broker_desk import BrokersDesk
 from certplane.broker.configured import secret_source
 from certplane.broker.events import AuditTrail
@@ -374,7 +374,10 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             ("roles", roles.run()),
             ("free space", retention.watch()),
             ("accounts at the CAs", accounts.run()),
-            ("DNS accounts", check_dns_accounts(solver, prepared.policy)),
+            (
+                "DNS accounts",
+                watch_dns_accounts(solver, prepared.policy, authority.blocked, epoch.move, clock),
+            ),
             ("CA directories", check_directories(issuers.values())),
         ):
             await stack.enter_async_context(running(work, name))

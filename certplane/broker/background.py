@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Collection, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from certplane.broker.issuance.authority import RegistrationAuthority
-from certplane.broker.issuing.remote import RemoteIssuer, RemoteSolver
+from certplane.broker.issuers.dns.provider import AccountFinding
+from certplane.broker.issuing.remote import RemoteIssuer
 from certplane.broker.issuing.supervision import IssuingProcess
 from certplane.broker.members.ports import Lease
+from certplane.broker.model import Profile
 from certplane.broker.policy.source import FilePolicySource
 from certplane.broker.services.server import BrokerServer
 from certplane.broker.store import Stores
@@ -23,6 +25,9 @@ _logger = logging.getLogger("certplane.broker")
 
 _ACCOUNT_CHECK: Final = timedelta(seconds=30)
 """For the look at the DNS providers' credentials, beside everything else."""
+
+_MENDED_LOOK: Final = timedelta(minutes=1)
+"""Between looks at DNS credentials that couldn't be used, while that keeps certificates from hosts."""
 
 _READY_INTERVAL: Final = timedelta(seconds=2)
 """Between looks at whether the store can be written."""
@@ -88,8 +93,42 @@ async def check_directories(issuers: Iterable[RemoteIssuer]) -> None:
             group.create_task(issuer.note_directory(_ACCOUNT_CHECK))
 
 
-async def check_dns_accounts(solver: RemoteSolver, policy: FilePolicySource) -> None:
-    """Say at the start, not at the first renewal weeks later, what DNS credentials can't do. Holds nothing up."""
+class CheckingSolver(Protocol):
+    """Who can tell what DNS credentials are good for."""
+
+    async def check_accounts(self, profiles: Iterable[Profile], timeout: timedelta) -> Sequence[AccountFinding]:
+        """What is wrong with those of these profiles. Never raises a refusal."""
+        ...
+
+
+async def watch_dns_accounts(
+    solver: CheckingSolver,
+    policy: FilePolicySource,
+    blocked: Callable[[Collection[str]], Collection[str]],
+    mended: Callable[[str], None],
+    clock: Clock,
+) -> None:
+    """Say at the start, not at the first renewal weeks later, what DNS credentials can't do. Holds nothing up.
+
+    And while profiles are `blocked`, look whether credentials can be used again that couldn't: what was mended at the
+    provider tells nobody, and whoever waits for it is to ask again (`mended`).
+    """
     for finding in await solver.check_accounts(policy.current.profiles, _ACCOUNT_CHECK):
         level = logging.ERROR if finding.fatal else logging.WARNING
         _logger.log(level, "DNS provider: %s", finding.message, extra={"fields": {"remedy": finding.remedy}})
+    broken: Collection[str] = frozenset()
+    while True:
+        await clock.sleep(_MENDED_LOOK)
+        profiles = {profile.name: profile for profile in policy.current.profiles}
+        names = blocked([*profiles])
+        before, broken = broken, frozenset()
+        if names:
+            try:
+                found = await solver.check_accounts([profiles[name] for name in sorted(names)], _ACCOUNT_CHECK)
+            except RuntimeError:  # of a bug there, which the log has: the next look may find out
+                broken = before
+                continue
+            broken = frozenset(finding.message for finding in found if finding.fatal)
+            if before and not broken and not found:
+                mended("the DNS provider's credentials can be used again")
+            broken = broken or (before if found else broken)  # what can't be told now may be broken still

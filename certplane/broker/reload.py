@@ -317,6 +317,8 @@ class Reloader:
                 await self._put_in_force(trust, asked)
             return False
         self._accept("trust")
+        if trust.bundle.anchors - before.anchors:
+            self._ask_again("the agent CA bundle has another CA")  # by which hosts may be let in again
         self._announced = removed_cas(before, trust.bundle, hosts)
         await self._put_in_force(trust, asked, self._announced)
         return True

@@ -252,6 +252,7 @@ async def test_who_is_settled_is_told_of(store: StoreHarness) -> None:
     known = await contested(store)
     assert told == []
     settlement = settle(known, (CA, "b2"), store.clock.now())
+    assert settlement is not None
     event = store.event(AuditEventType.IDENTITY_ALLOWED)
     assert await store.stores.identities.settle(known, settlement.known, settlement.denied, (), [event])
     assert told == [NAME]
