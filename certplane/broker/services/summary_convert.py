@@ -13,7 +13,7 @@ from certplane.broker.fleet.summaries import FleetSummary, IssuerTrouble, ShownC
 from certplane.broker.fleet.summary import ENDINGS, MOST_VERSIONS, missing_reason, soonest_end
 from certplane.broker.fleet.view import CertificateView
 from certplane.broker.services.convert import invalid_request
-from certplane.broker.services.fleet_convert import fleet_certificate
+from certplane.broker.services.fleet_convert import MESSAGE_ROOM, fleet_certificate
 from certplane.fleet_report.messages import ACTOR_NUMBERS, HEALTH_NUMBERS
 from certplane.rpc.times import put_time, span_of
 from certplane.runtime.health import HealthWord
@@ -28,6 +28,8 @@ _MOST_TEXT: Final = 300
 """Characters of a text: six lists of twenty have to fit into a message."""
 _LONGEST_ERROR: Final = 200
 _MOST_NAMES: Final = 5
+_LISTS: Final = ("hurt", "next", "causes", "changes", "missing")
+"""Whose lengths the counts beside them don't tell."""
 
 
 def period_of(duration: Duration | None) -> timedelta:
@@ -76,7 +78,15 @@ def summary_message(summary: FleetSummary) -> _Response:
         troubled_order_count=summary.troubled_orders,
     )
     put_time(summary.time, message.summary_time)
+    _fit(message)
     return message
+
+
+def _fit(message: _Response) -> None:
+    """Cut the longest list by its last ones until the message has the size that one may have."""
+    while message.ByteSize() > MESSAGE_ROOM:
+        longest = max(_LISTS, key=lambda name: sum(each.ByteSize() for each in getattr(message, name)))
+        del getattr(message, longest)[-1]
 
 
 def brief_certificate(view: CertificateView) -> fleet_pb2.FleetCertificate:
