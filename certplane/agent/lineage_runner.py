@@ -41,6 +41,7 @@ from certplane.agent.renewal.status import (
     revoked,
 )
 from certplane.agent.renewal.waiting import LEAST_WAIT
+from certplane.agent.spans import install_span, note_renewal, renewal_span
 from certplane.errors import CertplaneError, RefusalError
 from certplane.fleet_report.model import CertificateState
 from certplane.runtime import tracing
@@ -119,8 +120,7 @@ class LineageRunner:
         self._last: tuple[datetime, float] | None = None
         self._revoked: set[str] = set()
         self._settled: list[asyncio.Future[LineageStatus]] = []
-        self.trace = ""
-        """The context of the last renewal's span, for what becomes of it; empty while spans aren't kept."""
+        self.trace = ""  # the context of the last renewal's span, for what becomes of it
 
     @property
     def name(self) -> str:
@@ -298,12 +298,9 @@ class LineageRunner:
         return facts
 
     async def _request(self, request: Request, facts: LineageFacts, status: LineageStatus) -> LineageStatus:
-        with tracing.span("renew", attributes={"certplane.certificate": self.name}) as span:
+        with renewal_span(self.name, request) as span:
             self.trace = tracing.context()
-            after = await self._make_request(request, facts, status)
-            if after.state is CertificateState.FAILED:
-                span.failed("request")
-        return after
+            return note_renewal(span, await self._make_request(request, facts, status))
 
     async def _make_request(self, request: Request, facts: LineageFacts, status: LineageStatus) -> LineageStatus:
         self._progress.step(self.name, f"requesting: {request.reason}")
@@ -353,14 +350,13 @@ class LineageRunner:
         return await self._lineage.save(failed)
 
     async def _activate(self, version: Version, status: LineageStatus) -> LineageStatus:
-        with tracing.span("install", parent=self.trace, attributes={"certplane.certificate": self.name}) as span:
+        with install_span(self.name, self.trace) as span:
             result = await self._activator.activate(version, status)
             if result.error:
                 span.failed("install")
-        if result.error:
-            self._progress.failed(self.name, result.error)
-        else:
-            self._progress.done(self.name, f"version {version.number} is in use until {_text(version.not_after)}")
+                self._progress.failed(self.name, result.error)
+            else:
+                self._progress.done(self.name, f"version {version.number} is in use until {_text(version.not_after)}")
         return result.status
 
     def _still_ill(self, wait: Wait, status: LineageStatus) -> None:
