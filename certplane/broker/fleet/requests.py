@@ -238,21 +238,29 @@ class RenewalRequests:
         return done
 
     async def _plan_identities(self, order: RenewalRequest, _request_id: str, now: datetime) -> _Planned:
-        """The identities of hosts that had a stream once, each at its place in the spread, by the hosts' names."""
+        """The identities of hosts that had a stream once, each at its place in the spread, by the hosts' names.
+
+        A host that renews its own as early anyway keeps its time.
+        """
         done = _Planned()
-        picked: list[tuple[str, str]] = []
+        picked: list[tuple[str, str, datetime | None]] = []
         async for record in self._hosts_of(order.selection):
-            picked.append((record.host, identity_serial(record)))
             why = self._why_none(record.host) or lacks_identity_renewal(record)
             status = next((each for each in record.certificates if each.name == IDENTITY), None)
             if why:
                 done.held_up.add(HeldUp(record.host, "", why, IDENTITY))
             elif status is not None and status.request_failures and status.next_attempt_time is not None:
                 done.held_up.add(HeldUp(record.host, "", status.last_error, IDENTITY, status.next_attempt_time))
-        async for index, (host, serial_number) in _in_turns(enumerate(picked)):
-            done.last = now + order.spread * index / len(picked)
-            done.items.append(RequestItem(host, "", done.last, serial_number=serial_number))
-            done.hosts.add(host)
+            meant = None if status is None or status.request_failures else status.renew_time
+            picked.append((record.host, identity_serial(record), meant))
+        async for index, (host, serial_number, meant) in _in_turns(enumerate(picked)):
+            time = now + order.spread * index / len(picked)
+            planned = meant is None or meant > time
+            if planned:
+                done.hosts.add(host)
+                done.last = time
+            item_time = time if planned or meant is None else meant
+            done.items.append(RequestItem(host, "", item_time, planned=planned, serial_number=serial_number))
         return done
 
     async def _hosts_of(self, selection: Selection) -> AsyncIterator[HostRecord]:

@@ -271,6 +271,25 @@ async def test_identities_are_asked_for(desk: Desk) -> None:
     assert (again.certificate_count, others) == (1, {"a.example"})
 
 
+async def test_an_identity_that_is_due_earlier_keeps_its_time(desk: Desk) -> None:
+    """Its host renews it before its place in the spread comes."""
+    now, able = desk.clock.now(), HostFacts("0.2.0", features=("identity",))
+    for number, name in enumerate(("a.example", "b.example")):
+        stream = HostStream(name, able, "a1", now, "192.0.2.1", now, now, now)
+        own = CertificateStatus(
+            "identity", CertificateState.WAITING, issued=HELD, renew_time=now + HOUR * (9 - 8 * number)
+        )
+        await desk.stores.fleet.record_reports(name, "e", [Report(1, own)], stream=stream)
+    wanted = order(selection=Selection(all=True, identities=True), spread=4 * HOUR)
+    requested, hosts = await desk.requests.request(OPERATOR, wanted)
+    assert (requested.certificate_count, requested.changed_count, hosts) == (2, 1, {"a.example"})
+    assert requested.last_renew_time == now
+    recorded = await desk.plans.get_request("r-1", "")
+    assert recorded is not None
+    items = [each.item for each in await desk.plans.follow_items(recorded, 0, 9)]
+    assert [(item.planned, item.renew_time - now) for item in items] == [(True, HOUR * 0), (False, HOUR)]
+
+
 NOW = ManualClock().now()
 WANTED = ("a1", RenewalPlan("", "a.example", NOW, RenewalCause.OPERATOR, "drill", renewal_request_id="r-1"))
 HELD = HeldCertificate("a1")
