@@ -14,8 +14,9 @@ from certplane.broker.command_line import print_documents, print_json, print_rec
 from certplane.runtime.command import say, wants_json
 
 _TAIL_COLUMNS: Final = (
-    "timestamp", "event_type", "identity", "profile_name", "reason_code", "request_id", "csr_dns_names", "reason",
+    "timestamp", "event_type", "identity", "reason_code", "csr_dns_names", "reason", "profile_name", "request_id",
 )  # fmt: skip
+_TAIL_CUT: Final = ("identity", "csr_dns_names", "reason")
 _FINDING_COLUMNS: Final = ("kind", "sequence", "event_id", "text")
 
 
@@ -66,12 +67,12 @@ def _tail(options: argparse.Namespace) -> int:
     if options.follow:
         asyncio.run(
             audit_commands.follow(
-                settings, wanted, options.limit, lambda rows: print_documents(options, rows, _TAIL_COLUMNS)
+                settings, wanted, options.limit, lambda rows: print_documents(options, rows, _TAIL_COLUMNS, _TAIL_CUT)
             )
         )
         return 0
     rows, more = asyncio.run(audit_commands.last_events(settings, wanted, options.limit))
-    status = print_documents(options, rows, _TAIL_COLUMNS)
+    status = print_documents(options, rows, _TAIL_COLUMNS, _TAIL_CUT)
     if more:
         say(f"certplane-broker: there are earlier events that match; --limit {10 * options.limit} shows more")
     return status

@@ -287,8 +287,8 @@ def _list_certificates(options: argparse.Namespace) -> int:
     from certplane.broker.commands import newest_certificates
 
     rows, more = asyncio.run(newest_certificates(settings_of(options), options.limit))
-    columns = ("certificate_id", "identity", "profile", "dns_names", "serial_number", "not_after", "renew", "state")
-    print_rows(options, rows, columns)
+    columns = ("certificate_id", "identity", "state", "not_after", "dns_names", "profile", "renew", "serial_number")
+    print_rows(options, rows, columns, cut=("identity", "dns_names"))
     if more:
         print(f"the newest {counted(len(rows), 'certificate')}; --limit N shows more", file=sys.stderr)
     return 0

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from certplane.runtime.columns import Column, column_lines
 from certplane.runtime.command import wants_json
 from certplane.runtime.dialect import json_line
 from certplane.runtime.logging import escape, setup
 from certplane.runtime.tables import table_lines
+from certplane.runtime.terminal import Terminal
 
 if TYPE_CHECKING:  # a command loads no more than it needs
     from certplane.broker.settings import BrokerSettings
@@ -20,6 +22,8 @@ if TYPE_CHECKING:  # a command loads no more than it needs
 DEFAULT_CONFIG: Final = Path("/etc/certplane/broker.yml")
 
 Rows = Iterable[Mapping[str, Any]]
+_LEAST_COLUMN: Final = 12
+"""Columns to which a text is cut at most."""
 _FIELDS: Final = {
     "not_before": "not_before_time",
     "not_after": "not_after_time",
@@ -43,12 +47,26 @@ def settings_of(options: argparse.Namespace) -> BrokerSettings:
     return load_settings(options.config)
 
 
-def print_rows(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> int:
-    """A list, for people or for tools; the exit status of a command that has done its work."""
+def print_rows(
+    options: argparse.Namespace,
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    cut: Collection[str] | None = None,
+) -> int:
+    """A list, for people or for tools; the exit status of a command that has done its work.
+
+    Args:
+        options: The command's.
+        rows: What there is.
+        columns: What people see of it, the most important first.
+        cut: A long list, whose rows fit the terminal: columns that may be cut. None: each row is shown whole.
+    """
     if wants_json(options):
         print_json(rows)
-    else:
+    elif cut is None:
         print_table(rows, columns)
+    else:
+        _print_fitting(rows, columns, cut)
     return 0
 
 
@@ -70,10 +88,15 @@ def print_json(rows: Rows) -> None:
     sys.stdout.flush()
 
 
-def print_documents(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> int:
+def print_documents(
+    options: argparse.Namespace,
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    cut: Collection[str] | None = None,
+) -> int:
     """Rows in a public format of their own: a table for people, and for tools as they are."""
     if not wants_json(options):
-        return print_rows(options, rows, columns)
+        return print_rows(options, rows, columns, cut)
     for row in rows:
         print(json.dumps(row, default=str))
     sys.stdout.flush()
@@ -85,6 +108,17 @@ def print_table(rows: Rows, columns: Sequence[str]) -> None:
     header = tuple(column.replace("_", " ").upper() for column in columns)
     lines = [header, *(tuple(_cell(row.get(column, "")) for column in columns) for row in rows)]
     print("\n".join(table_lines(lines)), flush=True)
+
+
+def _print_fitting(rows: Rows, columns: Sequence[str], cut: Collection[str]) -> None:
+    """Rows as a table that fits the terminal (`runtime.columns`)."""
+
+    def column(number: int, name: str) -> Column[Mapping[str, Any]]:
+        least = _LEAST_COLUMN if name in cut else None
+        return Column(name.replace("_", " ").upper(), lambda row: _cell(row.get(name, "")), number, least)
+
+    shown = [column(number, name) for number, name in enumerate(columns)]
+    print("\n".join(column_lines(shown, rows, Terminal.of(sys.stdout))), flush=True)
 
 
 def _cell(value: Any) -> str:

@@ -206,7 +206,7 @@ class _Demo:
         await show.run(*_AGENT, "status")
 
         show.heading("9. The audit log: what was decided, for whom, and why")
-        await show.run(*_BROKER, "audit", "tail", "--limit", "20", table=True)
+        await show.run(*_BROKER, "audit", "tail", "--limit", "40", table=True)
         await show.run(*_BROKER, "certs", "list", table=True)
 
         if isinstance(parts.find("openssl"), parts.Part):

@@ -12,7 +12,6 @@ from typing import Final
 
 from certplane.config.durations import DurationError, parse_duration
 from certplane.ctl.formats import Format
-from certplane.fleet_report.model import CertificateState
 from certplane.runtime.health import HealthWord
 
 Add = Callable[[argparse.ArgumentParser], None]
@@ -125,6 +124,13 @@ def add_file(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help=f"{text}, here; - is standard input")
 
 
+STATES: Final = (
+    "absent", "waiting", "due", "requesting", "issued", "installing", "reloading", "verifying", "serving", "failed",
+    "degraded",
+)  # fmt: skip
+"""Of certificates, as `show.words` reads them from the messages: written out, since `--help` loads no message."""
+
+
 def add_filter(parser: argparse.ArgumentParser) -> None:
     """Which hosts, by themselves or by a certificate of theirs; `certplane.ctl.filters` reads what is given."""
     group = parser.add_argument_group(
@@ -132,7 +138,7 @@ def add_filter(parser: argparse.ArgumentParser) -> None:
     )
     repeated(group, "--host", "NAME", "this host or service, by name or label")
     repeated(group, "--kind", "KIND", "host or service", ("host", "service"))
-    healths, states = map(str.lower, HealthWord), map(str, CertificateState)
+    healths, states = map(str.lower, HealthWord), STATES
     repeated(group, "--health", "HEALTH", "with a certificate of this health, such as expired or wont_heal", healths)
     repeated(group, "--state", "STATE", "with a certificate in this state, such as failed or degraded", states)
     repeated(group, "--cause", "CAUSE", "with a certificate whose health has this cause, as `summary` shows it")

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from certplane.ctl.arguments.command import STATES as OFFERED
 from certplane.ctl.output import json_line
 from certplane.ctl.show.fleet import host_columns, host_rows, totals, urgency
 from certplane.ctl.show.host import sections
@@ -58,6 +59,7 @@ def test_every_state_of_the_wire_has_a_word() -> None:
     """People write states in lower case without their prefix; none is left out."""
     assert set(STATES.values()) == set(Status.State.values()) - {Status.STATE_UNSPECIFIED}
     assert STATES["degraded"] == Status.STATE_DEGRADED
+    assert set(OFFERED) == set(STATES), "what the shell offers"
 
 
 def other_served() -> renewal_pb2.CertificateStatus:
