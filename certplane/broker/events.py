@@ -150,6 +150,10 @@ class AuditEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     """Of an order: `OrderCause`."""
     replaces_certificate_id: str = ""
     count: int = 0
+    renewal_request_id: str = ""
+    """Of the operators' request for renewals that it is, or follows from."""
+    selection: str = ""
+    """Of a request for renewals: what it was for, as the fields of `renewal.model.Selection` that are set."""
 
     def encode(self) -> str:
         """The event as JSON in ASCII: RFC 3339 times with microseconds and `Z`, empty fields left out."""

@@ -171,6 +171,8 @@ class OrderDraft:
     """Since when somebody else than the caller wants it."""
     retry_epoch: str = ""
     """In which retry epoch it is asked for."""
+    renewal_request_id: str = ""
+    """The operators' request that wants it, with the cause OPERATOR; the audit log names it."""
 
     @property
     def key(self) -> tuple[str, str, tuple[str, ...], str, str]:

@@ -909,6 +909,14 @@ class ChallengeSolver(Protocol):
         ...
 
 
+class Wanted(NamedTuple):
+    """Why a certificate is to be renewed by now, since when, and by which request of operators, if by one."""
+
+    cause: OrderCause
+    since: datetime
+    renewal_request_id: str = ""
+
+
 class RenewalTimes(Protocol):
     """When certificates should be renewed as the broker knows now: not always the time that they were stored with.
 
@@ -919,7 +927,7 @@ class RenewalTimes(Protocol):
         """When it should be renewed; past, it is due."""
         ...
 
-    async def wanted(self, certificate: CertificateRecord, now: datetime) -> tuple[OrderCause, datetime] | None:
+    async def wanted(self, certificate: CertificateRecord, now: datetime) -> Wanted | None:
         """Who wants it renewed by now, and since when: OPERATOR, ISSUER or DUE; None if nobody does yet.
 
         From the committed plans, also those of another broker. Not for a revoked one.
@@ -946,8 +954,8 @@ class StoredRenewalTimes(RenewalTimes):
         return certificate.renew_time
 
     @override
-    async def wanted(self, certificate: CertificateRecord, now: datetime) -> tuple[OrderCause, datetime] | None:
-        return (OrderCause.DUE, certificate.renew_time) if certificate.renew_time <= now else None
+    async def wanted(self, certificate: CertificateRecord, now: datetime) -> Wanted | None:
+        return Wanted(OrderCause.DUE, certificate.renew_time) if certificate.renew_time <= now else None
 
     @override
     def note_issued(self, certificate: CertificateRecord) -> None:

@@ -26,6 +26,8 @@ from certplane.runtime.clock import Clock
 
 MOST_HELD_UP: Final = 20
 """That are named; the rest is counted."""
+_LONGEST_SELECTION: Final = 1000
+"""Characters of it in an audit event."""
 _READ: Final = 128
 """Hosts that are read about together."""
 _AT_ONCE: Final = 256
@@ -302,4 +304,6 @@ class RenewalRequests:
             decision=AuditDecision.ALLOW,
             reason=f"{requested.changed_count} of {requested.certificate_count} {what}{spread}: {order.reason}",
             count=requested.changed_count,
+            renewal_request_id=order.request_id,
+            selection=str(order.selection)[:_LONGEST_SELECTION],
         )

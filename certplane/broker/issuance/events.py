@@ -22,7 +22,7 @@ from certplane.broker.events import (
     EventKind,
     certificate_facts,
 )
-from certplane.broker.model import Caller, CertificateRecord, Order, Profile, RevocationReason
+from certplane.broker.model import Caller, CertificateRecord, Order, OrderCause, Profile, RevocationReason
 from certplane.broker.ports import Policy
 from certplane.errors import Reason, Refusal
 from certplane.pki.csr import CertificateRequest
@@ -230,7 +230,7 @@ class OrderEvents:
 
 def because(order: Order, events: Sequence[AuditEvent]) -> Sequence[AuditEvent]:
     """What led to the new order, with its id and why it is wanted: only the store knows what was taken already."""
-    why = {"cause": order.cause.value, "replaces_certificate_id": order.replaces_certificate_id}
+    why = _why(order)
     return [
         msgspec.structs.replace(
             event,
@@ -270,6 +270,14 @@ def _of_order(order: Order) -> dict[str, Any]:
         "csr_public_key_sha256": order.public_key_sha256,
         "csr_dns_names": order.dns_names,
         "order_id": order.order_id,
+        **_why(order),
+    }
+
+
+def _why(order: Order) -> dict[str, str]:
+    """Why it is wanted, and what it replaces."""
+    return {
         "cause": order.cause.value,
         "replaces_certificate_id": order.replaces_certificate_id,
+        "renewal_request_id": order.renewal_request_id if order.cause is OrderCause.OPERATOR else "",
     }

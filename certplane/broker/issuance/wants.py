@@ -60,7 +60,9 @@ class Wants:
             return Claim(replace(draft, cause=cause, ask_time=certificate.revoke_time), certificate)
         wanted = await self._ports.renewals.wanted(certificate, now)
         if wanted is not None:
-            return Claim(replace(draft, cause=wanted[0], ask_time=wanted[1]), certificate)
+            cause, since, request_id = wanted
+            wish = replace(draft, cause=cause, ask_time=since, renewal_request_id=request_id)
+            return Claim(wish, certificate)
         early = replaced is not None and _is_far_from_due(replaced, now)
         return Claim(replace(draft, cause=OrderCause.EARLY) if early else draft, certificate)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 
 from certplane.fleet_report.model import RenewalCause
@@ -137,6 +137,16 @@ class Selection:
     certificate_ids: tuple[str, ...] = ()
     dns_names: tuple[str, ...] = ()
     identities: bool = False
+
+    def __str__(self) -> str:
+        """The fields that are set, for people: `hosts: web1, web2; profiles: shop`."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        parts = (
+            name if value is True else f"{name.replace('_', ' ')}: {', '.join(value)}"
+            for name, value in given.items()
+            if value
+        )
+        return "; ".join(parts)
 
     def matcher(self) -> Callable[[str, str, str, str, Sequence[str]], bool]:
         """Says whether a certificate's id, host, profile, issuer and names are what is selected."""

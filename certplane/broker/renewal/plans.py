@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from certplane.broker.events import AuditEvent
 from certplane.broker.model import CertificateRecord, OrderCause
-from certplane.broker.ports import ChangeFollower, RenewalTimes
+from certplane.broker.ports import ChangeFollower, RenewalTimes, Wanted
 from certplane.broker.renewal.model import (
     DueCheck,
     FollowedItem,
@@ -98,18 +98,19 @@ class RenewalPlans(RenewalTimes, RenewalPlanStore, RenewalRequestLog, RequestIte
         return self._times.get(certificate.certificate_id, certificate.renew_time)
 
     @override
-    async def wanted(self, certificate: CertificateRecord, now: datetime) -> tuple[OrderCause, datetime] | None:
+    async def wanted(self, certificate: CertificateRecord, now: datetime) -> Wanted | None:
         found = await self._store.find(certificate.certificate_id, now)
         plan = None if found is None else found.plan
         if plan is not None and plan.window_start is not None and plan.window_start <= now:
-            return OrderCause.ISSUER, plan.window_start
-        asked = plan is not None and plan.cause is RenewalCause.OPERATOR
+            return Wanted(OrderCause.ISSUER, plan.window_start)
         since = certificate.renew_time if plan is None else plan.renew_time
         if since > now:
             since -= _SKEW
         if since > now:
             return None
-        return OrderCause.OPERATOR if asked else OrderCause.DUE, since
+        if plan is not None and plan.cause is RenewalCause.OPERATOR:
+            return Wanted(OrderCause.OPERATOR, since, plan.renewal_request_id)
+        return Wanted(OrderCause.DUE, since)
 
     @override
     def note_issued(self, certificate: CertificateRecord) -> None:

@@ -110,6 +110,8 @@ FIELDS: Final[tuple[tuple[str, _Form], ...]] = (
     ("cause", _TEXT),
     ("replaces_certificate_id", _ID),
     ("count", _COUNT),
+    ("renewal_request_id", _ID),
+    ("selection", _TEXT),
 )
 """The fields by their numbers, which stand in databases: the list only grows at its end."""
 

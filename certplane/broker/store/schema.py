@@ -97,6 +97,7 @@ orders = Table(
     Column("turn_time", _Time),
     # What it is at, where a step fails or waits for long: for operators, and who takes the order.
     Column("progress", _Text),
+    Column("renewal_request_id", _Text, nullable=False, server_default=""),
     sqlite_strict=True,
 )
 

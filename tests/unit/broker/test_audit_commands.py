@@ -20,6 +20,7 @@ from certplane.broker.database import open_store
 from certplane.broker.event_filter import EventFilter
 from certplane.broker.events import AuditEvent, AuditEventType
 from certplane.broker.proof.sealing import Sealing
+from certplane.broker.renewal.model import Selection
 from certplane.broker.settings import load_settings
 from certplane.runtime.clock import SystemClock
 from tests.fakes.clock import ManualClock
@@ -178,3 +179,9 @@ def test_a_key_that_is_none(run: Any) -> None:
     status, _, said = run("verify", "--key", "short")
     assert status == 2
     assert "audit keys" in said
+
+
+def test_a_selection_as_people_read_it() -> None:
+    """What an operator's request for renewals was for, in the event that records it."""
+    assert str(Selection(hosts=("web1", "web2"), dns_names=("a.test",))) == "hosts: web1, web2; dns names: a.test"
+    assert str(Selection(all=True, identities=True)) == "all; identities"

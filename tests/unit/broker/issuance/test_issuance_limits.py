@@ -10,6 +10,7 @@ from datetime import timedelta
 import pytest
 
 from certplane.broker import metrics
+from certplane.broker.events import AuditEventType
 from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.issuance.commands import IssueCommand
 from certplane.broker.issuance.settings import IssuanceSettings
@@ -55,7 +56,17 @@ async def order_renewal(world: World, record: CertificateRecord, cause: RenewalC
     window = (now, now + DAY) if cause is RenewalCause.ISSUER else (None, None)
     time = now + timedelta(hours=12) if cause is RenewalCause.ISSUER else now
     await world.plans.set_plans(
-        [RenewalPlan(record.certificate_id, HOST, time, cause, window_start=window[0], window_end=window[1])]
+        [
+            RenewalPlan(
+                record.certificate_id,
+                HOST,
+                time,
+                cause,
+                window_start=window[0],
+                window_end=window[1],
+                renewal_request_id="drill-1" if cause is RenewalCause.OPERATOR else "",
+            )
+        ]
     )
 
 
@@ -80,6 +91,12 @@ async def test_the_first_minutes_of_a_host() -> None:
     await certificate(authority, issue("three", replaces=second.certificate_id))
     assert [order.cause for order in world.orders] == [OrderCause.ORDINARY, OrderCause.EARLY, OrderCause.OPERATOR]
     assert world.meter.total(metrics.ORDERS_OPENED, cause="operator") == 1
+    named = [event for event in world.database.events if event.renewal_request_id]
+    assert [(event.event_type, event.renewal_request_id) for event in named] == [
+        (AuditEventType.CERTIFICATE_AUTHORIZED, "drill-1"),
+        (AuditEventType.CERTIFICATE_ISSUED, "drill-1"),
+    ]
+    assert {(event.cause, event.replaces_certificate_id) for event in named} == {("operator", second.certificate_id)}
 
 
 async def at_its_limits(world: World, authority: RegistrationAuthority) -> CertificateRecord:

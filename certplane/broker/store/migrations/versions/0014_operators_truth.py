@@ -17,6 +17,7 @@ _text = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 def upgrade() -> None:
     """Events of before are in no chain, and brokers of before go on writing such."""
     op.add_column("orders", sa.Column("progress", _text))
+    op.add_column("orders", sa.Column("renewal_request_id", _text, nullable=False, server_default=""))
     op.add_column("brokers", sa.Column("draining", sa.Integer(), nullable=False, server_default="0"))
     op.create_table(
         "policy_versions",
@@ -173,4 +174,5 @@ def downgrade() -> None:
     op.drop_table("broker_requests")
     op.drop_table("policy_versions")
     op.drop_column("brokers", "draining")
+    op.drop_column("orders", "renewal_request_id")
     op.drop_column("orders", "progress")
