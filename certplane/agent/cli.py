@@ -220,6 +220,7 @@ async def _status(options: argparse.Namespace, host: Host, progress: Progress) -
         to_text,
     )
     from certplane.agent.status_json import to_json  # noqa: PLC0415
+    from certplane.runtime.terminal import Terminal  # noqa: PLC0415
 
     try:
         answer = await ask(host.state_dir, {"command": "ping"}, progress)
@@ -237,7 +238,7 @@ async def _status(options: argparse.Namespace, host: Host, progress: Progress) -
             await host.disk.run(host.link_file.load), running=bool(running), unacknowledged=host.reports.unacknowledged
         ),
     )
-    print(to_json(report) if options.json else to_text(report, now))
+    print(to_json(report) if options.json else to_text(report, now, Terminal.of(sys.stdout)))
     return FAILED if report.alarms else OK
 
 

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Final
 
 from certplane.agent.link.state import LinkPhase, LinkState
 from certplane.agent.renewal.facts import LineageFacts
@@ -16,8 +18,10 @@ from certplane.agent.renewal.skew import MOST_SKEW
 from certplane.agent.renewal.status import new_status
 from certplane.agent.renewal.waiting import hold_of
 from certplane.fleet_report.model import CertificateState
+from certplane.runtime.columns import Column, column_lines
 from certplane.runtime.health import HealthWord, Severity
-from certplane.runtime.tables import moment_text, span_text, table_lines
+from certplane.runtime.tables import moment_text, span_text
+from certplane.runtime.terminal import Style, Terminal
 from certplane.runtime.text import printable
 
 UNREADABLE = "unreadable"
@@ -25,6 +29,10 @@ UNREADABLE = "unreadable"
 _MOST_TEXT = 8000
 _WHY = 40
 """Characters of a reason in a table."""
+_WEIGHTS: Final = ((0, 12), (0, None), (1, None), (2, None), (4, 10), (5, None), (3, 12))
+"""Of the columns of the table, in their order: how soon each is left out, and to what it may be cut."""
+_NOWHERE: Final = Terminal()
+_Row = tuple[str, str, str, str, str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,17 +199,35 @@ def _state(facts: LineageFacts) -> str:
     return facts.status.state.value
 
 
-def to_text(report: StatusReport, now: datetime) -> str:
-    """The report for a terminal: a table, and below it a line for each error and whatever waits."""
-    rows = [("", "STATE", "VALID UNTIL", "RENEWAL", "WHY", "SERVED", "NAMES")]
+def to_text(report: StatusReport, now: datetime, terminal: Terminal = _NOWHERE) -> str:
+    """The report for people: a table that fits the terminal, and below it a line for each error and whatever waits."""
+    rows: list[_Row] = [("", "STATE", "VALID UNTIL", "RENEWAL", "WHY", "SERVED", "NAMES")]
     identity = report.identity
     rows.append(("identity", *_columns(identity, now), report.identity_name))
     rows += [(each.name, *_columns(each, now), " ".join(each.dns_names)) for each in report.certificates]
     lines = [f"agent: {f'running ({report.running})' if report.running else 'not running'}"]
     lines += [*_link_lines(report, now), ""]
-    lines += table_lines(rows)
     notes = [f"{each.name}: {note}" for each in (identity, *report.certificates) for note in _notes(each, now)]
-    return "\n".join(printable(line, _MOST_TEXT) for line in ([*lines, "", *notes] if notes else lines))
+    table = _table_lines(rows, terminal)
+    begin, end = ([printable(line, _MOST_TEXT) for line in part] for part in (lines, ["", *notes] if notes else []))
+    return "\n".join([*begin, *table, *end])
+
+
+def _table_lines(rows: Sequence[_Row], terminal: Terminal) -> list[str]:
+    """As wide as the terminal, where that has an end; else with all columns."""
+    header, *shown = rows
+
+    def column(number: int, weight: int, least: int | None) -> Column[_Row]:
+        style = _state_style if number == 1 else None
+        return Column(header[number], lambda row: row[number], weight, least, style)
+
+    columns = [column(number, weight, least) for number, (weight, least) in enumerate(_WEIGHTS)]
+    return column_lines(columns, shown, terminal, wide=terminal.width is None)
+
+
+def _state_style(row: _Row) -> Style:
+    """A state that is shown as a health is critical (`_state_shown`)."""
+    return Style.BAD if row[1] in set(HealthWord) else Style.PLAIN
 
 
 def _link_lines(report: StatusReport, now: datetime) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
 from google.protobuf.json_format import MessageToDict, ParseDict
 
 from certplane.agent.link.state import LinkPhase, LinkState
@@ -17,6 +18,7 @@ from certplane.agent.renewal.status import new_status
 from certplane.agent.status import StatusReport, lineage_report, link_report, to_text
 from certplane.agent.status_json import to_json
 from certplane.fleet_report.model import CertificateState, RenewalCause, RenewalStep
+from certplane.runtime.terminal import Terminal
 from certplane.v1 import renewal_pb2
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -57,6 +59,18 @@ def test_a_table_shows_each_lineage_and_nothing_more_while_all_is_well() -> None
         f"identity  absent   {'-':29}  {'-':29}  -             -       web1.example",
         f"web       waiting  {moments}  renew_before  -       a.example b.example",
     ]
+
+
+@pytest.mark.parametrize("width", [20, 80, 200])
+def test_the_table_fits_the_terminal(width: int) -> None:
+    """A lineage is one line; its state stays, and is coloured where somebody is hurt."""
+    over = replace(
+        FACTS, current=replace(VERSION, not_after=NOW - DAY), versions=(replace(VERSION, not_after=NOW - DAY),)
+    )
+    lines = to_text(report(FACTS, over), NOW, Terminal(width)).splitlines()
+    assert max(map(len, lines[2:6])) <= width
+    assert [line.split()[:2] for line in lines[3:6]] == [["identity", "absent"], ["web", "waiting"], ["web", "EXPIRED"]]
+    assert "\x1b[1;31mEXPIRED\x1b[0m" in to_text(report(over), NOW, Terminal(width, colour=True))
 
 
 def test_an_error_has_its_own_line_with_the_next_try() -> None:
