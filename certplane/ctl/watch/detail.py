@@ -15,7 +15,7 @@ from certplane.ctl.watch.summary import Summary, cause_facts
 from certplane.ctl.watch.table import ending, style_of, until
 from certplane.rpc.times import time_of
 from certplane.runtime.health import HealthWord
-from certplane.runtime.terminal import Style
+from certplane.runtime.terminal import Style, text_width
 from certplane.runtime.text import printable
 from certplane.v1 import audit_pb2, order_pb2, renewal_pb2
 
@@ -86,28 +86,30 @@ def certificate_page(known: Known, page: Page, now: datetime, width: int) -> lis
     return lines
 
 
-def order_lines(answer: Answer | None, now: datetime, width: int) -> list[Line]:
-    """Orders, with what each waits for below."""
+def order_lines(answer: Answer | None, now: datetime, width: int, *, of_all: bool = False) -> list[Line]:
+    """Orders, with what each waits for below; `of_all` says whose each is, too."""
     lines = _preface(answer, width)
     for order in _of(answer, order_pb2.OrderStatus):
         names = printable(" ".join(order.order.dns_names), 255)
-        text = f"{_short(time_of(order.order.create_time), now)} {orders.state_of(order):<10} {names}"
-        lines.append(line(f"  {text}", orders.style_of(order), key=order.order.order_id))
+        whose = f"{printable(order.identity, 255)} " if of_all else ""
+        text = f"  {_short(time_of(order.order.create_time), now)} {orders.state_of(order):<10} {whose}{names}"
+        lines.append(line(text, orders.style_of(order), key=order.order.order_id))
         attempt = time_of(order.next_attempt_time) if order.HasField("next_attempt_time") else None
-        said = [order.identity, order.step, orders.why(order), f"next try {until(attempt, now)}" if attempt else ""]
-        lines += _below("; ".join(filter(None, (*said, order.budget))), width)
+        said = [order.step, orders.why(order), f"next try {until(attempt, now)}" if attempt else "", order.budget]
+        lines += _below("; ".join(filter(None, said)), width)
     return lines
 
 
-def event_lines(answer: Answer | None, now: datetime, width: int) -> list[Line]:
-    """Audit events, the newest first."""
+def event_lines(answer: Answer | None, now: datetime, width: int, *, of_all: bool = False) -> list[Line]:
+    """Audit events, the newest first; `of_all` says whose each is, too."""
     lines = _preface(answer, width)
     for event in _of(answer, audit_pb2.AuditEvent):
-        text = f"  {_short(time_of(event.event_time), now)} {printable(event.event_type, 64)}"
-        lines.append(line(text, audit.style_of(event), key=event.event_id))
-        lines += _below(
-            "; ".join(filter(None, (event.record.fields["identity"].string_value, audit.why(event)))), width
-        )
+        head = f"  {_short(time_of(event.event_time), now)} {printable(event.event_type, 64)}"
+        whose = event.record.fields["identity"].string_value if of_all else ""
+        said = printable("; ".join(filter(None, (whose, audit.why(event), audit.names_of(event)))), 4000)
+        fits = text_width(head) + 2 + text_width(said) <= width
+        lines.append(line(f"{head}  {said}" if said and fits else head, audit.style_of(event), key=event.event_id))
+        lines += [] if fits else _below(said, width)
     return lines
 
 

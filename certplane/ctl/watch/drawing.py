@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+from certplane.ctl.show.words import counted
 from certplane.ctl.watch import detail
-from certplane.ctl.watch.fleet import HostRow, counts, listed
+from certplane.ctl.watch.fleet import HostRow, listed
 from certplane.ctl.watch.known import Known
 from certplane.ctl.watch.page import FLEET, Line, Lines, PageKind, Question, Topic, cut, line, wrapped
 from certplane.ctl.watch.screen import Screen
-from certplane.ctl.watch.summary import Summary, strip, summary_lines, summary_of
+from certplane.ctl.watch.summary import Summary, healths_text, strip, summary_lines, summary_of
 from certplane.ctl.watch.table import clock, host_lines
 from certplane.runtime.health import HealthWord
 from certplane.runtime.terminal import Style, text_width
@@ -30,11 +31,15 @@ _OTHER_KEYS: Final = "?:keys Esc:back /:filter a:events r:orders q:leave"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Which lines of a page are seen: from `first`, counted from 0, so many of all."""
+    """Which lines of a page are seen: from `first`, counted from 0, so many of all.
+
+    `behind`: How many changes have come since a pause began.
+    """
 
     first: int
     shown: int
     total: int
+    behind: int = 0
 
 
 class Drawing:
@@ -80,25 +85,23 @@ class Drawing:
                 lines = detail.certificate_page(known, page, moment, width)
             case PageKind.EVENTS:
                 answer = known.answers.get(Question(Topic.EVENTS, page.host, page.profile))
-                lines = detail.event_lines(answer, moment, width)
+                lines = detail.event_lines(answer, moment, width, of_all=not page.host)
             case PageKind.ORDERS:
                 answer = known.answers.get(Question(Topic.ORDERS, page.host, page.profile))
-                lines = detail.order_lines(answer, moment, width)
+                lines = detail.order_lines(answer, moment, width, of_all=not page.host)
         return _having(screen.view.text, Lines.of(lines))
 
-    def bottom(self, screen: Screen, known: Known, place: Place, width: int, *, behind: int = 0) -> list[Line]:
-        """Which lines of how many are seen, by which filter and in which order; and the first keys.
-
-        `behind`: How many changes have come since a pause began.
-        """
+    def bottom(self, screen: Screen, known: Known, now: datetime, place: Place, width: int) -> list[Line]:
+        """Which lines of how many are seen, by which filter and in which order; and the first keys."""
         seen = f"{place.first + 1}-{place.first + place.shown} of {place.total}"
         facts = [seen if place.total else "nothing matches" if screen.view.text else "none"]
         if screen.paused:
-            facts.append(f"paused, {behind} change{'' if behind == 1 else 's'} since: p goes on")
+            facts.append(f"paused, {counted(place.behind, 'change')} since: p goes on")
         if screen.view.text:
             facts.append(f"filter: {screen.view.text}")
         if screen.page.kind in {PageKind.FLEET, PageKind.CAUSE}:
             facts += [f"{screen.order}{', backwards' if screen.backwards else ''}", _hosts(known)]
+            facts += [healths_text(self.summary(known, now))] if known.fleet.complete else []
         keys = _FIRST_KEYS if len(screen.views) == 1 else _OTHER_KEYS
         return [line(cut("  ".join(facts), width), Style.DIM), line(cut(keys, width), Style.DIM)]
 
@@ -135,7 +138,7 @@ class Drawing:
             lines += [table.header, *map(table.line, range(len(table)))]
         if len(ill) > most:
             lines.append(line(f"and {len(ill) - most} more that aren't OK"))
-        healths = ", ".join(f"{number} {word}" for word, number in counts(known.fleet.hosts.values())) or "none"
+        healths = healths_text(self.summary(known, now)) or "none"
         total = f"{_hosts(known)}; certificates: {healths}; as of {clock(known.heard)}"
         return [each.fitted(width).text.rstrip() for each in lines] + [total]
 
@@ -152,4 +155,4 @@ def _having(text: str, lines: Lines) -> Lines:
 def _hosts(known: Known) -> str:
     hosts = known.fleet.hosts
     up = sum(host.connected for host in hosts.values())
-    return f"{len(hosts)} host{'' if len(hosts) == 1 else 's'}, {up} connected"
+    return f"{counted(len(hosts), 'host')}, {up} connected"

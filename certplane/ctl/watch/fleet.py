@@ -32,7 +32,7 @@ class CertificateRow:
 
     name: str
     health: str
-    number: int
+    number: pb.Health.ValueType
     rank: int
     cause: str
     reason: str
@@ -231,11 +231,11 @@ def _soonest(moments: Iterable[datetime | None]) -> datetime:
     return min((each for each in moments if each is not None), default=_NEVER)
 
 
-def counts(hosts: Iterable[HostRow]) -> Sequence[tuple[str, int]]:
-    """How many certificates have which health, the worst first."""
-    found: dict[tuple[int, str], int] = {}
+def counts(hosts: Iterable[HostRow]) -> Sequence[tuple[pb.Health.ValueType, int]]:
+    """How many certificates have which health, as the message's number, the worst first."""
+    found: dict[tuple[int, pb.Health.ValueType], int] = {}
     for host in hosts:
         for each in host.certificates:
-            key = each.rank, each.health
+            key = each.rank, each.number
             found[key] = found.get(key, 0) + 1
-    return [(word, number) for (_, word), number in sorted(found.items())]
+    return [(health, number) for (_, health), number in sorted(found.items())]

@@ -9,6 +9,7 @@ from typing import TextIO
 from typing_extensions import override
 
 from certplane.ctl.output import json_line
+from certplane.ctl.show.words import counted, health_word
 from certplane.ctl.watch.feed import WatchDisplay
 from certplane.ctl.watch.fleet import CertificateRow, Fleet, HostRow, Order, certificate_row, counts, host_row, listed
 from certplane.ctl.watch.table import host_lines, link
@@ -73,8 +74,8 @@ class PlainLines(WatchDisplay):
         for shown in (lines.header, *map(lines.line, range(len(lines)))):
             if shown is not None:
                 self._print("".join(self._terminal.paint(text, style) for text, style in shown.spans).rstrip())
-        healths = ", ".join(f"{number} {word}" for word, number in counts(hosts))
-        self._print(f"{len(hosts)} host{'' if len(hosts) == 1 else 's'}; certificates: {healths or 'none'}")
+        healths = ", ".join(f"{number} {health_word(health)}" for health, number in counts(hosts))
+        self._print(f"{counted(len(hosts), 'host')}; certificates: {healths or 'none'}")
 
     def _print(self, line: str) -> None:
         if line:

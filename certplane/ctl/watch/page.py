@@ -133,6 +133,11 @@ class Lines:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def first_that_opens(self, most: int) -> int:
+        """The first of so many lines that opens something; the first of all where none does."""
+        shown = range(min(len(self.keys), most))
+        return next((number for number in shown if self.line(number).opens is not None), 0)
+
     def after(self, first: Sequence[Line]) -> "Lines":
         """These behind others, with what was the header between."""
         head = [*first, *([] if self.header is None else [self.header])]

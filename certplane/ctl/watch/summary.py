@@ -12,7 +12,7 @@ from typing import Final
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from certplane.ctl.show.words import ACTORS, health_style, health_word, held
-from certplane.ctl.watch.fleet import HURT_RANK, CertificateRow, HostRow
+from certplane.ctl.watch.fleet import HURT_RANK, CertificateRow, HostRow, counts
 from certplane.ctl.watch.known import PERIOD, Known
 from certplane.ctl.watch.page import Line, Lines, Page, PageKind, Span, cut, line, wrapped
 from certplane.ctl.watch.table import ending, until
@@ -42,6 +42,8 @@ def summary_of(hosts: Collection[HostRow], now: datetime) -> Summary:
     ]
     hurt.sort(key=lambda pair: (pair[1].rank, pair[0].soonest, pair[0].name))
     ending.sort(key=lambda pair: (pair[1].not_after, pair[0].name))
+    for word, number in counts(hosts):
+        made.health_counts.add(health=word, certificate_count=number)
     made.hurt_count, made.next_count = len(hurt), len(ending)
     made.next_wont_heal_count = sum(each.rank == HealthWord.WONT_HEAL.rank for _, each in ending)
     made.hurt.extend(_message(*pair) for pair in hurt[:_SHOWN])
@@ -74,7 +76,7 @@ def _message(host: HostRow, row: CertificateRow) -> pb.FleetCertificate:
     made = pb.FleetCertificate(host=host.name, label=host.shown)
     made.certificate.name, made.certificate.health_cause = row.name, row.cause
     made.certificate.health_reason, made.certificate.health_remedy = row.reason, row.remedy
-    made.certificate.health = row.number  # type: ignore[assignment]  # as above
+    made.certificate.health = row.number
     made.certificate.profile = row.profile
     _put(row.not_after, made.certificate.installed.not_after_time)
     _put(row.next_attempt, made.certificate.next_attempt_time)
@@ -142,18 +144,22 @@ def summary_lines(known: Known, summary: Summary, now: datetime, width: int) -> 
     return Lines.of(lines)
 
 
+def healths_text(summary: Summary) -> str:
+    """Certificates by health, the worst first."""
+    return ", ".join(f"{each.certificate_count} {health_word(each.health)}" for each in summary.health_counts)
+
+
 def _figures(summary: Summary) -> Iterable[Line]:
-    healths = ", ".join(f"{each.certificate_count} {health_word(each.health)}" for each in summary.health_counts)
     ends = ", ".join(f"{each.certificate_count} within {each.within.seconds // 86400}d" for each in summary.endings)
     versions = ", ".join(
-        f"{each.host_count} {printable(each.version, 64) or 'never came'}" for each in summary.agent_versions
+        f"{printable(each.version, 64) or 'never came'}: {each.host_count}" for each in summary.agent_versions
     )
     orders = f"{summary.open_order_count} open, {summary.troubled_order_count} in trouble"
     issuers = ", ".join(
         f"{printable(each.issuer, 255)} {'usable' if each.usable else printable(each.reason, 500) or 'not usable'}"
         for each in summary.issuers
     )
-    figures = [("certificates", healths), ("ends", ends), ("agents", versions), ("issuers", issuers)]
+    figures = [("certificates", healths_text(summary)), ("ends", ends), ("agents", versions), ("issuers", issuers)]
     if summary.issuers:
         figures.append(("orders", orders))
     shown = [(name, text) for name, text in figures if text]
@@ -244,7 +250,7 @@ def _missing(missing: Summary.Missing, now: datetime) -> str:
 def _missing_line(missing: Summary.Missing, now: datetime) -> Line:
     ends = time_of(missing.soonest_not_after_time) if missing.HasField("soonest_not_after_time") else None
     left = f", {ending(ends, now)}" if ends else ""
-    reason = f"  {printable(missing.reason, 500)}" if missing.reason else ""
+    reason = f"  {printable(missing.reason, 500)}" if missing.reason and missing.HasField("last_seen_time") else ""
     spans = ((f"  {_missing(missing, now)}{left}", Style.PLAIN), (reason, Style.DIM))
     return Line(spans, Page(PageKind.HOST, missing.host), f"missing {missing.host}")
 

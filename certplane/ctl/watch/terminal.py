@@ -203,10 +203,10 @@ class WatchApp(App[None]):
         typing = self.query_one(Input).display
         room = max(height - len(top) - 2 - (1 if typing else 0), 1)
         view = self._viewport()
-        view.settle(lines.keys, room)
+        view.settle(lines.keys, room, lines.first_that_opens(room))
         self._body.draw(lines, view)
-        place = Place(view.first, min(room, len(lines) - view.first), len(lines))
-        bottom: Sequence[Line] = self.drawing.bottom(self.shown, known, place, width, behind=behind)
+        place = Place(view.first, min(room, len(lines) - view.first), len(lines), behind)
+        bottom: Sequence[Line] = self.drawing.bottom(self.shown, known, moment, place, width)
         self._rows("bottom").draw(Lines.of(bottom))
 
     def _viewport(self) -> Viewport:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 class Viewport:
     """A cursor that stays with what it is on, however the lines around it change.
 
-    On the first line of all it stays on the first: there is the worst, which is what whoever didn't move wants to see.
+    Before anybody has moved it, it is on the first line that opens something: there is the worst. Of all lines it stays
+    on the first, too, for whoever went there wants to see what is worst.
     """
 
     def __init__(self) -> None:
@@ -15,16 +16,18 @@ class Viewport:
         self.first = 0
         """The first line on the screen."""
         self._key = ""
+        self._moved = False
 
-    def settle(self, keys: Sequence[str], height: int) -> None:
-        """The lines are these now, and so many of them fit."""
-        at = self.cursor
-        if at and not (at < len(keys) and keys[at] == self._key) and self._key in keys:
+    def settle(self, keys: Sequence[str], height: int, begin: int = 0) -> None:
+        """The lines are these now, and so many of them fit; `begin` is where the cursor is before it was moved."""
+        at = self.cursor if self._moved else begin
+        if self._moved and at and not (at < len(keys) and keys[at] == self._key) and self._key in keys:
             at = keys.index(self._key)
         self._to(at, keys, height)
 
     def move(self, by: int, keys: Sequence[str], height: int) -> None:
         """The cursor goes down so many lines; up if it is negative."""
+        self._moved = True
         self._to(self.cursor + by, keys, height)
 
     def _to(self, at: int, keys: Sequence[str], height: int) -> None:

@@ -151,5 +151,8 @@ def test_ten_thousand_hosts_cost_no_wait() -> None:
 def test_counts() -> None:
     """Certificates by health, the worst first."""
     fleet = told(*snapshot(*troubled_fleet()))
-    assert counts(fleet.hosts.values())[:2] == [("EXPIRED", 2), ("REVOKED_IN_USE", 1)]
+    assert counts(fleet.hosts.values())[:2] == [
+        (renewal_pb2.HEALTH_EXPIRED, 2),
+        (renewal_pb2.HEALTH_REVOKED_IN_USE, 1),
+    ]
     assert fleet.hosts["app170.example.test"].soonest < NOW
