@@ -18,6 +18,7 @@ import pytest_asyncio
 from certplane import __version__
 from certplane.sandbox.deployment import Deployment, DeploymentOptions, Host
 from certplane.sandbox.operator import Operator
+from tests.support.in_terminal import in_terminal
 from tests.support.killing import events
 from tests.support.parts import need_part
 from tests.support.waiting import no_hang, until
@@ -350,6 +351,22 @@ async def test_interrupting_a_watch_is_told_from_terminating_it(fleet: Fleet) ->
     watch.send_signal(signal.SIGINT)
     _, said = await watch.communicate()
     assert (watch.returncode, said) == (130, b"")
+
+
+async def test_down_to_the_events_of_a_certificate_on_a_full_screen(fleet: Fleet) -> None:
+    """From the summary, which the broker makes, to a host, its certificate, and what the audit log has of that."""
+    async with in_terminal(fleet.bob.config, "watch") as shown:
+        await shown.writes("MISSING  1  web2")
+        shown.press("s")
+        await shown.writes("policy_loaded")
+        shown.press("f/web1\r\r")
+        await shown.writes("web1.certplane.test (web1 in the policy)")
+        shown.press("\r")
+        await shown.writes("Audit events")
+        await shown.writes("renewal_reported")
+        shown.press("/delivered\rq")
+        await shown.ends(0)
+    assert "2 hosts, 1 connected; certificates: 2 OK" in shown.text
 
 
 async def test_no_host_is_an_operator(fleet: Fleet) -> None:

@@ -2,87 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import fcntl
-import os
 import signal
-import struct
-import sys
-import termios
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.support.in_terminal import in_terminal
 from tests.support.operators_broker import OperatorsBroker
-from tests.support.waiting import no_hang, until
 from tests.support.watched_fleet import snapshot, troubled_fleet
 
 pytestmark = pytest.mark.e2e
 
 _ENTER, _LEAVE = "\x1b[?1049h", "\x1b[?1049l"
 """xterm's alternate screen."""
-
-
-class InTerminal:
-    """A program on a terminal of 80 columns and 24 lines; `text` is all that it has written."""
-
-    def __init__(self, master: int, process: asyncio.subprocess.Process, before: list[object]) -> None:
-        self.process = process
-        self.text = ""
-        self._master = master
-        self._before = before
-
-    def press(self, keys: str) -> None:
-        os.write(self._master, keys.encode())
-
-    async def writes(self, text: str) -> None:
-        await until(lambda: text in self.text, what=f"{text!r} among {self.text[-2000:]!r}")
-
-    async def ends(self, status: int) -> None:
-        """With this status, and the terminal as it was."""
-        async with no_hang():
-            assert await self.process.wait() == status, self.text[-2000:]
-        assert termios.tcgetattr(self._master)[3] == self._before[3]
-
-    def read(self) -> None:
-        try:
-            self.text += os.read(self._master, 65536).decode(errors="replace")
-        except OSError:  # EIO: the program has ended
-            asyncio.get_running_loop().remove_reader(self._master)
-
-
-@asynccontextmanager
-async def in_terminal(config: Path, *arguments: str, **environment: str) -> AsyncIterator[InTerminal]:
-    """Runs `certplanectl -c config ...`."""
-    master, slave = os.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    before = termios.tcgetattr(slave)
-    kept: Mapping[str, str] = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "certplane.ctl",
-        *arguments,
-        "-c",
-        str(config),
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        env={**kept, "LANG": "C.UTF-8", "TERM": "xterm", **environment},
-    )
-    shown = InTerminal(master, process, before)
-    asyncio.get_running_loop().add_reader(master, shown.read)
-    try:
-        yield shown
-    finally:
-        asyncio.get_running_loop().remove_reader(master)
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-        os.close(master)
-        os.close(slave)
 
 
 @asynccontextmanager

@@ -102,8 +102,9 @@ class Drawing:
         if screen.page.kind in {PageKind.FLEET, PageKind.CAUSE}:
             facts += [f"{screen.order}{', backwards' if screen.backwards else ''}", _hosts(known)]
             facts += [healths_text(self.summary(known, now))] if known.fleet.complete else []
-        keys = _FIRST_KEYS if len(screen.views) == 1 else _OTHER_KEYS
-        return [line(cut("  ".join(facts), width), Style.DIM), line(cut(keys, width), Style.DIM)]
+        keys = line(cut(_FIRST_KEYS if len(screen.views) == 1 else _OTHER_KEYS, width), Style.DIM)
+        typed = line(cut(f"/{screen.view.text}_  Enter keeps it, Esc clears it", width), Style.STRONG)
+        return [line(cut("  ".join(facts), width), Style.DIM), typed if screen.typing else keys]
 
     def hosts(self, screen: Screen, known: Known) -> list[HostRow]:
         """The hosts of the page, in their order."""

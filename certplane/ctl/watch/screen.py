@@ -20,12 +20,16 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Screen:
-    """All that keys have made of it. `views` is the way to the page that is shown, which is the last."""
+    """All that keys have made of it. `views` is the way to the page that is shown; it is the last.
+
+    While `typing`, keys are letters of its filter.
+    """
 
     views: tuple[View, ...] = (View(FLEET),)
     order: Order = Order.WORST
     backwards: bool = False
     paused: bool = False
+    typing: bool = False
     left: bool = False
 
     @property
@@ -56,10 +60,36 @@ class Screen:
         return replace(self, views=self.views[:-1]) if len(self.views) > 1 else self
 
 
-def press(screen: Screen, key: str, at: Line | None) -> Screen:
-    """What a key makes of the screen; `at` is the line of the cursor. A key that means nothing changes nothing."""
+def press(screen: Screen, key: str, at: Line | None, character: str | None = None) -> Screen:
+    """What a key makes of the screen. A key that means nothing changes nothing.
+
+    Args:
+        screen: As it is.
+        key: By its name.
+        at: The line of the cursor.
+        character: What the key types, if it types something.
+    """
+    if screen.typing and key != "ctrl+c":
+        return _typed(screen, key, character)
     made = _KEYS.get(key)
     return screen if made is None else made(screen, at)
+
+
+def _typed(screen: Screen, key: str, character: str | None) -> Screen:
+    text = screen.view.text
+    match key:
+        case "enter":
+            return replace(screen, typing=False)
+        case "escape":
+            return replace(screen.filtered(""), typing=False)
+        case "backspace" if not text:
+            return replace(screen, typing=False)
+        case "backspace":
+            return screen.filtered(text[:-1])
+        case "ctrl+u":
+            return screen.filtered("")
+        case _:
+            return screen.filtered(text + character) if character is not None and character.isprintable() else screen
 
 
 def _open(screen: Screen, at: Line | None) -> Screen:
@@ -87,6 +117,7 @@ _KEYS: Final[Mapping[str, _Pressed]] = {
     "r": _opens(PageKind.ORDERS),
     "o": _next_order,
     "O": lambda screen, _: replace(screen, backwards=not screen.backwards),
+    "slash": lambda screen, _: replace(screen, typing=True),
     "p": lambda screen, _: replace(screen, paused=not screen.paused),
     "space": lambda screen, _: replace(screen, paused=not screen.paused),
     "q": lambda screen, _: replace(screen, left=True),

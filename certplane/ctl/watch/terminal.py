@@ -11,7 +11,6 @@ from textual.app import App, ComposeResult
 from textual.binding import BindingType
 from textual.strip import Strip
 from textual.widget import Widget
-from textual.widgets import Input
 from typing_extensions import override
 
 from certplane.ctl.watch.drawing import Drawing, Place
@@ -73,15 +72,13 @@ class WatchApp(App[None]):
 
     ENABLE_COMMAND_PALETTE = False
     AUTO_FOCUS = None
-    BINDINGS: ClassVar[list[BindingType]] = [("ctrl+z", "suspend_process"), ("ctrl+c", "leave"), ("ctrl+r", "ask")]
+    BINDINGS: ClassVar[list[BindingType]] = [("ctrl+z", "suspend_process"), ("ctrl+r", "ask")]
     CSS = """
     Screen { background: ansi_default; color: ansi_default; layout: vertical; overflow: hidden; }
     _Rows { background: ansi_default; color: ansi_default; }
     #top { height: 1; }
     #body { height: 1fr; }
     #bottom { height: 2; }
-    Input { display: none; height: 1; border: none; padding: 0; background: ansi_default; color: ansi_default; }
-    Input:focus { border: none; }
     """
 
     def __init__(self, known: Known, clock: Callable[[], datetime], opened: Callable[[], None]) -> None:
@@ -102,11 +99,9 @@ class WatchApp(App[None]):
         yield _Rows("top")
         yield _Rows("body")
         yield _Rows("bottom")
-        yield Input(placeholder="words; Enter keeps the filter, Esc clears it", select_on_focus=False)
 
     def on_mount(self) -> None:
         """Begin to draw."""
-        self.set_focus(None)
         self.set_interval(_REDRAW, self._tick)
         self._draw()
 
@@ -118,40 +113,33 @@ class WatchApp(App[None]):
         """Something is known that wasn't."""
         self._dirty = True
 
-    def on_key(self, event: events.Key) -> None:
-        """A key that isn't typed into the filter."""
-        if isinstance(self.focused, Input):
-            if event.key == "escape":
-                self._filter("")
-                self._end_typing()
-            return
+    @override
+    async def on_event(self, event: events.Event) -> None:
+        # Here, and not where keys arrive that were passed on to widgets: each is handled before the next one is looked
+        # at, however fast they are typed.
+        match event:
+            case events.Key(key=key, character=character) if not self._is_bound(key):
+                if self.is_mounted:
+                    self._press(key, character)
+            case events.Paste(text=text):
+                for each in text if self.shown.typing else "":
+                    self._press(each, each)
+            case _:
+                await super().on_event(event)
+
+    def _is_bound(self, key: str) -> bool:
+        return key in {"ctrl+z", "ctrl+r"} and not self.shown.typing
+
+    def _press(self, key: str, character: str | None) -> None:
         height, keys = self._body.size.height, self._body.lines.keys
         view = self._viewport()
-        key = event.key
         step = _STEPS.get(key, 0) + _PAGES.get(key, 0) * max(height - 1, 1) + _ENDS.get(key, 0) * len(keys)
-        if key == "slash":
-            self._begin_typing()
-        elif step:
+        if step and not self.shown.typing:
             view.move(step, keys, height)
         else:
             at = self._body.lines.line(view.cursor) if view.cursor < len(keys) else None
-            self._take(press(self.shown, key, at))
-        event.stop()
+            self._take(press(self.shown, key, at, character))
         self._draw()
-
-    def on_input_changed(self, event: Input.Changed) -> None:
-        """The filter works while it is typed."""
-        if self.focused is event.input:
-            self._filter(event.value)
-            self._draw()
-
-    def on_input_submitted(self) -> None:
-        """The filter is as it is wanted."""
-        self._end_typing()
-
-    def action_leave(self) -> None:
-        """Ctrl-C."""
-        self.exit()
 
     def action_ask(self) -> None:
         """Ask the broker now."""
@@ -165,20 +153,6 @@ class WatchApp(App[None]):
             self._still = (self._known.standing_still(), self._now(), self._known.changes) if screen.paused else None
         if screen.page != before.page:
             self._opened()
-
-    def _filter(self, text: str) -> None:
-        self.shown = self.shown.filtered(text)
-
-    def _begin_typing(self) -> None:
-        typed = self.query_one(Input)
-        typed.value = self.shown.view.text
-        typed.display = True
-        typed.focus()
-
-    def _end_typing(self) -> None:
-        self.set_focus(None)
-        self.query_one(Input).display = False
-        self._draw()
 
     def _tick(self) -> None:
         second = int(self._now().timestamp())
@@ -200,8 +174,7 @@ class WatchApp(App[None]):
             top.append(lines.header)
         self._rows("top").styles.height = len(top)
         self._rows("top").draw(Lines.of(top))
-        typing = self.query_one(Input).display
-        room = max(height - len(top) - 2 - (1 if typing else 0), 1)
+        room = max(height - len(top) - 2, 1)
         view = self._viewport()
         view.settle(lines.keys, room, lines.first_that_opens(room))
         self._body.draw(lines, view)

@@ -260,6 +260,31 @@ def test_keys(key: str, changed: Screen) -> None:
     assert press(Screen(), key, None) == changed
 
 
+@pytest.mark.parametrize(
+    ("keys", "text", "typing"),
+    [
+        pytest.param("ab", "ab", True, id="letters"),
+        pytest.param(["q", "s", "space", "slash", "o"], "qs/o", True, id="keys-of-the-list-are-letters"),
+        pytest.param(["a", "b", "backspace"], "a", True, id="backspace"),
+        pytest.param(["a", "ctrl+u", "b"], "b", True, id="ctrl-u"),
+        pytest.param(["a", "enter"], "a", False, id="enter-keeps-it"),
+        pytest.param(["a", "escape"], "", False, id="escape-clears-it"),
+        pytest.param(["backspace"], "", False, id="backspace-of-nothing-ends-it"),
+        pytest.param(["up", "f1"], "", True, id="no-letters"),
+    ],
+)
+def test_typing_a_filter(keys: str | list[str], text: str, typing: bool) -> None:
+    """Behind `/` each key is a letter, until Enter or Esc."""
+    characters = {"slash": "/"}
+    screen = press(Screen(), "slash", None, "/")
+    for key in keys:
+        screen = press(screen, key, None, key if len(key) == 1 else characters.get(key))
+    assert (screen.view.text, screen.typing) == (text, typing)
+    said = Drawing().bottom(screen, known(), NOW, Place(0, 1, 1), 80)[-1].text
+    assert said.startswith("/") is typing
+    assert press(screen, "ctrl+c", None).left
+
+
 def test_the_way_back_stays_short() -> None:
     """A page that is open already is gone back to, not opened again on top."""
     screen = Screen()

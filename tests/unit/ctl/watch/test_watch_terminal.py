@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
+from textual.events import Key, Paste
 from textual.pilot import Pilot
-from textual.widgets import Input
 
 from certplane.ctl.watch.feed import FleetSource, NoSuchHostError
 from certplane.ctl.watch.full import run_full_screen
@@ -127,10 +127,36 @@ async def test_a_filter_works_while_it_is_typed() -> None:
         await seen.sees("1-1 of 1")
         assert any(line.startswith("UNHEARD        quiet1") for line in seen.lines)
         await seen.press("enter")
-        assert not seen.app.query_one(Input).display
+        assert not seen.app.shown.typing
         await seen.press("slash", "x", "escape")
         await seen.sees("1-15 of 58")
         assert seen.app.shown.view.text == ""
+
+    await watched(look)
+
+
+async def test_keys_that_come_faster_than_the_screen() -> None:
+    """Each is taken in its turn: a filter, its end, and the host that it found."""
+
+    async def look(seen: Seen) -> None:
+        await seen.sees("1-15 of 58")
+        for key in ("slash", "q", "u", "i", "e", "t", "enter", "enter"):
+            seen.app.post_message(Key(key, key if len(key) == 1 else None))
+        await seen.sees("quiet1.example.test (quiet1 in the policy)")
+
+    await watched(look)
+
+
+async def test_what_is_pasted_is_a_filter_or_nothing() -> None:
+    """A word that is pasted over the list presses no keys."""
+
+    async def look(seen: Seen) -> None:
+        await seen.sees("1-15 of 58")
+        seen.app.post_message(Paste("qs"))
+        await seen.press("slash")
+        seen.app.post_message(Paste("post\x1bfix"))
+        await seen.sees("/postfix_")
+        await seen.sees("1-1 of 1")
 
     await watched(look)
 
