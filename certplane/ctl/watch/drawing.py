@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from certplane.ctl.show.words import counted
 from certplane.ctl.watch import detail
 from certplane.ctl.watch.fleet import HostRow, listed
 from certplane.ctl.watch.known import Known
@@ -18,6 +17,7 @@ from certplane.ctl.watch.summary import Summary, healths_text, strip, summary_li
 from certplane.ctl.watch.table import clock, host_lines
 from certplane.runtime.health import HealthWord
 from certplane.runtime.terminal import Style, text_width
+from certplane.runtime.text import counted
 
 _TALL: Final = 16
 """Lines of a screen that has room for the whole summary above the hosts; a lower one shows less of it."""

@@ -9,13 +9,13 @@ from typing import TextIO
 from typing_extensions import override
 
 from certplane.ctl.output import json_line
-from certplane.ctl.show.words import counted, health_word
+from certplane.ctl.show.words import health_word
 from certplane.ctl.watch.feed import WatchDisplay
 from certplane.ctl.watch.fleet import CertificateRow, Fleet, HostRow, Order, certificate_row, counts, host_row, listed
 from certplane.ctl.watch.table import host_lines, link
 from certplane.runtime.health import HealthWord
 from certplane.runtime.terminal import Terminal
-from certplane.runtime.text import printable
+from certplane.runtime.text import counted, printable
 from certplane.v1 import renewal_pb2
 
 _MOST_TEXT = 8000
