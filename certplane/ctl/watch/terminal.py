@@ -93,6 +93,7 @@ class WatchApp(App[None]):
         self._views: dict[View, Viewport] = {}
         self._dirty = True
         self._second = 0
+        self._begun = False
 
     @override
     def compose(self) -> ComposeResult:
@@ -102,6 +103,7 @@ class WatchApp(App[None]):
 
     def on_mount(self) -> None:
         """Begin to draw."""
+        self._begun = True
         self.set_interval(_REDRAW, self._tick)
         self._draw()
 
@@ -119,7 +121,7 @@ class WatchApp(App[None]):
         # at, however fast they are typed.
         match event:
             case events.Key(key=key, character=character) if not self._is_bound(key):
-                if self.is_mounted:
+                if self._begun:
                     self._press(key, character)
             case events.Paste(text=text):
                 for each in text if self.shown.typing else "":
