@@ -9,40 +9,36 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from certplane.agent.control import ControlServer, FanOut, Outcome
 from certplane.agent.host import IDENTITY, Host
-from certplane.agent.install.activation import ActivationResult, Activator, Reload, command_reload
+from certplane.agent.install.activation import Activator, Reload, command_reload
 from certplane.agent.install.hook import ShellHookRunner
 from certplane.agent.lineage import Lineage
 from certplane.agent.lineage_runner import Activates, LineageRunner, Requester
-from certplane.agent.link.broker import GrpcBroker
 from certplane.agent.link.diagnosis import IdentityNotAcceptedError
 from certplane.agent.link.facts import note_run
 from certplane.agent.link.stream import ChannelSource, StatusStream
 from certplane.agent.model import HookResult, LineageStatus, Version
 from certplane.agent.outcome import renewal_outcome
-from certplane.agent.ports import Broker, OrderFollower
-from certplane.agent.renewal.plan import Request, Verify
+from certplane.agent.renewal.plan import Request
 from certplane.agent.renewal.skew import ClockSkew
 from certplane.agent.request import BrokerRequest, orders_followed
-from certplane.agent.settings import AgentSettings, CertificateSettings, KeyRotation
+from certplane.agent.settings import CertificateSettings, KeyRotation
 from certplane.agent.streaming import status_stream
-from certplane.config.broker_urls import BrokerUrl
+from certplane.agent.wiring import IdentityActivator, Link, Shows, link, not_enrolled, probe_of, textfile_of
 from certplane.errors import CertplaneError, OperationError, Reason, RefusalError
 from certplane.fleet_report.model import AgentMode
 from certplane.runtime.backoff import Backoff
-from certplane.runtime.clock import Clock
 from certplane.runtime.processes import reap_as_init
 from certplane.runtime.progress import Progress
 from certplane.runtime.text import counted
 
 if TYPE_CHECKING:  # a host that has no service looked at needs no probe
     from certplane.agent.install.probe import TlsProbe
-    from certplane.agent.textfile import Textfile
 
 _REPORT = Backoff(first=timedelta(seconds=10), most=timedelta(minutes=30), floor=timedelta(seconds=1))
 _REFRESH = timedelta(seconds=30)
@@ -59,30 +55,6 @@ _IDENTITY_REASONS = frozenset(
 """Refusals that are about the identity itself: a new one that gets them gives way to the one before."""
 
 logger = logging.getLogger(__name__)
-
-
-class Link(Broker, OrderFollower, Protocol):
-    """The connection to the broker."""
-
-    async def refresh(self) -> bool:
-        """Take up what has changed of the CAs that the broker is known by; whether calls go another way now."""
-        ...
-
-    async def close(self) -> None:
-        """End it."""
-        ...
-
-
-class Shows(Protocol):
-    """Shows how the agent is: `certplane.runtime.notify.ServiceNotifier`."""
-
-    def ready(self, status: str) -> None:
-        """It runs."""
-        ...
-
-    def status(self, status: str) -> None:
-        """One line."""
-        ...
 
 
 class Agent:
@@ -115,7 +87,7 @@ class Agent:
         self._identity = self._runner(
             host.identity,
             requester=self._renew_identity,
-            activator=_IdentityActivator(self, self._activator(host.identity, self._take_identity)),
+            activator=IdentityActivator(self._activator(host.identity, self._take_identity), self.use_current_identity),
         )
         self._certificates: dict[str, LineageRunner] = {
             certificate.name: self._certificate(certificate, host.certificates[certificate.name])
@@ -405,73 +377,3 @@ class Agent:
             rng=self._host.rng,
             progress=self._progress,
         )
-
-
-class _IdentityActivator:
-    """Activates identities; whatever the outcome, the channel ends up with the one in force."""
-
-    def __init__(self, agent: Agent, activator: Activator) -> None:
-        self._agent = agent
-        self._activator = activator
-
-    async def activate(self, version: Version, status: LineageStatus) -> ActivationResult:
-        """See `Activator.activate`."""
-        try:
-            return await self._activator.activate(version, status)
-        finally:
-            await self._agent.use_current_identity()
-
-    async def verify(self, step: Verify, status: LineageStatus) -> LineageStatus:
-        """Nobody serves an identity: see `Activator.verify`."""
-        return await self._activator.verify(step, status)
-
-
-def link(
-    settings: AgentSettings, host: Host, urls: Sequence[BrokerUrl] = (), *, moved: Callable[[], None] = lambda: None
-) -> GrpcBroker:
-    """The brokers of `settings`, or of `urls` alone, without a channel yet; `moved` is `GrpcBroker`'s."""
-    return GrpcBroker(
-        [str(url) for url in urls or settings.broker.all_urls],
-        server_ca_bundle=settings.broker.server_ca_bundle,
-        timeout=settings.broker.timeout,
-        clock=host.clock,
-        disk=host.disk,
-        proxy=settings.broker.proxy,
-        rng=host.rng,
-        moved=moved,
-    )
-
-
-def textfile_of(host: Host) -> Textfile | None:
-    """What writes this host's metrics; None where that isn't configured."""
-    if (path := host.settings.metrics.textfile) is None:
-        return None
-    from certplane.agent.textfile import Textfile  # noqa: PLC0415 - most hosts have none
-
-    return Textfile(host, path)
-
-
-def probe_of(settings: CertificateSettings, clock: Clock) -> TlsProbe | None:
-    """What looks at the service that serves a certificate; None where it isn't configured."""
-    verify = settings.verify
-    if verify is None:
-        return None
-    from certplane.agent.install.probe import TlsProbe, server_name_of  # noqa: PLC0415 - where a service is looked at
-
-    return TlsProbe(
-        verify.connect.host,
-        verify.connect.port,
-        server_name=verify.server_name or server_name_of(settings.dns_names),
-        timeout=verify.timeout,
-        attempts=verify.attempts,
-        interval=verify.interval,
-        clock=clock,
-    )
-
-
-def not_enrolled(settings: AgentSettings) -> OperationError:
-    """The error for a host without an identity."""
-    return OperationError(
-        f"this host isn't enrolled: there is no identity {settings.identity.name} in {settings.state_dir}",
-        remedy="get a one-time token and run `certplane-agent enroll`",
-    )

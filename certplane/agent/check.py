@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from certplane.agent.app import link
 from certplane.agent.host import Host
 from certplane.agent.inspection import (
     Finding,
@@ -24,6 +23,7 @@ from certplane.agent.inspection import (
 from certplane.agent.model import IdentityView, Version
 from certplane.agent.ports import CertificateLookup
 from certplane.agent.settings import CertificateSettings
+from certplane.agent.wiring import link
 from certplane.config.broker_urls import BrokerUrl
 from certplane.errors import CertplaneError, RefusalError
 

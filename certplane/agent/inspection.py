@@ -14,7 +14,6 @@ from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 
-from certplane.agent.app import not_enrolled, probe_of
 from certplane.agent.host import IDENTITY, Host
 from certplane.agent.install.hook_programs import hook_problem
 from certplane.agent.install.trial import Obstacle, own_obstacles
@@ -27,6 +26,7 @@ from certplane.agent.renewal.health import lineage_health
 from certplane.agent.renewal.plan import due_time
 from certplane.agent.renewal.status import revoked
 from certplane.agent.settings import CertificateSettings
+from certplane.agent.wiring import not_enrolled, probe_of
 from certplane.config.broker_urls import BrokerUrl
 from certplane.config.bundles import read_ca_bundle
 from certplane.config.files import read_private_file

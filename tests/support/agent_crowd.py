@@ -31,7 +31,7 @@ _host: ContextVar[str] = ContextVar("host", default="")
 
 
 class Teller:
-    """Says how the agent's link is: `certplane.agent.app.Shows`."""
+    """Says how the agent's link is: `certplane.agent.wiring.Shows`."""
 
     def __init__(self, host: str) -> None:
         self._host = host
