@@ -12,12 +12,9 @@ from typing import Final
 from certplane.errors import Reason
 from certplane.runtime.health import MOST_CAUSE, HealthActor
 
-_NAME: Final = re.compile(
-    r"(?:(?<=//)|(?<![\w./@-]))"  # by itself or the host of a URL; in no path
-    r"([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.[A-Za-z][A-Za-z0-9-]*)"
-    r"(?![\w(/])"
-)
-"""A server's name, or a unit's such as nginx.service."""
+_DOTTED: Final = r"((?>[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)+))"
+_NAME: Final = re.compile(rf"(?<=//){_DOTTED}(?![(@])|(?<![\w./@-]){_DOTTED}(?![(@/])")
+"""The host of a URL, or a name by itself, in no path: a server's, or a unit's such as nginx.service."""
 _PROOF: Final = "_acme-challenge."
 
 _ACTORS: Final = {
@@ -67,8 +64,10 @@ def cause_of_error(
 def subject_of(message: str, own_names: Collection[str] = ()) -> str:
     """The server or the unit that a message is about; empty if it names none."""
     for found in _NAME.finditer(message):
-        name = found[1].lower()
-        if not name.startswith(_PROOF) and not any(_is_below(name, own.removeprefix("*.")) for own in own_names):
+        name = (found[1] or found[2]).lower()
+        if not name.rpartition(".")[2][0].isalpha() or name.startswith(_PROOF):
+            continue
+        if not any(_is_below(name, own.removeprefix("*.")) for own in own_names):
             return name
     return ""
 
