@@ -319,6 +319,32 @@ async def test_the_worst_of_many_certificates_is_in_the_list(edge: EdgeServer, f
     assert [each.name for each in host.certificates if each.health == EXPIRED] == ["zone"]
 
 
+async def test_a_watcher_is_told_what_a_policy_changes(edge: EdgeServer) -> None:
+    """Within a second of its reload, though no host says anything: with the cause, and who can act."""
+    grant = Grant(HOST, IdentityKind.HOST, "web1", profiles=("web",))
+    operator = Grant(OPERATOR, IdentityKind.OPERATOR, "admin", roles=("viewer",))
+
+    def policy(*names: str) -> FakePolicy:
+        return FakePolicy.of([grant, operator], [Profile("web", "multi_san", names, "web")])
+
+    edge.policy.policy = policy("a.example")
+    await known(edge, HOST, in_use(edge, timedelta(days=80), dns_names=("a.example",)))
+    async with edge.channel(edge.ca.issue([OPERATOR])) as channel:
+        watch: Any = renewal_pb2_grpc.RenewalServiceStub(channel).WatchRenewals(
+            renewal_pb2.WatchRenewalsRequest(hosts=["web1"]), timeout=HANG
+        )
+        (web,) = (await watch.read()).host.certificates
+        assert web.health == renewal_pb2.HEALTH_OK
+        assert (await watch.read()).HasField("snapshot_end")
+        edge.policy.policy = policy("a.example", "b.example")
+        (web,) = (await watch.read()).host.certificates
+    assert (web.health, web.health_cause) == (renewal_pb2.HEALTH_MISMATCHED, "NAMES_NOT_ALLOWED web")
+    assert web.health_actor == renewal_pb2.HEALTH_ACTOR_OPERATOR
+    assert "lacks b.example" in web.health_reason
+    assert "`dns_names` of web in agent.yml" in web.health_remedy
+    assert web.HasField("health_since_time")
+
+
 async def test_a_watcher_is_told_what_nobody_reports(edge: EdgeServer) -> None:
     """A certificate that was revoked, and one that expires, while their host says nothing."""
     record = await issue(edge)
