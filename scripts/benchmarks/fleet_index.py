@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
-import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +17,7 @@ from typing import Any, Final
 
 import psutil
 
+from benchmarks.held import Timed, timed
 from benchmarks.result import Figure, figure
 from certplane.broker.fleet.circumstances import HostCircumstances
 from certplane.broker.fleet.filter import FleetFilter
@@ -51,7 +50,6 @@ from certplane.v1 import renewal_pb2
 
 HOSTS: Final = 10_000
 CERTIFICATES: Final = 4
-_LOOK: Final = 0.002
 _DAY: Final = timedelta(days=1)
 _CLOCK: Final = SystemClock()
 
@@ -60,12 +58,6 @@ class _Policies(PolicySource):
     """`PolicySource` whose policy the benchmark loads."""
 
     current: Policy = PolicyDocument("none", "none", {}, {})
-
-
-@dataclass
-class _Timed:
-    seconds: float
-    held: float
 
 
 def measure(folder: Path, *, rounds: int, share: float) -> list[Figure]:
@@ -82,22 +74,22 @@ async def _measure(folder: Path, rounds: int, hosts: int) -> list[Figure]:
         index, lists = _parts(stores, policies)
         gc.collect()
         before = psutil.Process().memory_info().rss
-        first = await _timed(index.settled)
+        first = await timed(index.settled)
         gc.collect()
         grown = psutil.Process().memory_info().rss - before
         garbage.settled()
         reloads, summaries, causes, pages = [], [], [], []
         for turn in range(rounds):
             policies.current = _policy(hosts, (f"new{turn}.certplane.test",))
-            reloads.append(await _timed(index.look))
+            reloads.append(await timed(index.look))
             assert index.counts()[HealthWord.MISMATCHED] > hosts * CERTIFICATES / 2
-            summaries.append(await _timed(lambda: _sum_up(index)))
-            causes.append(await _timed(index.causes))
+            summaries.append(await timed(lambda: _sum_up(index)))
+            causes.append(await timed(index.causes))
             for order in (pb.FLEET_ORDER_NAME, pb.FLEET_ORDER_HEALTH):
                 request = pb.ListHostsRequest(
                     order_by=order, filter=pb.FleetFilter(healths=[renewal_pb2.HEALTH_MISMATCHED])
                 )
-                pages.append(await _timed(functools.partial(lists.hosts, request)))
+                pages.append(await timed(functools.partial(lists.hosts, request)))
     number = hosts * CERTIFICATES
     held = max(each.held for each in (*reloads, *summaries, *causes, *pages)) * 1000
     return [
@@ -116,7 +108,7 @@ async def _sum_up(index: MemoryIndex) -> object:
     return await sum_up(index.walk(), FleetFilter().at(now), now, _DAY)
 
 
-def _seconds(timed: Sequence[_Timed]) -> list[float]:
+def _seconds(timed: Sequence[Timed]) -> list[float]:
     return [each.seconds for each in timed]
 
 
@@ -189,23 +181,3 @@ def _parts(stores: Stores, policies: PolicySource) -> tuple[MemoryIndex, FleetLi
         clock=_CLOCK,
     )
     return index, FleetLists(view, index, _CLOCK)
-
-
-async def _timed(work: Callable[[], Awaitable[object]]) -> _Timed:
-    """How long it takes, and the longest that the loop was late meanwhile."""
-    late = [0.0]
-
-    async def look() -> None:
-        while True:
-            begun = time.perf_counter()
-            await asyncio.sleep(_LOOK)
-            late.append(time.perf_counter() - begun - _LOOK)
-
-    looking = asyncio.create_task(look())
-    await asyncio.sleep(_LOOK * 5)
-    begun = time.perf_counter()
-    await work()
-    seconds = time.perf_counter() - begun
-    await asyncio.sleep(_LOOK * 2)
-    looking.cancel()
-    return _Timed(seconds, max(late))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import json
 import os
 import subprocess
@@ -29,6 +30,7 @@ import yaml
 
 from benchmarks.fleet import Fleet
 from benchmarks.growth_fill import Size, host_name, kept, key_of, profile_of, sha256
+from benchmarks.held import timed
 from benchmarks.result import Figure, figure
 from certplane.broker.app import Broker, open_broker
 from certplane.broker.events import AuditTrail
@@ -45,7 +47,6 @@ from certplane.runtime.clock import SystemClock
 SMALL: Final = 1_000
 _TIMES: Final = 3
 """Each call is made so often; the median counts, and the longest hold of all."""
-_LOOK: Final = 0.002
 _CALLER: Final = Caller("bench", IdentityKind.OPERATOR, "bench", (), ("operator",), "1", "CN=Bench", "", datetime.max.replace(tzinfo=UTC))  # fmt: skip  # noqa: E501
 
 Calls = Mapping[str, Callable[[int], Awaitable[object]]]
@@ -139,24 +140,9 @@ def _calls(broker: Broker, hosts: int) -> Calls:
 
 async def _measured(call: Callable[[int], Awaitable[object]]) -> dict[str, float]:
     """Milliseconds of a call, and the longest that the loop was late meanwhile."""
-    late: list[float] = [0.0]
-
-    async def look() -> None:
-        while True:
-            begun = time.perf_counter()
-            await asyncio.sleep(_LOOK)
-            late.append(time.perf_counter() - begun - _LOOK)
-
-    looking = asyncio.create_task(look())
-    times = []
-    for turn in range(_TIMES):
-        await asyncio.sleep(_LOOK * 5)
-        begun = time.perf_counter()
-        await call(turn)
-        times.append(time.perf_counter() - begun)
-    await asyncio.sleep(_LOOK * 2)
-    looking.cancel()
-    return {"ms": sorted(times)[_TIMES // 2] * 1000, "held": max(late) * 1000}
+    found = [await timed(functools.partial(call, turn)) for turn in range(_TIMES)]
+    seconds = sorted(each.seconds for each in found)[_TIMES // 2]
+    return {"ms": seconds * 1000, "held": max(each.held for each in found) * 1000}
 
 
 async def _broker(config: Path, hosts: int) -> dict[str, Any]:
