@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import Span as OtelSpan
 
-_SEND_SECONDS: Final = 5
+_SEND: Final = timedelta(seconds=5)
 """For one batch, and for the last one at the end."""
 _QUIET: Final = ("opentelemetry.exporter", "opentelemetry.sdk")
 """Whose loggers would repeat for each batch what is said once."""
@@ -94,7 +95,7 @@ def _provider(collector: Collector, program: str) -> TracerProvider:
         endpoint=collector.target,
         insecure=not collector.secure,
         credentials=grpc.ssl_channel_credentials(roots) if collector.secure else None,
-        timeout=_SEND_SECONDS,
+        timeout=_SEND.total_seconds(),
     )
     provider = TracerProvider(
         sampler=ParentBasedTraceIdRatio(collector.share),
