@@ -32,7 +32,7 @@ KEYS: Final = (
     ("a", "audit events of the host or certificate; on the other pages of all"),
     ("r", "orders of the host or certificate; on the other pages all open ones"),
     ("p, Space", "pause: what is shown stands still; again to go on"),
-    ("Ctrl-R", "ask the broker again now"),
+    ("Ctrl-R", "ask the broker now; while it is away, try to reach it now"),
     ("?", "these keys"),
     ("q, Ctrl-C", "leave; the last state stays on the terminal"),
 )

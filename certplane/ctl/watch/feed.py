@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
@@ -75,6 +76,7 @@ class Feed:
         self._hosts = hosts
         self._clock = clock
         self._patient = patient
+        self._hurried = asyncio.Event()
         self._begun = False
         self._known = not hosts
         """Whether all hosts that were asked for have been seen."""
@@ -102,7 +104,21 @@ class Feed:
             failures = 1 if told else failures + 1
             pause = max(_AGAIN.wait(failures, rng), wait or timedelta())
             display.interrupted(text, pause)
-            await self._clock.sleep(pause)
+            await self._wait(pause)
+
+    def hurry(self) -> None:
+        """Don't wait for the next try."""
+        self._hurried.set()
+
+    async def _wait(self, pause: timedelta) -> None:
+        self._hurried.clear()
+        waiting = [asyncio.ensure_future(each) for each in (self._clock.sleep(pause), self._hurried.wait())]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waiting:
+                each.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
 
     def _ends(self, error: CertplaneError, *, told: bool) -> bool:
         """Whether a watch that failed so isn't tried again.

@@ -68,6 +68,7 @@ class WatchApp(App[None]):
         known: What is heard.
         clock: The time.
         opened: Told when another page is open, or an answer is wanted now.
+        asked: Told when somebody doesn't want to wait for the next try of a broker that is away.
     """
 
     ENABLE_COMMAND_PALETTE = False
@@ -81,7 +82,9 @@ class WatchApp(App[None]):
     #bottom { height: 2; }
     """
 
-    def __init__(self, known: Known, clock: Callable[[], datetime], opened: Callable[[], None]) -> None:
+    def __init__(
+        self, known: Known, clock: Callable[[], datetime], opened: Callable[[], None], asked: Callable[[], None]
+    ) -> None:
         super().__init__(ansi_color=True)
         self.theme = "ansi-dark"
         self.shown = Screen()
@@ -89,6 +92,7 @@ class WatchApp(App[None]):
         self._known = known
         self._now = clock
         self._opened = opened
+        self._asked = asked
         self._still: tuple[Known, datetime, int] | None = None
         self._views: dict[View, Viewport] = {}
         self._dirty = True
@@ -144,8 +148,9 @@ class WatchApp(App[None]):
         self._draw()
 
     def action_ask(self) -> None:
-        """Ask the broker now."""
+        """Ask the broker now, or try to reach it."""
         self._opened()
+        self._asked()
 
     def _take(self, screen: Screen) -> None:
         before, self.shown = self.shown, screen

@@ -188,6 +188,9 @@ async def test_a_broker_that_goes_away_is_told_and_the_fleet_stays() -> None:
         await seen.sees("the broker can't be reached; check that it runs; again at")
         await seen.sees("AWAY 03:02:01Z")
         await seen.sees("app170")
+        await seen.press("ctrl+r")  # the clock stands still: nobody waits for the time that was said
+        await seen.sees("live")
+        assert seen.source.watches == 2
 
     await watched(look)
 
