@@ -258,7 +258,12 @@ async def test_a_key_that_was_kept_leaves_service_whichever_of_its_certificates_
         first, second = (status["installed"]["certificateId"] for status in (old, new))
         revoked = await deployment.run_broker("certs", "revoke", first, "--reason", "keyCompromise")
         assert revoked.status == 0, revoked.stderr
-        assert [json.loads(line)["certificate_id"] for line in revoked.stdout.splitlines()] == [first, second]
+        assert [json.loads(line)["certificateId"] for line in revoked.stdout.splitlines()] == [first, second]
         assert "its other certificates are revoked too" in revoked.stderr
+        again = await deployment.run_broker("certs", "revoke", first)
+        assert again.status == 0, again.stderr
+        assert "it had been revoked before; its time and reason stay as they are" in again.stderr
+        audited = await events(deployment, event_type="certificate_revoked")
+        assert [each["reason_code"] for each in audited] == ["keyCompromise"] * 2
         await story.renewed("web", new)
         await story.host.stop()
