@@ -8,7 +8,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,12 +123,13 @@ async def test_every_method_takes_a_json_body(edge: EdgeServer, client: Grpcurl,
     *_, service, rpc = re.split("[./]", method)
     body = json.dumps(BODIES.get(f"{service}/{rpc}") or BODIES.get(rpc, {}))
     name = HOST if IdentityKind.HOST in METHODS[method].kinds else OPERATOR
-    endless = {
-        "WatchRenewals": edge.hub.watchers,
-        "WatchOrders": edge.orders.watchers,
+    endless: dict[str, Callable[[], object]] = {
+        "WatchRenewals": edge.hub.watchers.close,
+        "WatchOrders": edge.orders.watchers.close,
+        "TailAuditEvents": partial(setattr, edge, "stopping", True),
     }  # they end with the broker alone
-    if (watchers := endless.get(rpc)) is not None:
-        asyncio.get_running_loop().call_later(1, watchers.close)
+    if (end := endless.get(rpc)) is not None:
+        asyncio.get_running_loop().call_later(1, end)
     status, out, err = await client.run("-d", body, method.removeprefix("/"), identity=edge.ca.issue([name]))
     assert status == 0 or (rpc in endless and "DRAINING" in err), err
     first, _ = json.JSONDecoder().raw_decode(out)  # a stream's messages follow each other

@@ -117,6 +117,8 @@ class EdgeServer:
     retry_epoch: str = "epoch-1"
     lease: Lease = field(default_factory=LastingLease)
     name: str = "machine"
+    stopping: bool = False
+    """Whether those who follow the audit log are sent away."""
     stores: Any = None
     """Of a database that it shares with others; else it has one in memory."""
 
@@ -249,7 +251,7 @@ class EdgeServer:
                     read=record_of,
                     verifier=_no_keys,
                     identity=self.view.identity,
-                    draining=lambda: False,
+                    draining=lambda: self.stopping,
                     clock=self.clock,
                 ),
                 PolicyServicer(FakePolicyDesk()),
