@@ -124,6 +124,7 @@ class FakeFleetSource(FleetSource):
         self.refusals: list[CertplaneError] = []
         """What the next watches end in before they tell anything."""
         self.asked: list[object] = []
+        self.summaries = 0
         self._changes: asyncio.Queue[renewal_pb2.WatchRenewalsResponse | CertplaneError] = asyncio.Queue()
 
     def tell(self, message: renewal_pb2.WatchRenewalsResponse | CertplaneError) -> None:
@@ -153,6 +154,7 @@ class FakeFleetSource(FleetSource):
             yield message
 
     async def summarize(self) -> fleet_pb2.SummarizeFleetResponse:
+        self.summaries += 1
         return _or_raise(self.summary)
 
     async def host(self, name: str) -> renewal_pb2.Host:

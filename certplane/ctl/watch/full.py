@@ -39,7 +39,12 @@ async def run_full_screen(
     """
     known, wake = Known(where), asyncio.Event()
     feed = Feed(connect, hosts, clock, patient=True)
-    app = WatchApp(known, clock.now, wake.set, feed.hurry)
+
+    def hurry() -> None:
+        feed.hurry()
+        polling.hurry()
+
+    app = WatchApp(known, clock.now, wake.set, hurry)
     polling = Polling(feed, known, clock, wake, page=lambda: app.shown.page, changed=app.changed)
     following = asyncio.create_task(feed.follow(Listener(known, clock.now, app.changed, wake.set)))
     asking = asyncio.create_task(polling.run())

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Final
@@ -18,6 +19,10 @@ from certplane.v1 import audit_pb2, order_pb2, renewal_pb2
 
 _EACH: Final = timedelta(seconds=5)
 """Between two questions."""
+_LEAST: Final = 0.2
+"""Seconds between two rounds of questions, however fast pages are opened."""
+_ANSWERS: Final = 100
+"""That are kept: of the pages that were opened last."""
 _SHARE: Final = 25
 """A broker that needs long for its answers is asked more seldom: for a 25th of the time."""
 
@@ -69,6 +74,13 @@ class Polling:
         self._page = page
         self._changed = changed
         self._wake = wake
+        self._due = -math.inf
+        """When the summary is asked for again, on the monotonic clock."""
+
+    def hurry(self) -> None:
+        """Ask everything now."""
+        self._due = -math.inf
+        self._wake.set()
 
     async def run(self) -> None:
         """Ask until cancelled. While the watch is interrupted nothing is asked: what was known stays."""
@@ -78,11 +90,17 @@ class Polling:
             if (source := self._feed.source) is not None and self._known.fleet.complete:
                 for question in questions(self._page()):
                     await self._ask(source, question)
-                await self._summarize(source)
-            took = timedelta(seconds=self._clock.monotonic() - begun)
+                if begun >= self._due:  # somebody who leafs through pages asks for these alone
+                    await self._summarize(source)
+                    self._due = begun + self._pause(begun)
+            pause = self._pause(begun)
+            await asyncio.sleep(_LEAST)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(_EACH, took * _SHARE).total_seconds()):
+                async with asyncio.timeout(pause):
                     await self._wake.wait()
+
+    def _pause(self, begun: float) -> float:
+        return max(_EACH.total_seconds(), (self._clock.monotonic() - begun) * _SHARE)
 
     async def _summarize(self, source: FleetSource) -> None:
         try:
@@ -98,7 +116,11 @@ class Polling:
             answer = Answer(tuple(await _answer(source, question)))
         except (RefusalError, OperationError) as error:
             answer = Answer(before.messages, str(error))
-        self._known.answers[question] = answer
+        answers = self._known.answers
+        answers.pop(question, None)
+        answers[question] = answer
+        while len(answers) > _ANSWERS:
+            del answers[next(iter(answers))]
         self._changed()
 
 

@@ -223,6 +223,7 @@ def _cause_line(cause: Summary.Cause, now: datetime) -> Line:
 def cause_facts(cause: Summary.Cause, now: datetime) -> list[tuple[str, str]]:
     """What is known of a cause, above its hosts."""
     actor = ACTORS.get(cause.actor, "")
+    more = cause.host_count - len(cause.hosts)  # services too, which are not among the hosts below
     since = _when(time_of(cause.since_time), now) if cause.HasField("since_time") else ""
     attempt = until(time_of(cause.next_attempt_time), now) if cause.HasField("next_attempt_time") else ""
     return [
@@ -231,6 +232,7 @@ def cause_facts(cause: Summary.Cause, now: datetime) -> list[tuple[str, str]]:
         ("remedy", " ".join(filter(None, (printable(cause.remedy, 2000), f"({actor})" if actor else "")))),
         ("since", since),
         ("next try", attempt),
+        ("at", f"{', '.join(printable(each, 255) for each in cause.hosts)}{f' and {more} more' if more > 0 else ''}"),
     ]
 
 

@@ -67,8 +67,8 @@ class WatchApp(App[None]):
     Args:
         known: What is heard.
         clock: The time.
-        opened: Told when another page is open, or an answer is wanted now.
-        asked: Told when somebody doesn't want to wait for the next try of a broker that is away.
+        opened: Told when another page is open.
+        asked: Told when somebody doesn't want to wait for the next question, or for a broker that is away.
     """
 
     ENABLE_COMMAND_PALETTE = False
@@ -149,7 +149,6 @@ class WatchApp(App[None]):
 
     def action_ask(self) -> None:
         """Ask the broker now, or try to reach it."""
-        self._opened()
         self._asked()
 
     def _take(self, screen: Screen) -> None:

@@ -291,3 +291,19 @@ async def test_what_stays_when_it_is_cancelled() -> None:
     await asyncio.gather(task, return_exceptions=True)
     assert task.cancelled()
     assert others - asyncio.all_tasks()
+
+
+async def test_who_leafs_through_pages_asks_for_these_alone() -> None:
+    """The summary comes every five seconds whatever is opened; answers that are old enough are forgotten."""
+    many = [host(f"h{number:03}", certificate()) for number in range(120)]
+
+    async def look(seen: Seen) -> None:
+        await seen.sees("of 120")
+        for _ in range(5):
+            await seen.press("enter")
+            await seen.sees("in the policy")
+            await seen.press("escape", "down")
+        assert len(set(seen.source.asked)) == 5
+        assert seen.source.summaries <= 1
+
+    await watched(look, many)
