@@ -24,6 +24,7 @@ import yaml
 from certplane.broker import account_commands
 from certplane.broker.app import Broker, open_broker
 from certplane.broker.cli import main
+from certplane.broker.issuing.measured import MeasuredCalls
 from certplane.broker.issuing.remote import RemoteIssuer
 from certplane.broker.issuing.supervision import IssuingProcess
 from certplane.broker.prepared import prepare
@@ -226,7 +227,9 @@ async def test_an_issuing_process_that_is_started_again_while_the_database_is_aw
         raise RefusalError(Reason.STORE_UNAVAILABLE, "away")
 
     async with brokers.open(1, STORE) as broker:
-        process = issuer_of(broker)._calls
+        measured = issuer_of(broker)._calls
+        assert isinstance(measured, MeasuredCalls)
+        process = measured._calls
         assert isinstance(process, IssuingProcess)
         before = process.pid
         monkeypatch.setattr(broker.stores.accounts, "find", away)

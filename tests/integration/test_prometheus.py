@@ -160,6 +160,8 @@ HURT: list[tuple[Metric, dict[str, str], float]] = [
     (metrics.STORE_DAMAGED, {}, 1),
     (metrics.STORE_GROUP, {}, 5),
     (metrics.JOURNAL_RETRIES, {}, 1),
+    (metrics.SINK_LAG, {"sink": "syslog"}, 90),
+    (metrics.NOTIFICATIONS_WAITING, {"notifier": NAUGHTY}, 1),
 ]
 """A broker with which everything is wrong."""
 
