@@ -56,12 +56,6 @@ async def certificate_of(settings: BrokerSettings, certificate_id: str) -> Certi
     return record
 
 
-async def audit_tail(settings: BrokerSettings, limit: int) -> list[Row]:
-    """The last audit events, oldest first, as they were recorded."""
-    async with open_store(settings) as stores:
-        return [dict(record) for record in await stores.audit.tail(limit)]
-
-
 def policy_rows(path: Path, private_issuers: Collection[str] | None = None) -> Row:
     """What a policy file says: its hash, its profiles, who has which, and what of it looks like a mistake (`notices`).
 

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from certplane.broker.audit_commands import verify_store
+from certplane.broker.settings import load_settings
 from tests.e2e.test_broker_program import Program
 from tests.support.audit_rows import AUDIT_ROWS, records
 from tests.support.broker_files import BrokerFiles
@@ -71,4 +73,6 @@ async def test_no_report_is_lost_or_doubled(tmp_path: Path) -> None:
         for record in events
         if record["event_type"] == "renewal_reported"
     )
+    found, result = await verify_store(load_settings(files.config), [], print)
+    assert (found, result["chain_count"]) == ([], KILLS + 1), "what was killed has left nothing that looks changed"
     assert told == Counter({(name, f"{serial:x}"): 1 for name in names for serial in range(1, REPORTS + 1)})

@@ -18,7 +18,8 @@ from typing import Any
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
-from certplane.broker.commands import audit_tail
+from certplane.broker.audit_commands import last_events
+from certplane.broker.event_filter import EventFilter
 from certplane.broker.events import AuditEventType
 from certplane.broker.settings import load_settings
 from certplane.rpc.channel import open_channel
@@ -111,7 +112,7 @@ class DeployedBroker:
 
         Without that of an identity's first use, unless it is asked for: each host's history begins with one.
         """
-        rows = await audit_tail(load_settings(self.deployment.broker_config), _EVENTS)
+        rows, _ = await last_events(load_settings(self.deployment.broker_config), EventFilter(), _EVENTS)
         if "event_type" not in facts:
             rows = [row for row in rows if row["event_type"] != AuditEventType.IDENTITY_ACTIVATED]
         return [row for row in rows if all(row.get(key) == value for key, value in facts.items())]

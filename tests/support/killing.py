@@ -19,8 +19,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from certplane.agent.install.material import Outputs
-from certplane.broker.commands import audit_tail
+from certplane.broker.audit_commands import last_events
 from certplane.broker.database import open_store
+from certplane.broker.event_filter import EventFilter
 from certplane.broker.model import CertificateRecord, Order, OrderState
 from certplane.broker.settings import load_settings
 from certplane.pki.keys import public_key_sha256
@@ -154,7 +155,7 @@ async def channel_of(deployment: Deployment, host: Host) -> AsyncIterator[grpc.a
 
 async def events(deployment: Deployment, **facts: str) -> list[dict[str, Any]]:
     """The audit events that have these facts, oldest first, read as `audit tail` does."""
-    rows = await audit_tail(load_settings(deployment.broker_config), _EVENTS)
+    rows, _ = await last_events(load_settings(deployment.broker_config), EventFilter(), _EVENTS)
     return [dict(row) for row in rows if all(row.get(key) == value for key, value in facts.items())]
 
 
