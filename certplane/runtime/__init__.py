@@ -1,4 +1,4 @@
-"""What both programs run on: the clock, bounded pools, back-off, failpoints, logging set-up, terminal progress.
+"""What both programs run on: the clock, bounded pools, back-off, failpoints, logging set-up, progress, spans.
 
 Nothing here knows a certificate. Start with `certplane.runtime.clock`.
 """
