@@ -9,9 +9,9 @@ from datetime import datetime
 from typing import Final
 
 from certplane.ctl.watch import detail
-from certplane.ctl.watch.fleet import HostRow, listed
+from certplane.ctl.watch.fleet import CertificateRow, HostRow, listed
 from certplane.ctl.watch.known import Known
-from certplane.ctl.watch.page import FLEET, Line, Lines, PageKind, Question, Topic, cut, line, wrapped
+from certplane.ctl.watch.page import FLEET, Line, Lines, Page, PageKind, Question, Topic, cut, line, wrapped
 from certplane.ctl.watch.screen import Screen
 from certplane.ctl.watch.summary import Summary, healths_text, strip, summary_lines, summary_of
 from certplane.ctl.watch.table import clock, host_lines
@@ -60,7 +60,10 @@ class Drawing:
         if known.trouble:
             again = f"; again at {clock(known.again)}" if known.again else ""
             most = 3 if height >= _TALL else 1
-            lines += [line(text, Style.BAD) for text in wrapped(f"{known.trouble}{again}", width)[:most]]
+            texts = wrapped(f"{known.trouble}{again}", width)
+            if len(texts) > most:
+                texts[most - 1 :] = [cut(" ".join(texts[most - 1 :]), width)]
+            lines += [line(text, Style.BAD) for text in texts]
         if screen.page == FLEET and known.fleet.complete:
             shown = strip(self.summary(known, now), changes_known=known.summary is not None, now=now, width=width)
             lines += shown if height >= _TALL else shown[: 2 if height >= _LOW else 1]
@@ -74,7 +77,8 @@ class Drawing:
                 return host_lines(self.hosts(screen, known), now, width)
             case PageKind.CAUSE:
                 head = detail.cause_lines(self.summary(known, moment), page, moment, width)
-                return host_lines(self.hosts(screen, known), now, width).after(head)
+                hosts = self.hosts(screen, known)
+                return host_lines(hosts, now, width, lambda each: _is_of(each, page)).after(head)
             case PageKind.SUMMARY:
                 return _having(screen.view.text, summary_lines(known, self.summary(known, moment), moment, width))
             case PageKind.HELP:
@@ -113,8 +117,7 @@ class Drawing:
         if self._hosts[0] != key:
             rows = list(known.fleet.hosts.values())
             if page.kind is PageKind.CAUSE:
-                named = page.health, page.cause
-                rows = [host for host in rows if any((each.health, each.cause) == named for each in host.certificates)]
+                rows = [host for host in rows if any(_is_of(each, page) for each in host.certificates)]
             self._hosts = key, listed(rows, screen.order, text, backwards=screen.backwards)
         return self._hosts[1]
 
@@ -142,6 +145,11 @@ class Drawing:
         healths = healths_text(self.summary(known, now)) or "none"
         total = f"{_hosts(known)}; certificates: {healths}; as of {clock(known.heard)}"
         return [each.fitted(width).text.rstrip() for each in lines] + [total]
+
+
+def _is_of(row: CertificateRow, page: Page) -> bool:
+    """Whether a certificate has the cause that a page is about."""
+    return (row.health, row.cause) == (page.health, page.cause)
 
 
 def _having(text: str, lines: Lines) -> Lines:

@@ -23,6 +23,18 @@ class _Row:
     certificate: CertificateRow | None
     now: datetime
 
+    @property
+    def health(self) -> str:
+        """Of the certificate; of the host, which may be silent too, where that is its worst one."""
+        one = self.certificate
+        return self.host.health if one is None or one is self.host.worst else one.health
+
+    @property
+    def rank(self) -> int:
+        """Of that health."""
+        one = self.certificate
+        return self.host.rank if one is None or one is self.host.worst else one.rank
+
 
 @dataclass(frozen=True, slots=True)
 class _Column:
@@ -82,7 +94,7 @@ def _time(pick: Callable[[CertificateRow], datetime | None]) -> Callable[[_Row],
 
 
 _COLUMNS: Final = (
-    _Column("HEALTH", lambda row: row.host.health, 7, 14, 0),
+    _Column("HEALTH", lambda row: row.health, 7, 14, 0),
     _Column("HOST", lambda row: row.host.shown, 16, 30, 0),
     _Column("CERT", _certificate, 8, 24, 3),
     _Column("ENDS IN", _time(lambda certificate: certificate.not_after), 9, 11, 1),
@@ -120,17 +132,22 @@ def fitting(width: int) -> list[tuple[_Column, int]]:
     return [(each, widths[each.title]) for each in kept]
 
 
-def host_lines(hosts: Sequence[HostRow], now: Callable[[], datetime], width: int) -> Lines:
-    """A line for each host, and the titles above them."""
+def host_lines(
+    hosts: Sequence[HostRow],
+    now: Callable[[], datetime],
+    width: int,
+    picked: Callable[[CertificateRow], bool] = lambda _: True,
+) -> Lines:
+    """A line for each host with the worst of its certificates that are `picked`, and the titles above them."""
     columns = fitting(width)
 
     def line(number: int) -> Line:
         host = hosts[number]
-        row = _Row(host, host.worst, now())
+        row = _Row(host, next(filter(picked, host.certificates), None), now())
         spans = []
         for index, (column, room) in enumerate(columns):
             text = padded(column.cell(row), room) + (" " if index < len(columns) - 1 else "")
-            spans.append((text, style_of(host.rank) if index == 0 else Style.PLAIN))
+            spans.append((text, style_of(row.rank) if index == 0 else Style.PLAIN))
         return Line(tuple(spans), Page(PageKind.HOST, host.name), host.name)
 
     titles = " ".join(padded(column.title, room) for column, room in columns)

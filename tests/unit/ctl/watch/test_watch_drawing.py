@@ -123,6 +123,19 @@ def test_from_the_summary_to_the_cause_to_the_host_to_the_certificate() -> None:
         assert screen.page.kind is kind
 
 
+def test_a_cause_shows_the_certificates_that_it_affects() -> None:
+    """And not a worse one of the same host, whose cause is another."""
+    worse = certificate("shop", renewal_pb2.HEALTH_EXPIRED, cause="NAMES_NOT_ALLOWED shop")
+    what = known(host("a", worse, certificate("mail", renewal_pb2.HEALTH_FAILING, cause="RELOAD postfix.service")))
+    (row,) = [
+        text
+        for text in texts(body(page(PageKind.CAUSE, health="FAILING", cause="RELOAD postfix.service"), what))
+        if " a " in text
+    ]
+    assert row.split()[:3] == ["FAILING", "a", "mail"]
+    assert texts(body(Screen(), what))[0].split()[:3] == ["EXPIRED", "a", "shop"]
+
+
 def test_a_certificate_with_its_orders_and_events() -> None:
     """What it is, what to do, what is tried for it and what was recorded of it, on one page."""
     what = known()
@@ -216,6 +229,7 @@ def test_a_lost_connection_is_told_with_the_last_moment_it_was_there() -> None:
     lines = top(what)
     assert lines[0].endswith("AWAY 03:00:01Z")
     assert lines[1] == "the broker can't be reached; check that it runs; again at 03:02:10Z"
+    assert top(what, width=40, height=12)[1] == "the broker can't be reached; check that>"
     assert top(Known("x"))[0].rstrip().endswith("wait 03:02:01Z")
 
 
