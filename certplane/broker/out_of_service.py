@@ -26,7 +26,7 @@ _logger = logging.getLogger("certplane.broker")
 
 _ELSEWHERE: Final = timedelta(seconds=10)
 """What a caller is told: another broker answers at once."""
-_LAST: Final = "it is the last broker that serves: hosts would have none; start another one, or stop this one"
+_LAST: Final = "is the last broker that serves, so that hosts would have none: start another one first, or stop it"
 
 
 class OutOfService:
