@@ -246,7 +246,7 @@ async def test_junk_in_the_state_ends_nobody_elses_renewal(
 async def shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     """What `status --json` says, by certificate."""
     options = cli._parser().parse_args(["status", "--json"])
-    assert await cli._run(options, load_settings(folder / "agent.yml")) == 0
+    assert await cli._run(options, load_settings(folder / "agent.yml")) in {0, 1}  # 1: of one nothing can be told
     return status_by_name(capsys.readouterr().out)
 
 
