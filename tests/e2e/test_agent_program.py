@@ -55,7 +55,7 @@ async def host(deployment: Deployment) -> AsyncIterator[Host]:
 async def status(host: Host) -> dict[str, dict[str, object]]:
     """The certificates of `status --json` by name."""
     finished = await host.run("status", "--json")
-    assert finished.status == 0, finished.stderr
+    assert finished.status in {0, 1}, finished.stderr  # 1: it is hurt, or will be
     return {each["name"]: each for each in status_document(finished.stdout)["certificates"]}
 
 

@@ -59,7 +59,7 @@ class World:
     async def status(self) -> dict[str, Any]:
         """The certificate as the host shows it."""
         finished = await self.host.run("status", "--json")
-        assert finished.status == 0, finished.stderr
+        assert finished.status in {0, 1}, finished.stderr  # 1: it is hurt, or will be
         (web,) = status_document(finished.stdout)["certificates"]
         return dict(web)
 
