@@ -140,7 +140,7 @@ def test_stops_when_told(files: BrokerFiles, number: signal.Signals) -> None:
         assert get_identity(files, program.port)
         assert program.stop(number) == 0
         messages = [line["message"] for line in program.lines()]
-    assert messages[-2:] == ["stopping", "stopped"]
+    assert messages[-3:] == ["stopping", "stopped", "audit checkpoint"]
     kinds = [event["event_type"] for event in json_lines(run("audit", "tail", "-c", files.config).stdout)]
     assert kinds == ["broker_started", "policy_loaded", "identity_activated", "broker_stopped"]
 
