@@ -24,6 +24,7 @@ def broker_columns(now: datetime) -> list[Column[fleet_pb2.Broker]]:
     """The columns of `brokers`."""
     return [
         _column("BROKER", _Subject.SUBJECT_ADDRESS, lambda broker: broker.name, 0),
+        Column("STATE", lambda broker: "DRAINING" if broker.draining else "", 1, style=lambda _: Style.WARNING),
         Column("ADDRESS", lambda broker: f"{broker.address} (shared)" if broker.reuse_port else broker.address, 5),
         _column("VERSION", _Subject.SUBJECT_VERSION, lambda broker: broker.version, 2),
         Column("UP", lambda broker: _up(broker, now), 6),

@@ -42,6 +42,7 @@ def host_facts(host: renewal_pb2.Host, now: datetime) -> Facts:
         ("displaced", displaced if host.displaced_streams else ""),
         ("contested", contested if host.contested else ""),
         ("refused", f"the last directive: {error}" if error else ""),
+        ("can", " ".join(host.features)),
         ("trusts", " ".join(host.broker_roots_sha256)),
         ("certificates", str(total) if total > len(host.certificates) else ""),
     ]

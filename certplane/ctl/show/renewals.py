@@ -56,6 +56,8 @@ def others_text(answer: fleet_pb2.RequestRenewalResponse) -> str:
     if left <= 0:
         return ""
     stuck = min(left, sum(not each.HasField("next_attempt_time") for each in answer.held_up))
+    if answer.held_up_count > len(answer.held_up):
+        return " (the others are due earlier anyway, or held up)"  # not all of those were told
     if stuck == left:
         return " (what holds up the others is below)"
     return " (the others are due earlier anyway" + (f", or held up: {stuck})" if stuck else ")")

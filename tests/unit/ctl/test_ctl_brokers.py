@@ -46,6 +46,7 @@ def test_a_row_for_each_broker() -> None:
     """With all that it says of itself, hashes cut short."""
     assert shown(broker()) == {
         "BROKER": "machine1",
+        "STATE": "",
         "ADDRESS": "[::]:8443",
         "VERSION": "1.0",
         "UP": "5h 0m",
@@ -60,6 +61,7 @@ def test_a_row_for_each_broker() -> None:
         "RUNS FOR ALL": "retention",
         "ID": "id-1",
     }
+    assert shown(broker(draining=True))["STATE"] == "DRAINING"
     assert shown(broker(), wide=True)["POLICY"] == "0123456789ab"
 
 
