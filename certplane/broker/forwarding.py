@@ -42,7 +42,7 @@ async def copying_audit(
         sinks = await stack.enter_async_context(open_sinks(settings, secrets, clock))
         required = {name: each.max_lag for name, each in settings.audit.sinks.items() if each.required}
         if required:
-            stores.audit.gate = gate = SinkGate(stores.stored_events, required, clock)
+            stores.audit.gate = gate = SinkGate(stores.stored_events, required, clock, meter)
             await stack.enter_async_context(running(gate.run(), "required audit sinks"))
         yield Forwarding(stores.stored_events, sinks, clock=clock, rng=random.SystemRandom(), meter=meter)
         stores.audit.gate = None

@@ -304,6 +304,11 @@ SINK_FAILURES: Final = Counter(
 SINK_LAG: Final = Gauge(
     "certplane_audit_sink_lag_seconds", "Age of the oldest audit event that a sink lacks; 0 if it has all.", ("sink",)
 )
+SINK_HOLDS_UP: Final = Gauge(
+    "certplane_audit_sink_holds_up",
+    "1 while this broker authorises nothing because a required sink is too far behind.",
+    ("sink",),
+)
 
 METRICS: Final = tuple(value for value in globals().values() if isinstance(value, Metric))
 """All of the above."""

@@ -49,6 +49,7 @@ from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.retention import Retention
 from certplane.broker.settings import load_settings
 from certplane.broker.sinks.forwarding import Forwarding
+from certplane.broker.sinks.gate import SinkGate
 from certplane.broker.sinks.ports import SinkError
 from certplane.broker.soundness import SoundnessWatch
 from certplane.errors import Reason, RefusalError
@@ -430,6 +431,17 @@ async def a_copy_of_the_audit_log(_folder: Path) -> Collection[Metric]:
     return meter.moved
 
 
+async def a_required_sink_that_nobody_copies_to(_folder: Path) -> Collection[Metric]:
+    """Decisions are held up."""
+    meter, clock = FakeMeter(), ManualClock()
+    gate = SinkGate(MemoryStores.open(clock).stored_events, {"copy": HOUR}, clock, meter)
+    async with beside(gate.run()):
+        await until(lambda: clock.sleepers)
+        clock.advance(2 * HOUR)
+        await until(lambda: meter.levels[metrics.SINK_HOLDS_UP])
+    return meter.moved
+
+
 Scenario = Callable[[Path], Awaitable[Collection[Metric]]]
 
 MOVED: dict[Scenario, set[Metric]] = {
@@ -440,6 +452,7 @@ MOVED: dict[Scenario, set[Metric]] = {
     a_member: {metrics.LEASE, metrics.CLOCK_SKEW, metrics.BROKERS, metrics.BROKERS_DIFFER},
     a_role: {metrics.ROLES_HELD},
     a_copy_of_the_audit_log: {metrics.SINK_EVENTS, metrics.SINK_FAILURES, metrics.SINK_LAG},
+    a_required_sink_that_nobody_copies_to: {metrics.SINK_HOLDS_UP},
     a_notification: {metrics.NOTIFICATIONS, metrics.NOTIFICATIONS_WAITING},
     an_issuer_out_of_reach: {metrics.FAILOVERS, metrics.STEP_FAILURES},
     an_order_lost_by_its_ca: {metrics.ORDERS_ABANDONED},

@@ -49,6 +49,11 @@ RARE: list[tuple[Metric, dict[str, str]]] = [
     (metrics.EVENTS_RESCUED, {"to": "spill"}),
     (metrics.EVENTS_COALESCED, {"type": "certificate_delivered"}),
     (metrics.BROKERS_DIFFER, {"subject": "policy"}),
+    (metrics.SINK_LAG, {"sink": "siem"}),
+    (metrics.SINK_HOLDS_UP, {"sink": "siem"}),
+    (metrics.SINK_FAILURES, {"sink": "siem"}),
+    (metrics.NOTIFICATIONS_WAITING, {"notifier": "oncall"}),
+    (metrics.NOTIFICATIONS, {"notifier": "oncall", "result": "failed"}),
 ]
 """What a broker without calls and a CA doesn't show, and what is rare."""
 
@@ -160,7 +165,8 @@ HURT: list[tuple[Metric, dict[str, str], float]] = [
     (metrics.STORE_DAMAGED, {}, 1),
     (metrics.STORE_GROUP, {}, 5),
     (metrics.JOURNAL_RETRIES, {}, 1),
-    (metrics.SINK_LAG, {"sink": "syslog"}, 90),
+    (metrics.SINK_LAG, {"sink": NAUGHTY}, 90),
+    (metrics.SINK_HOLDS_UP, {"sink": NAUGHTY}, 1),
     (metrics.NOTIFICATIONS_WAITING, {"notifier": NAUGHTY}, 1),
 ]
 """A broker with which everything is wrong."""

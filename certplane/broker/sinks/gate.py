@@ -16,8 +16,9 @@ from typing import Final
 
 from typing_extensions import override
 
+from certplane.broker import metrics
 from certplane.broker.events import AuditEvent, AuditEventType
-from certplane.broker.ports import AuditGate
+from certplane.broker.ports import AuditGate, Meter
 from certplane.broker.sinks.ports import StoredEvents
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import Clock
@@ -39,17 +40,19 @@ AUTHORISING: Final = frozenset(
 class SinkGate(AuditGate):
     """Looks at the sinks' positions while `run` runs; `check` is for any thread."""
 
-    def __init__(self, log: StoredEvents, required: Mapping[str, timedelta], clock: Clock) -> None:
+    def __init__(self, log: StoredEvents, required: Mapping[str, timedelta], clock: Clock, meter: Meter) -> None:
         """Open, until it has looked.
 
         Args:
             log: The log and the positions.
             required: How far each required sink may be behind, by name.
             clock: The time.
+            meter: Shows which of them hold decisions up.
         """
         self._log = log
         self._required = required
         self._clock = clock
+        self._meter = meter
         self._begin = clock.now()
         self._behind = ""
 
@@ -79,9 +82,10 @@ class SinkGate(AuditGate):
         behind = ""
         for name, most in self._required.items():
             oldest = await self._oldest(name)
-            if oldest is not None and now - oldest > most:
-                behind = name
-                break
+            holds_up = oldest is not None and now - oldest > most
+            self._meter.level(metrics.SINK_HOLDS_UP, 1 if holds_up else 0, sink=name)
+            if holds_up:
+                behind = behind or name
         if behind and not self._behind:
             _logger.critical(
                 "the required audit sink %s is too far behind: new certificates are refused until it has caught up",

@@ -195,7 +195,7 @@ async def test_a_log_in_which_nothing_happens_is_left_alone() -> None:
 async def test_decisions_wait_for_a_required_sink_that_is_too_far_behind(caplog: pytest.LogCaptureFixture) -> None:
     """What gives is refused, what takes away and what has happened is recorded; it ends when the sink has caught up."""
     world = World()
-    gate = SinkGate(world.stores.stored_events, {"copy": timedelta(minutes=1)}, world.clock)
+    gate = SinkGate(world.stores.stored_events, {"copy": timedelta(minutes=1)}, world.clock, world.meter)
     world.stores.database.stores.audit.gate = gate
     watching = asyncio.create_task(gate.run())
     try:
@@ -210,11 +210,13 @@ async def test_decisions_wait_for_a_required_sink_that_is_too_far_behind(caplog:
             with pytest.raises(RefusalError, match="the audit sink 'copy' is required, and too far behind") as caught:
                 await world.record(1, AuditEventType.CERTIFICATE_AUTHORIZED)
             assert caught.value.refusal.reason is Reason.AUDIT_UNAVAILABLE
+            assert world.meter.levels[metrics.SINK_HOLDS_UP] == 1
             for kind in (AuditEventType.CERTIFICATE_ISSUED, AuditEventType.IDENTITY_DENIED):
                 await world.record(1, kind)
             world.sink.faults.heal()
             await world.pass_time(timedelta(minutes=2))
             await world.record(1, AuditEventType.CERTIFICATE_AUTHORIZED)
+            assert world.meter.levels[metrics.SINK_HOLDS_UP] == 0
     finally:
         watching.cancel()
         await asyncio.wait([watching])
@@ -225,7 +227,7 @@ async def test_decisions_wait_for_a_required_sink_that_is_too_far_behind(caplog:
 async def test_a_required_sink_that_nobody_copies_to_is_behind() -> None:
     """As when the broker with the role doesn't have it in its file; not before its time, which a start needs."""
     world = World()
-    gate = SinkGate(world.stores.stored_events, {"copy": timedelta(minutes=1)}, world.clock)
+    gate = SinkGate(world.stores.stored_events, {"copy": timedelta(minutes=1)}, world.clock, world.meter)
     watching = asyncio.create_task(gate.run())
     await world.pass_time(timedelta(seconds=50))
     assert gate.behind == ""
