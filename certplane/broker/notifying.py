@@ -47,14 +47,17 @@ async def notifying(
             outbox=outbox,
             delivery=Delivery(outbox, notifiers, clock=clock, rng=random.SystemRandom(), meter=meter),
             notifiers=settings.notifications,
-            explain=_explaining(fleet.view),
+            explain=explaining(fleet.view),
             clock=clock,
             new_id=TimeOrderedIds(clock),
         )
 
 
-def _explaining(view: FleetView) -> Explain:
+def explaining(view: FleetView) -> Explain:
+    """The texts of one certificate of a host or a service, as operators are shown them elsewhere."""
+
     async def explain(host: str, certificate: str) -> Health | None:
-        return (await view.last_known(host)).health.get(certificate)
+        known = (await view.read([host])).get(host)  # services too, which have no record of a host
+        return None if known is None else known.health.get(certificate)
 
     return explain

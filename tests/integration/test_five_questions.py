@@ -11,6 +11,9 @@ import pytest
 from certplane.broker.events import AuditEvent, AuditEventType
 from certplane.broker.issuance.queue import Lane
 from certplane.broker.model import Scope, ScopeKind
+from certplane.broker.notify.rules import Gathering
+from certplane.broker.notify.settings import NotificationRule
+from certplane.broker.notifying import explaining
 from certplane.ctl.show.summary import alarms, summary_lines
 from certplane.errors import Reason, Refusal
 from certplane.fleet_report.messages import HEALTHS
@@ -131,3 +134,21 @@ async def test_a_summary_of_a_part(fleet: Planted, stub: Any) -> None:
     request.period.FromTimedelta(7 * DAY)
     longer = await stub.SummarizeFleet(request, timeout=HANG)
     assert shown(longer.next) == fleet.hosts_of("ends") | {*fleet.renewing}
+
+
+async def test_notifications_tell_each_cause_and_what_to_do(edge: EdgeServer, fleet: Planted, stub: Any) -> None:
+    """Of hosts and of services, silent and blocked ones among them, in the words that `certplanectl host` has."""
+    await summary(stub)  # a call, by which a broker reads who is denied and contested
+    gathering, explain = Gathering([NotificationRule()], edge.clock.now()), explaining(edge.view)
+    async for host in edge.index.walk():
+        gathering.add(host)
+    troubles = list(gathering.troubles())
+    wanted = Counter[str]()
+    for (_, cause), count in fleet.causes.items():
+        wanted[cause] += count
+    assert {each.cause: each.certificate_count for each in troubles} == wanted
+    for each in troubles:
+        health = await explain(each.example_host, each.example_certificate)
+        assert health is not None
+        assert health.text, each.cause
+        assert health.remedy or each.word is HealthWord.FAILING, each.cause

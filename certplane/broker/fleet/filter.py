@@ -58,20 +58,6 @@ class FleetFilter:
         return PickedAt(self, now, identities=identities)
 
 
-def shown_health(host: IndexedHost, certificate: IndexedCertificate) -> HealthWord:
-    """How bad it is with a certificate of the host: its own health, or the host's silence where nothing is worse."""
-    if certificate.health is HealthWord.OK and host.unheard_since is not None:
-        return HealthWord.UNHEARD
-    return certificate.health
-
-
-def shown_cause(host: IndexedHost, certificate: IndexedCertificate) -> str:
-    """The cause of that."""
-    if certificate.health is HealthWord.OK and host.unheard_since is not None:
-        return HealthWord.UNHEARD.value
-    return certificate.cause
-
-
 def silent_since(host: IndexedHost) -> datetime | None:
     """Since when nothing was heard of a host: None if it never came, or is there."""
     return None if host.connected else host.end_time or host.last_seen_time

@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
-from certplane.broker.fleet.filter import shown_cause, shown_health
 from certplane.broker.fleet.index import IndexedCertificate, IndexedHost
 from certplane.broker.notify.model import Trouble
 from certplane.broker.notify.settings import NotificationRule
-from certplane.runtime.health import Health, HealthActor, HealthWord, Severity
+from certplane.runtime.health import Health, HealthWord, Severity
 from certplane.runtime.text import printable
 
 _HOSTS: Final = 10
@@ -75,8 +74,7 @@ class _Group:
         self.hosts[name] = min(word.rank, self.hosts.get(name, word.rank))
         if word.rank < self.worst[0].rank:
             self.worst = word, host, certificate
-        silent_since = host.unheard_since if word is HealthWord.UNHEARD else None
-        self.since = _earlier(self.since, silent_since or certificate.since)
+        self.since = _earlier(self.since, certificate.since)
         self.next_attempt = _earlier(self.next_attempt, certificate.next_attempt_time)
         self.end = _earlier(self.end, certificate.not_after)
 
@@ -95,13 +93,13 @@ class Gathering:
     def add(self, host: IndexedHost) -> None:
         """Look at one more host."""
         for certificate in host.certificates:
-            word = shown_health(host, certificate)
+            word = certificate.health
             if word is HealthWord.OK and not self._fine:
                 continue
             rule = next((rule for rule in self._rules if picks(rule, certificate, word, self._now)), None)
             if rule is None:
                 continue
-            cause = printable(shown_cause(host, certificate), _CAUSE) or word.value
+            cause = printable(certificate.cause, _CAUSE) or word.value
             if word is HealthWord.OK:  # it has no cause but that little of its life is left
                 cause = f"LIFE_LEFT {rule.life_left}%"
             if cause not in self._groups and len(self._groups) >= _MOST:
@@ -132,7 +130,7 @@ def _trouble(cause: str, group: _Group) -> Trouble:
         hosts=tuple(printable(name, _NAME) for _, name in hosts),
         example_host=host.name,
         example_certificate=certificate.name,
-        actor={HealthWord.UNHEARD: HealthActor.HOST, HealthWord.OK: None}.get(word, certificate.actor),
+        actor=None if word is HealthWord.OK else certificate.actor,
         since=group.since,
         next_attempt=group.next_attempt,
         soonest_end=group.end,

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
-from certplane.broker.fleet.filter import shown_health
 from certplane.broker.fleet.index import FleetIndex
 from certplane.broker.model import IdentityKind
 from certplane.broker.notify.delivery import Delivery
@@ -153,7 +152,7 @@ class NotificationWatch:
                 hosts += 1
                 connected += host.connected
             for certificate in host.certificates:
-                counts[shown_health(host, certificate)] += 1
+                counts[certificate.health] += 1
                 ending += certificate.not_after is not None and now < certificate.not_after <= now + _SOON
             for each in gathered.values():
                 each.add(host)

@@ -91,11 +91,12 @@ def test_one_cause_is_one_trouble_whatever_the_health() -> None:
 
 
 def test_a_silent_host_is_one_of_the_trouble_of_silent_hosts() -> None:
-    """Its certificates that are right but for that are UNHEARD; what is worse with it keeps its cause."""
+    """Its certificates that are right but for that are UNHEARD in the index; what is worse with it keeps its cause."""
     gathering = Gathering([NotificationRule()], NOW)
     expired = certificate("EXPIRED", DNS, name="old")
-    gathering.add(IndexedHost("web1", unheard_since=NOW - DAY, certificates=(certificate(), expired)))
-    gathering.add(IndexedHost("web2", unheard_since=NOW - 2 * DAY, certificates=(certificate(),)))
+    for name, since, worse in (("web1", NOW - DAY, (expired,)), ("web2", NOW - 2 * DAY, ())):
+        unheard = certificate("UNHEARD", "UNHEARD", since=since, actor=HealthActor.HOST)
+        gathering.add(IndexedHost(name, unheard_since=since, certificates=(unheard, *worse)))
     troubles = found(gathering)
     assert (troubles[DNS].word, troubles[DNS].certificate_count) == (HealthWord.EXPIRED, 1)
     silent = troubles["UNHEARD"]

@@ -168,12 +168,17 @@ async def test_each_notifier_is_told_what_its_rules_pick() -> None:
     assert told == {"oncall": {DNS}, "post": {DNS, RELOAD}}
 
 
-async def test_a_host_that_is_gone_meanwhile_is_told_without_words() -> None:
+async def test_a_host_that_is_gone_meanwhile_is_told_without_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rather than not at all."""
     world = World()
-    world.fleet.put("web1", unheard_since=world.clock.now() - HOUR)
+    world.fleet.put("web1", "UNHEARD", "UNHEARD")
+
+    async def gone(_host: str, _certificate: str) -> None:
+        return None
+
+    monkeypatch.setattr(world, "explain", gone)
     async with world.broker():
-        pass
+        await world.pass_time(timedelta(minutes=3))
     (trouble,) = world.oncall.messages[0].troubles
     assert (trouble.word, trouble.text, trouble.hosts) == ("UNHEARD", "", ("web1",))
 
