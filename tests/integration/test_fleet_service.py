@@ -61,6 +61,7 @@ async def known(edge: EdgeServer, host: str, *certificates: CertificateStatus) -
     reports = [Report(number, status) for number, status in enumerate(certificates, 1)]
     await edge.stores.fleet.record_reports(host, "e", reports, stream=stream)
     edge.hub.watchers.host_elsewhere(host, now)  # as the change feed would say: it was at another broker
+    await edge.index.settled()  # what happens next is a change to what is known by then
 
 
 def status(name: str = "web", state: CertificateState = CertificateState.SERVING, error: str = "") -> CertificateStatus:
