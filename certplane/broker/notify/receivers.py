@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.headerregistry import Address
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
 from certplane.broker.notify.model import Message, MessageKind
 from certplane.broker.notify.settings import RulesSettings
 from certplane.broker.notify.text import fields, fill
-from certplane.config.decoding import Check, InputPath, KeyProblem
+from certplane.config.decoding import Check, KeyProblem
 from certplane.config.values import HostPort, HttpUrl, NonEmptyText
 
 _PLACES: Final = ("webhook", "mail", "apprise")
@@ -57,7 +58,7 @@ class WebhookSettings:
     token_secret: str = ""
     template: str = ""
     content_type: Annotated[str, Check(_content_type)] = _JSON
-    ca_bundle: InputPath | None = None
+    ca_bundle: Path | None = None
     allow_http: bool = False
     timeout: Timeout = timedelta(seconds=10)
 
@@ -132,7 +133,7 @@ class MailSettings:
     tls: MailTls = MailTls.STARTTLS
     username_secret: str = ""
     password_secret: str = ""
-    ca_bundle: InputPath | None = None
+    ca_bundle: Path | None = None
     timeout: Timeout = timedelta(seconds=30)
 
     def problems(self) -> Iterator[KeyProblem]:

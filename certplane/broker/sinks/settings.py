@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Final
 
-from certplane.config.decoding import Check, InputPath, KeyProblem
+from certplane.config.decoding import Check, KeyProblem
 from certplane.config.values import HostPort, HttpUrl, OwnPath
 
 SINK_NAME: Final = re.compile(r"[a-z0-9._-]{1,64}", re.ASCII)
@@ -67,9 +68,9 @@ class SyslogSinkSettings:
 
     server: HostPort
     facility: Facility = Facility.AUDIT
-    ca_bundle: InputPath | None = None
-    cert: InputPath | None = None
-    key: InputPath | None = None
+    ca_bundle: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
     timeout: Timeout = timedelta(seconds=10)
 
     def problems(self) -> Iterator[KeyProblem]:
@@ -85,7 +86,7 @@ class OtlpSinkSettings:
 
     endpoint: HttpUrl
     token_secret: str = ""
-    ca_bundle: InputPath | None = None
+    ca_bundle: Path | None = None
     timeout: Timeout = timedelta(seconds=10)
 
 
