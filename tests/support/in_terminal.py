@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import re
+import select
 import struct
 import sys
 import termios
@@ -41,6 +42,8 @@ class InTerminal:
         """With this status, and the terminal as it was."""
         async with no_hang():
             assert await self.process.wait() == status, self.text[-2000:]
+        while select.select([self._master], [], [], 0)[0]:  # what it wrote last
+            self.read()
         assert termios.tcgetattr(self._master)[3] == self._before[3]
 
     def read(self) -> None:
