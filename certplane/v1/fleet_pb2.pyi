@@ -321,7 +321,7 @@ class GetHostRequest(_message.Message):
     request_id: _builtins.str
     """Optional. As in ListHostsRequest."""
     host: _builtins.str
-    """Required. The host's identity name, or its label in the policy."""
+    """Required. The identity name of the host or service, or its label in the policy."""
     page_token: _builtins.str
     """Optional. next_page_token of the page before: the host with more of its certificates."""
     def __init__(

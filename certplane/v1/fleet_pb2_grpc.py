@@ -96,7 +96,7 @@ class FleetServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetHost(self, request, context):
-        """GetHost returns one host with all that it holds, wants and serves. Read only.
+        """GetHost returns one host with all that it holds, wants and serves, or a service with what was issued to it. Read only.
         Callers: operators and services, with the role viewer or operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

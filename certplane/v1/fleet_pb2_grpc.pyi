@@ -22,7 +22,7 @@ class FleetServiceStub:
     Callers: operators and services, with the role viewer or operator.
     """
     GetHost: _aio.UnaryUnaryMultiCallable[_fleet_pb2.GetHostRequest, _fleet_pb2.GetHostResponse]
-    """GetHost returns one host with all that it holds, wants and serves. Read only.
+    """GetHost returns one host with all that it holds, wants and serves, or a service with what was issued to it. Read only.
     Callers: operators and services, with the role viewer or operator.
     """
     RequestRenewal: _aio.UnaryUnaryMultiCallable[_fleet_pb2.RequestRenewalRequest, _fleet_pb2.RequestRenewalResponse]
@@ -81,7 +81,7 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fleet_pb2.GetHostRequest,
         context: _aio.ServicerContext[_fleet_pb2.GetHostRequest, _abc.Awaitable[_fleet_pb2.GetHostResponse]],
     ) -> _abc.Awaitable[_fleet_pb2.GetHostResponse]:
-        """GetHost returns one host with all that it holds, wants and serves. Read only.
+        """GetHost returns one host with all that it holds, wants and serves, or a service with what was issued to it. Read only.
         Callers: operators and services, with the role viewer or operator.
         """
 
