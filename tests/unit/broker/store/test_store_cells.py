@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Table
 
-from certplane.broker.model import CertificateRecord, DenyEntry, Order, OrderDraft, OrderState, TxtRecord
+from certplane.broker.model import CertificateRecord, DenyEntry, Order, OrderDraft, OrderProgress, OrderState, TxtRecord
 from certplane.broker.renewal.model import RenewalPlan
 from certplane.broker.store import cells, schema
 from certplane.config.values import IdentityName
@@ -37,6 +37,9 @@ BY_TYPE: dict[Any, st.SearchStrategy[Any]] = {
     datetime: TIMES,
     Refusal: REFUSALS,
     tuple[str, ...]: st.lists(TEXTS, min_size=1, max_size=3).map(tuple),
+    OrderProgress: st.builds(
+        OrderProgress, TEXTS, st.none() | TIMES, st.integers(0, 10**9), TEXTS, st.none() | TIMES, TEXTS
+    ),
     tuple[TxtRecord, ...]: st.lists(st.builds(TxtRecord, TEXTS, TEXTS, TEXTS), max_size=2).map(tuple),
 }
 
@@ -112,6 +115,7 @@ OLD_ORDER = {
     "cause": "due",
     "ask_time": 1,
     "retry_epoch": "",
+    "renewal_request_id": "",
     "order_id": "o1",
     "state": "FAILED",
     "create_time": 1,
@@ -129,6 +133,7 @@ OLD_ORDER = {
     ),
     "retry_time": None,
     "finalize_time": None,
+    "progress": None,
 }
 """As 452d001 wrote it, a letter beyond the first plane and half of one in the CA's words included."""
 
