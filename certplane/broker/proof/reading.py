@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -42,8 +43,11 @@ class DatabaseVerification:
         """
         # First the checkpoints, then the events: one of an event that isn't there yet would be of a log cut off.
         checkpoints = await all_checkpoints(self._proof)
-        log = Verification(await self._proof.chains(), checkpoints, self._verifier)
+        log = Verification(await self._proof.chains(), (), self._verifier)
         self.result = log.result
+        for start in range(0, len(checkpoints), _PAGE):
+            log.learn(checkpoints[start : start + _PAGE])
+            await asyncio.sleep(0)  # years of them hold the loop for a while
         place, until = 0, await self._proof.newest()
         while place < until and (events := await self._proof.events(place, _PAGE)):
             found: list[Finding] = []

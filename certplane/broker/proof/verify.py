@@ -103,6 +103,12 @@ class _Followed:
             head = self.checkpoints.get(pruned)
             self.number, self.hash = pruned, head.hash if head is not None else None
 
+    def learn(self, checkpoint: Checkpoint) -> None:
+        """One of its checkpoints: what retention has left begins there, perhaps."""
+        self.checkpoints[checkpoint.number] = checkpoint
+        if not self.sequence and checkpoint.number == self.chain.pruned_number:
+            self.hash = checkpoint.hash
+
     def begin(self, number: int) -> None:
         """The first event that is there has this number, and nothing is known of what was before it."""
         self.number, self.hash = number - 1, None
@@ -132,15 +138,20 @@ class Verification:
         self._chains: dict[int, _Followed] = {}
         self._begun_after: dict[tuple[int, int], list[Chain]] = {}
         self.result = Verified()
-        of_chain: dict[int, list[Checkpoint]] = {}
-        for each in checkpoints:
-            of_chain.setdefault(each.chain_id, []).append(each)
         for chain in chains:
-            self.add(chain, of_chain.get(chain.start.chain_id, ()))
+            self.add(chain, ())
+        self.learn(checkpoints)
 
     def knows(self, chain_id: int) -> bool:
         """Whether a chain was added."""
         return chain_id in self._chains
+
+    def learn(self, checkpoints: Iterable[Checkpoint]) -> None:
+        """Checkpoints of chains that were added, before their events are read; of others they are passed over."""
+        for each in checkpoints:
+            followed = self._chains.get(each.chain_id)
+            if followed is not None:
+                followed.learn(each)
 
     def gap(self, event: LoggedEvent) -> int | None:
         """After which place in the log events of the chain are missing before this one; None if none is.
