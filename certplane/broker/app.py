@@ -52,6 +52,7 @@ from certplane.broker.metrics_listener import MetricsListener
 from certplane.broker.model import ChangeKind
 from certplane.broker.notifying import notifying
 from certplane.broker.out_of_service import OutOfService
+from certplane.broker.own_troubles import own_troubles
 from certplane.broker.policy.source import FilePolicySource
 from certplane.broker.policy_desk import policy_service
 from certplane.broker.prepared import Prepared
@@ -71,7 +72,6 @@ from certplane.broker.services.trust import TrustInForce
 from certplane.broker.settings import BrokerSettings
 from certplane.broker.settings_in_force import SettingsInForce
 from certplane.broker.sharing import accounts_in_use, membership_of, roles_of, stores_of_a_broker
-from certplane.broker.soundness import SoundnessWatch
 from certplane.broker.store import Stores
 from certplane.broker.telemetry import PrometheusMeter, watch_loop
 from certplane.broker.wiring import (
@@ -81,7 +81,6 @@ from certplane.broker.wiring import (
     issuance_settings,
     listening_server,
     metrics_listener,
-    retention_of,
 )
 from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock, SystemClock
@@ -335,17 +334,17 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             settings=hub.context.settings,
             most_hosts=settings.metrics.certificates_up_to_hosts,
         )
-        retention = retention_of(settings, stores, files, clock=clock, meter=meter)
+        own = own_troubles(settings, stores, trust, issuing, files, trail=trail, clock=clock, meter=meter)
         roles = roles_of(
             stores,
             membership,
             planner=planner,
             health=health,
-            retention=retention,
+            retention=own.retention,
+            soundness=own.soundness,
             notifications=await stack.enter_async_context(
-                notifying(settings, secrets, stores.outbox, fleet, clock=clock, meter=meter)
+                notifying(settings, secrets, stores.outbox, fleet, own, clock=clock, meter=meter)
             ),
-            soundness=SoundnessWatch(stores.soundness, audit=stores.audit, trail=trail, clock=clock, meter=meter),
             seals=seals,
             forwarding=await stack.enter_async_context(
                 copying_audit(settings, secrets, stores, clock=clock, meter=meter)
@@ -372,7 +371,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             ),
             ("event loop", watch_loop(meter, clock)),
             ("roles", roles.run()),
-            ("free space", retention.watch()),
+            ("free space", own.retention.watch()),
             ("accounts at the CAs", accounts.run()),
             (
                 "DNS accounts",

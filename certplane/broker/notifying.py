@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -11,7 +12,7 @@ from certplane.broker.fleet.view import FleetView
 from certplane.broker.notifiers.making import open_notifiers
 from certplane.broker.notify.delivery import Delivery
 from certplane.broker.notify.ports import Outbox
-from certplane.broker.notify.watch import Explain, NotificationWatch
+from certplane.broker.notify.watch import Explain, LookAtSelf, NotificationWatch
 from certplane.broker.ports import Meter, SecretSource
 from certplane.broker.settings import BrokerSettings
 from certplane.broker.wiring import FleetParts
@@ -26,6 +27,7 @@ async def notifying(
     secrets: SecretSource,
     outbox: Outbox,
     fleet: FleetParts,
+    look_at_self: LookAtSelf,
     *,
     clock: Clock,
     meter: Meter,
@@ -48,6 +50,8 @@ async def notifying(
             delivery=Delivery(outbox, notifiers, clock=clock, rng=random.SystemRandom(), meter=meter),
             notifiers=settings.notifications,
             explain=explaining(fleet.view),
+            look_at_self=look_at_self,
+            called=socket.gethostname(),
             clock=clock,
             new_id=TimeOrderedIds(clock),
         )

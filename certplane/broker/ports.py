@@ -566,6 +566,11 @@ class AuditFallback(Protocol):
         """Whether `written` wants to be told."""
         ...
 
+    @property
+    def rescued(self) -> int:
+        """How many events the database did not take since the start."""
+        return 0
+
     def rescue(self, records: Sequence[str], cause: Exception) -> None:
         """Log, spill and count what the database did not take; called before the change itself is committed."""
         ...

@@ -99,6 +99,11 @@ class Retention:
         self._sizes: deque[int] = deque(maxlen=_LOOKS + 1)
         self._said = ""
 
+    @property
+    def little_room(self) -> str:
+        """What to say of the room that is left, as it was last looked at; empty when there is enough."""
+        return self._said
+
     async def prune(self) -> None:
         """Remove what is due, now and each hour, until cancelled."""
         while True:

@@ -23,7 +23,7 @@ _FIRST: Final = timedelta(hours=1)
 """After the start: a fleet that comes back has the disk for itself, and a broker that is restarted often is checked."""
 _INTERVAL: Final = timedelta(hours=24)
 _SHOWN: Final = 5
-_REMEDY: Final = "stop the broker, look with `certplane-broker store check`, and restore a copy: docs/operations.md"
+REMEDY: Final = "stop the broker, look with `certplane-broker store check`, and restore a copy: docs/operations.md"
 
 
 class SoundnessWatch:
@@ -36,8 +36,14 @@ class SoundnessWatch:
         self._trail = trail
         self._clock = clock
         self._meter = meter
+        self._damage = ""
         self._audited = ""
         """The damage that is in the audit log: it is recorded when it changes, not each day that it lasts."""
+
+    @property
+    def damage(self) -> str:
+        """What is broken, as this broker last saw it; empty if nothing is, or it hasn't looked."""
+        return self._damage
 
     async def run(self) -> None:
         """Look, until cancelled."""
@@ -55,14 +61,14 @@ class SoundnessWatch:
         self._meter.level(metrics.STORE_CHECKED, self._clock.now().timestamp())
         self._meter.level(metrics.STORE_DAMAGED, 1 if damage else 0)
         if not damage:
-            self._audited = ""
+            self._damage = self._audited = ""
             seconds = round(self._clock.monotonic() - begun)
             _logger.info("the database was read from end to end: no damage", extra={"fields": {"seconds": seconds}})
             return
         shown = "; ".join(damage[:_SHOWN])
         more = f" (and {len(damage) - _SHOWN} more)" if len(damage) > _SHOWN else ""
-        _logger.critical("the database is damaged: %s%s", shown, more, extra={"fields": {"remedy": _REMEDY}})
-        reason = f"the database is damaged: {shown}{more}"[:1000]
+        _logger.critical("the database is damaged: %s%s", shown, more, extra={"fields": {"remedy": REMEDY}})
+        reason = self._damage = f"the database is damaged: {shown}{more}"[:1000]
         if reason == self._audited:
             return
         event = self._trail.event(

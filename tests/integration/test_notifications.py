@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -56,3 +58,20 @@ async def test_a_trouble_is_told_once_by_the_broker_that_has_the_role(
 
         await until(noted)
         assert len(receiver.requests) == 1
+
+
+async def test_people_are_told_of_the_broker_itself(
+    tmp_path: Path, receiver: WebhookReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That its own certificate ends soon, before its agents stay away: they are all well."""
+    monkeypatch.setenv("NOTIFY_KEY", "hush")
+    files, now = BrokerFiles(tmp_path), datetime.now(UTC)
+    begin, end = now - timedelta(hours=23), now + timedelta(hours=1)
+    files.pair = files.ca.issue_server(["localhost"], not_before=begin, not_after=end)
+    async with starting(notifying(files, receiver)):
+        (request,) = await until(lambda: receiver.requests)
+    assert (request.json["kind"], request.json["severity"]) == ("opened", "critical")
+    (trouble,) = request.json["troubles"]
+    assert trouble["cause"] == f"BROKER CERTIFICATE_ENDS {socket.gethostname()}"
+    assert f"ends at {end:%Y-%m-%dT%H:%M:%SZ}" in trouble["reason"]
+    assert "docs/operations.md" in trouble["remedy"]

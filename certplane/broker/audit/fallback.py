@@ -62,6 +62,11 @@ class SpillFallback(AuditFallback):
     def mirrors(self) -> bool:
         return self._mirror
 
+    @property
+    @override
+    def rescued(self) -> int:
+        return self.spilled + self.lost
+
     @override
     def rescue(self, records: Sequence[str], cause: Exception) -> None:
         with self._lock:  # the writer's thread, and one for events that didn't fit into its queue

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Final
 
-from certplane.runtime.health import HealthActor, HealthWord
+from certplane.runtime.health import HealthActor, HealthWord, Severity
 
 
 class MessageKind(StrEnum):
@@ -26,9 +27,32 @@ class MessageKind(StrEnum):
     """An operator tries whether messages arrive."""
 
 
+OF_BROKER: Final = "BROKER "
+"""What the cause of a broker's own trouble begins with; no certificate's does."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnTrouble:
+    """What is wrong with the broker itself, before it is known by what happens to certificates.
+
+    Attributes:
+        cause: In short, the same as long as it lasts; `SPACE_LOW`, say.
+        severity: How bad it is.
+        text: What is wrong, for people.
+        remedy: What can be done about it.
+    """
+
+    cause: str
+    severity: Severity
+    text: str
+    remedy: str
+
+
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """All certificates that one cause affects, as a notifier hears of them.
+    """All certificates that one cause affects, as a notifier hears of them; or a trouble of the broker itself.
+
+    One of the broker has no certificates and no hosts; its `word` only says how bad it is.
 
     Attributes:
         cause: Which.
@@ -59,6 +83,11 @@ class Trouble:
     since: datetime | None = None
     next_attempt: datetime | None = None
     soonest_end: datetime | None = None
+
+    @property
+    def is_of_broker(self) -> bool:
+        """Whether it is a broker's own."""
+        return self.cause.startswith(OF_BROKER)
 
 
 @dataclass(frozen=True, slots=True)

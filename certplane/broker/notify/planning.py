@@ -156,7 +156,8 @@ def _message(
 
 
 def _is_worse(trouble: Trouble, told: Told) -> bool:
-    return trouble.word.rank < told.word.rank or trouble.certificate_count >= told.certificate_count * _MANY
+    more = 0 < told.certificate_count * _MANY <= trouble.certificate_count
+    return trouble.word.rank < told.word.rank or more
 
 
 def _worst_first(troubles: Iterable[Trouble]) -> list[Trouble]:

@@ -8,15 +8,15 @@ and has none of those that are `OK`.)
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
 from certplane.broker.fleet.index import IndexedCertificate, IndexedHost
-from certplane.broker.notify.model import Trouble
+from certplane.broker.notify.model import OF_BROKER, OwnTrouble, Trouble
 from certplane.broker.notify.settings import NotificationRule
-from certplane.runtime.health import Health, HealthWord, Severity
+from certplane.runtime.health import Health, HealthActor, HealthWord, Severity
 from certplane.runtime.text import printable
 
 _HOSTS: Final = 10
@@ -26,6 +26,7 @@ _MOST: Final = 2000
 OTHER: Final = "OTHER CAUSES"
 """Where those beyond are counted."""
 _CAUSE: Final = 200
+_TEXT: Final = 500
 _NAME: Final = 100
 """Octets: a cause is at most that anyway, and names of hosts are cut."""
 
@@ -42,6 +43,29 @@ def picks(rule: NotificationRule, certificate: IndexedCertificate, word: HealthW
     if rule.severity is Severity.CRITICAL:
         return severity is Severity.CRITICAL
     return severity is not Severity.OK or _any_health(rule)
+
+
+def of_broker(rules: Sequence[NotificationRule], own: Iterable[OwnTrouble], broker: str) -> Iterator[Trouble]:
+    """What a notifier hears of the broker itself: by rules that are about no profile, no health and no lifetime.
+
+    Args:
+        rules: Of the notifier.
+        own: What is wrong with the broker.
+        broker: What that is called.
+    """
+    severities = {rule.severity for rule in rules if not rule.profiles and not rule.healths and rule.life_left is None}
+    for each in own:
+        critical = each.severity is Severity.CRITICAL
+        if severities & ({None, Severity.WARNING, Severity.CRITICAL} if critical else {None, Severity.WARNING}):
+            yield Trouble(
+                printable(f"{OF_BROKER}{each.cause} {broker}", _CAUSE),
+                HealthWord.WONT_HEAL if critical else HealthWord.FAILING,
+                0,
+                0,
+                text=printable(each.text, _TEXT),
+                remedy=printable(each.remedy, _TEXT),
+                actor=HealthActor.OPERATOR,
+            )
 
 
 def _any_health(rule: NotificationRule) -> bool:

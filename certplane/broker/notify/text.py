@@ -64,7 +64,9 @@ def subject(message: Message) -> str:
 
 
 def headline(trouble: Trouble) -> str:
-    """How many have it, and what."""
+    """How many have it, and what; of a broker's own, what is wrong."""
+    if trouble.is_of_broker:
+        return f"{trouble.cause}: {trouble.text}" if trouble.text else trouble.cause
     certificates = _counted(trouble.certificate_count, "certificate")
     return f"{certificates} of {_counted(trouble.host_count, 'host')} {trouble.word}: {trouble.cause}"
 
@@ -117,7 +119,7 @@ def fields(message: Message) -> dict[str, str]:
         "subject": subject(message),
         "text": body(message),
         "cause": worst.cause,
-        "health": worst.word.value,
+        "health": "" if worst.is_of_broker else worst.word.value,
         "reason": worst.text,
         "remedy": worst.remedy,
         "certificate_count": str(worst.certificate_count),
@@ -148,11 +150,13 @@ def fill(template: str, message: Message, *, as_json: bool) -> str:
 def _trouble_lines(kind: MessageKind, trouble: Trouble) -> list[str]:
     since = f"since {moment_text(trouble.since)}" if trouble.since else ""
     if kind is MessageKind.OVER:
+        if trouble.is_of_broker:
+            return [f"{trouble.cause} is over", f"  It was there {since}".rstrip()]
         return [f"{trouble.cause} is over", f"  It was {trouble.word} {since}".rstrip(), "  No certificate has it now."]
     more = trouble.host_count - len(trouble.hosts)
     facts = {
-        "": trouble.text,
-        "Seen at": f"{trouble.example_host} {trouble.example_certificate}",
+        "": "" if trouble.is_of_broker else trouble.text,
+        "Seen at": f"{trouble.example_host} {trouble.example_certificate}".strip(),
         "Hosts": ", ".join(trouble.hosts) + (f" and {more} more" if more > 0 else ""),
         "Since": moment_text(trouble.since) if trouble.since else "",
         "Next try": moment_text(trouble.next_attempt) if trouble.next_attempt else "",
@@ -173,7 +177,7 @@ def _fleet_lines(fleet: FleetState) -> list[str]:
 
 def _trouble(trouble: Trouble) -> dict[str, Any]:
     members = {
-        "health": f"HEALTH_{trouble.word}",
+        "health": "" if trouble.is_of_broker else f"HEALTH_{trouble.word}",
         "cause": trouble.cause,
         "reason": trouble.text,
         "remedy": trouble.remedy,

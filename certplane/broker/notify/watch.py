@@ -18,10 +18,10 @@ from typing import Final
 from certplane.broker.fleet.index import FleetIndex
 from certplane.broker.model import IdentityKind
 from certplane.broker.notify.delivery import Delivery
-from certplane.broker.notify.model import FleetState, HealthCount, Message, Told, Trouble
+from certplane.broker.notify.model import FleetState, HealthCount, Message, OwnTrouble, Told, Trouble
 from certplane.broker.notify.planning import ROOM, Planned, Seen, digest, plan
 from certplane.broker.notify.ports import Outbox, Records, Standing
-from certplane.broker.notify.rules import Gathering
+from certplane.broker.notify.rules import Gathering, of_broker
 from certplane.broker.notify.settings import NotificationRule, RulesSettings
 from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock
@@ -41,6 +41,9 @@ _TEXT: Final = 500
 
 Explain = Callable[[str, str], Awaitable[Health | None]]
 """What is wrong with a certificate of a host, in words; None if nothing is known of it any more."""
+
+LookAtSelf = Callable[[], Sequence[OwnTrouble]]
+"""What is wrong with this broker itself now."""
 
 
 @dataclass(slots=True)
@@ -64,6 +67,8 @@ class NotificationWatch:
         delivery: Delivery,
         notifiers: Mapping[str, RulesSettings],
         explain: Explain,
+        look_at_self: LookAtSelf,
+        called: str,
         clock: Clock,
         new_id: Callable[[], str],
     ) -> None:
@@ -75,6 +80,8 @@ class NotificationWatch:
             delivery: Takes messages from there.
             notifiers: What each wants to be told.
             explain: Texts of one certificate, which the index doesn't have.
+            look_at_self: What is wrong with this broker.
+            called: What this broker is called.
             clock: The time.
             new_id: Makes ids of messages, which sort by age.
         """
@@ -83,6 +90,8 @@ class NotificationWatch:
         self._delivery = delivery
         self._notifiers = notifiers
         self._explain = explain
+        self._look_at_self = look_at_self
+        self._called = called
         self._clock = clock
         self._new_id = new_id
         self._seen: dict[str, Seen] = {}
@@ -158,7 +167,12 @@ class NotificationWatch:
                 each.add(host)
         shown = tuple(HealthCount(word, counts[word]) for word in HealthWord if counts[word])
         fleet = FleetState(hosts, connected, shown, ending)
-        return _Look(now, fleet, {name: await _troubles(each) for name, each in gathered.items()})
+        troubles = {name: await _troubles(each) for name, each in gathered.items()}
+        own = self._look_at_self()
+        for name, wanted in self._notifiers.items():
+            of_self = of_broker(wanted.rules or (NotificationRule(),), own, self._called)
+            troubles[name].update((each.cause, each) for each in of_self)
+        return _Look(now, fleet, troubles)
 
     def _plan(self, look: _Look, standing: Standing) -> tuple[Sequence[Planned], Mapping[str, datetime]]:
         """What to say to each notifier, and up to when they have had their digests then."""
@@ -214,7 +228,7 @@ class NotificationWatch:
         _logger.warning("dropped notifications of %s, which is not configured any more", name)
 
 
-async def _troubles(gathering: Gathering) -> Mapping[str, Trouble]:
+async def _troubles(gathering: Gathering) -> dict[str, Trouble]:
     """What was gathered, by cause; others get their turn between."""
     troubles = {}
     for number, trouble in enumerate(gathering.troubles(), 1):

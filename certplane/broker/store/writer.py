@@ -96,6 +96,11 @@ class Writer:
         """Why nothing is written any more; empty while all is well."""
         return self._commit.broken
 
+    @property
+    def rescued(self) -> int:
+        """How many audit events went elsewhere since the start, as `AuditFallback` has it."""
+        return self._fallback.rescued
+
     async def write(
         self, change: Change[T], events: Sequence[EventRow], *, single: bool = False, locks: Sequence[int] = ()
     ) -> T:

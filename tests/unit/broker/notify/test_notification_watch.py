@@ -17,9 +17,11 @@ from certplane.broker import metrics
 from certplane.broker.fleet.index import IndexedCertificate, IndexedHost
 from certplane.broker.model import IdentityKind
 from certplane.broker.notify.delivery import KEEP, Delivery
+from certplane.broker.notify.model import OwnTrouble
 from certplane.broker.notify.planning import ROOM, SETTLED
 from certplane.broker.notify.ports import NotDeliveredError
 from certplane.broker.notify.settings import NotificationRule, RulesSettings, WeeklyTime
+from certplane.broker.notify.text import body, document, subject
 from certplane.broker.notify.watch import NotificationWatch
 from certplane.broker.store.batch import store_unavailable
 from certplane.errors import RefusalError
@@ -69,6 +71,7 @@ class World:
     fleet: Fleet = field(default_factory=Fleet)
     meter: FakeMeter = field(default_factory=FakeMeter)
     receivers: dict[str, FakeNotifier] = field(default_factory=dict)
+    own: list[OwnTrouble] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.stores = MemoryStores.open(self.clock)
@@ -102,6 +105,8 @@ class World:
             delivery=delivery,
             notifiers=notifiers,
             explain=self.explain,
+            look_at_self=lambda: self.own,
+            called="broker1",
             clock=self.clock,
             new_id=TimeOrderedIds(self.clock),
         )
@@ -181,6 +186,32 @@ async def test_a_host_that_is_gone_meanwhile_is_told_without_words(monkeypatch: 
         await world.pass_time(timedelta(minutes=3))
     (trouble,) = world.oncall.messages[0].troubles
     assert (trouble.word, trouble.text, trouble.hosts) == ("UNHEARD", "", ("web1",))
+
+
+async def test_what_is_wrong_with_the_broker_itself_is_told() -> None:
+    """Before it hurts a certificate: opened, worse when it is, over; not to those who hear of a profile alone."""
+    web = RulesSettings(rules=(NotificationRule(profiles=("web",)), NotificationRule(severity=Severity.CRITICAL)))
+    only_web = RulesSettings(rules=(NotificationRule(profiles=("web",)), NotificationRule(life_left=10)))
+    world = World({"oncall": RulesSettings(), "night": web, "web": only_web})
+    ends = OwnTrouble("CERTIFICATE_ENDS", Severity.WARNING, "it ends at noon", "renew it")
+    async with world.broker():
+        world.own = [ends]
+        await world.pass_time(timedelta(minutes=5))
+        world.own = [replace(ends, severity=Severity.CRITICAL, text="it ended at noon")]
+        await world.pass_time(timedelta(minutes=5))
+        world.own = []
+        await world.pass_time(SETTLED + 2 * SOON)
+    kinds = {name: receiver.kinds for name, receiver in world.receivers.items()}
+    assert kinds == {"oncall": ["opened", "worse", "over"], "night": ["opened", "over"], "web": []}
+    opened, worse, over = world.oncall.messages
+    cause = "BROKER CERTIFICATE_ENDS broker1"
+    assert subject(opened) == f"[certplane] WARNING: {cause}: it ends at noon"
+    assert subject(worse) == f"[certplane] CRITICAL: worse: {cause}: it ended at noon"
+    assert "What to do: renew it" in body(opened)
+    assert "certificate" not in body(over).partition("The fleet now")[0].replace(cause, "")
+    (trouble,) = document(worse)["troubles"]
+    assert "health" not in trouble
+    assert (trouble["cause"], trouble["reason"], trouble["remedy"]) == (cause, "it ended at noon", "renew it")
 
 
 async def test_another_broker_goes_on_where_one_has_ended() -> None:
