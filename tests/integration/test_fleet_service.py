@@ -330,6 +330,8 @@ async def test_a_watcher_is_told_what_a_policy_changes(edge: EdgeServer) -> None
 
     edge.policy.policy = policy("a.example")
     await known(edge, HOST, in_use(edge, timedelta(days=80), dns_names=("a.example",)))
+    edge.hub.watchers.host_elsewhere(HOST, edge.clock.now())  # as the change feed tells of what others record
+    await edge.index.settled()
     async with edge.channel(edge.ca.issue([OPERATOR])) as channel:
         watch: Any = renewal_pb2_grpc.RenewalServiceStub(channel).WatchRenewals(
             renewal_pb2.WatchRenewalsRequest(hosts=["web1"]), timeout=HANG

@@ -282,7 +282,7 @@ def _said(found: Finding, facts: CertificateFacts, status: CertificateStatus, ho
             said = status.last_error, f"fix the cause; then {_renew(facts, host)}"
         case What.FAILS:
             step = status.failed_step or status.state
-            said = f"{step}: {status.last_error or 'it gave no details'}", _gone(host)
+            said = f"{step}: {status.last_error or 'it gave no details'}", _while_failing(found, facts, host)
         case What.NONE_AND_SILENT:
             said = f"{NONE_YET.text}{_silence(host)}", _gone(host)
         case What.MISMATCHED:
@@ -338,6 +338,15 @@ def _renew(facts: CertificateFacts, host: HostKnowledge) -> str:
         first = gone or "check that its agent reaches the internal CA"
         return f"{first}; else run `certplane-agent enroll --force` there with a new token"
     return gone or f"`certplane-agent renew {facts.name}` there tries at once and says why it fails"
+
+
+def _while_failing(found: Finding, facts: CertificateFacts, host: HostKnowledge) -> str:
+    """What helps where a step is tried again anyway."""
+    if found.actor in {HealthActor.DNS, HealthActor.ISSUER}:
+        return _gone(host) or "`certplanectl orders` shows what its orders wait for; it is tried again by itself"
+    if found.actor is HealthActor.OPERATOR:
+        return _gone(host) or f"docs/errors.md has what to do about {found.cause.partition(' ')[0]}"
+    return _renew(facts, host)
 
 
 def _mismatch(facts: CertificateFacts, host: HostKnowledge) -> tuple[str, str]:

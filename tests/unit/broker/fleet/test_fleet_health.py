@@ -131,8 +131,11 @@ CASES = {
     "due, and not late": Case(HealthWord.OK, well(16 * DAY, state=CertificateState.DUE)),
     "late by the rule for all: the host said no time": Case(HealthWord.OVERDUE, well(10 * DAY, renew_time=None)),
     "the time said is the next one's": Case(HealthWord.OVERDUE, well(10 * DAY, issued=NEXT, renew_time=NOW + 59 * DAY)),
-    "a limit, with time to spare": Case(HealthWord.FAILING, well(**LIMITED), UP, ("request: RATE_LIMITED",)),
-    "not installed": Case(HealthWord.FAILING, well(**NOT_INSTALLED), UP, ("install: no room",)),
+    "a limit, with time to spare": Case(HealthWord.FAILING, well(**LIMITED), UP, ("request: RATE_LIMITED",), "errors.md"),
+    "a name server, with time to spare": Case(
+        HealthWord.FAILING, well(**LIMITED | {"last_error": "DNS_UNAVAILABLE: ns2.example.org"}), UP, (), "certplanectl orders"
+    ),
+    "not installed": Case(HealthWord.FAILING, well(**NOT_INSTALLED), UP, ("install: no room",), "renew web"),
     "degraded": Case(HealthWord.FAILING, well(state=CertificateState.DEGRADED), UP, ("degraded",)),
     "failed without a word": Case(HealthWord.FAILING, CertificateStatus("web", CertificateState.FAILED)),
     "there is none yet": Case(HealthWord.OK, CertificateStatus("web", CertificateState.ABSENT), UP, ("none yet",), "agent"),
