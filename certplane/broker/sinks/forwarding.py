@@ -71,6 +71,7 @@ class Forwarding:
             except Exception:  # a bug, here or in a library, of one sink: the others go on
                 copy.forget()
                 failures += 1
+                self._meter.count(metrics.SINK_FAILURES, sink=name)
                 _logger.exception("copying to the audit sink %s failed unexpectedly; will retry", name)
                 await self._clock.sleep(_BACKOFF.wait(failures, self._rng))
                 continue

@@ -74,7 +74,10 @@ class OtlpSink(AuditSink):
         metadata = []
         try:
             if settings.token_secret:
-                metadata.append(("authorization", f"Bearer {await self._secrets.read(settings.token_secret)}"))
+                token = await self._secrets.read(settings.token_secret)
+                if not token.isascii() or not token.isprintable():
+                    raise SinkError(f"the secret {settings.token_secret!r} has characters that no token has")
+                metadata.append(("authorization", f"Bearer {token}"))
             answer = await self._export(
                 self._request(events), timeout=settings.timeout.total_seconds(), metadata=metadata
             )

@@ -64,7 +64,10 @@ class FileSinkSettings:
 
 @dataclass(frozen=True, slots=True)
 class SyslogSinkSettings:
-    """A syslog server over TLS (RFC 5424 by RFC 5425); `cert` and `key` are this client's, where it wants one."""
+    """A syslog server over TLS (RFC 5424 by RFC 5425).
+
+    `cert` and `key` are this client's, where it wants one; they are read for each connection.
+    """
 
     server: HostPort
     facility: Facility = Facility.AUDIT

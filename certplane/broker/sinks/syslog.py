@@ -23,6 +23,7 @@ from typing_extensions import override
 from certplane.broker.sinks.ports import AuditSink, SinkError, StoredEvent
 from certplane.broker.sinks.settings import SyslogSinkSettings
 from certplane.runtime.clock import Clock
+from certplane.runtime.pool import BlockingPool
 from certplane.runtime.text import printable
 
 _QUEUED: Final = 0x5411
@@ -73,10 +74,11 @@ class SyslogSink(AuditSink):
     """An `AuditSink` over one connection, which is made when there is something to send."""
 
     def __init__(self, settings: SyslogSinkSettings, context: ssl.SSLContext, clock: Clock) -> None:
-        """Connects to nobody yet. `context` verifies the server, and has this client's certificate if it has one."""
+        """Connects to nobody yet. `context` verifies the server, and is this sink's own."""
         self._settings = settings
         self._context = context
         self._clock = clock
+        self._pool = BlockingPool("audit-syslog", 1)
         self._host = socket.gethostname() or "-"
         self._connection: _Connection | None = None
 
@@ -97,6 +99,7 @@ class SyslogSink(AuditSink):
     @override
     async def close(self) -> None:
         await self._leave()
+        self._pool.close()
 
     async def _send(self, frames: bytes) -> None:
         connection = self._connection or await self._connect()
@@ -114,7 +117,12 @@ class SyslogSink(AuditSink):
             raise error
 
     async def _connect(self) -> _Connection:
-        server = self._settings.server
+        server, settings = self._settings.server, self._settings
+        if settings.cert is not None:  # read anew: it is renewed while the broker runs
+            try:
+                await self._pool.run(self._context.load_cert_chain, settings.cert, settings.key)
+            except OSError as error:  # ssl.SSLError is one
+                raise SinkError(f"{settings.cert} can't be used with its key: {printable(str(error), 200)}") from error
         reader, writer = await asyncio.open_connection(
             server.host, server.port, ssl=self._context, server_hostname=server.host
         )

@@ -179,6 +179,7 @@ async def test_a_bug_of_one_sink_ends_nothing() -> None:
         ids = await world.record(3)
         await world.pass_time(timedelta(minutes=1))
     assert world.sink.ids == ids
+    assert world.meter.total(metrics.SINK_FAILURES) == 1
 
 
 async def test_a_log_in_which_nothing_happens_is_left_alone() -> None:

@@ -72,7 +72,7 @@ async def make() -> AsyncIterator[Make]:
     async with AsyncExitStack() as stack:
 
         def made(**section: Any) -> AuditSink:
-            secrets = FakeSecretSource({"otlp/token": "t0ken"})
+            secrets = FakeSecretSource({"otlp/token": "t0ken", "otlp/bad": "a\nb"})
             sink = new_sink("audit.sinks.a", AuditSinkSettings(**section), secrets, SystemClock())
             stack.push_async_callback(sink.close)
             return sink
@@ -186,6 +186,29 @@ async def test_the_facility_and_a_certificate_of_ones_own(
     assert server.peers[0]["subjectAltName"] == (("DNS", "broker.test"),)
 
 
+async def test_a_certificate_of_ones_own_that_was_renewed(
+    make: Make, bundle: Any, context: ssl.SSLContext, authority: CertificateAuthority, tmp_path: Path
+) -> None:
+    """Is used from the next connection on; one that was written by halves is an error until it is whole."""
+    cert, key = authority.issue("first.test", ["first.test"]).write(tmp_path, "client")
+    async with SyslogServer(context) as server:
+        sink = make(syslog=syslog(server, bundle, cert=cert, key=key))
+        await sink.send([stored(1)])
+        before = key.read_bytes()
+        authority.issue("second.test", ["second.test"]).write(tmp_path, "client")
+        after = key.read_bytes()
+        key.write_bytes(before)
+        await until(lambda: server.messages)
+        server.hang_up()
+        await until(lambda: sink._connection.is_over)  # type: ignore[attr-defined] # of the adapter
+        with pytest.raises(SinkError, match=r"client\.\w+ can't be used with its key"):
+            await sink.send([stored(2)])
+        key.write_bytes(after)
+        await sink.send([stored(2)])
+        await until(lambda: len(server.messages) == 2)
+    assert [peer["subjectAltName"][0][1] for peer in server.peers] == ["first.test", "second.test"]
+
+
 async def test_a_syslog_server_that_comes_back(make: Make, bundle: Any, context: ssl.SSLContext) -> None:
     """Away it is an error; back, and with its connections closed meanwhile, nothing is lost of what is sent then."""
     async with SyslogServer(context) as server:
@@ -271,6 +294,8 @@ async def test_what_a_collector_doesnt_take_is_an_error(make: Make) -> None:
             await make(otlp=otlp(collector, timeout=BRIEFLY)).send([stored(1)])
         with pytest.raises(SinkError, match="there is no secret named 'nosuch'"):
             await make(otlp=otlp(collector, token_secret="nosuch")).send([stored(1)])
+        with pytest.raises(SinkError, match="'otlp/bad' has characters that no token has"):
+            await make(otlp=otlp(collector, token_secret="otlp/bad")).send([stored(1)])
 
 
 def test_plain_http_to_another_machine_is_refused(make: Make) -> None:
