@@ -180,7 +180,7 @@ class Client:
         async for message in self._connection.stream(lambda channel: _Audit(channel).VerifyAuditLog(request)):
             yield message
 
-    async def export_audit(self, request: audit_pb2.ExportAuditLogRequest) -> AsyncGenerator[bytes, None]:
+    async def export_audit(self, request: audit_pb2.ExportAuditLogRequest) -> AsyncGenerator[str, None]:
         """Whole lines of the audit log."""
         request.request_id = request_id()
         async for message in self._connection.stream(lambda channel: _Audit(channel).ExportAuditLog(request)):

@@ -470,12 +470,12 @@ class ExportAuditLogResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     LINES_FIELD_NUMBER: _builtins.int
-    lines: _builtins.bytes
-    """Whole lines of JSON in UTF-8."""
+    lines: _builtins.str
+    """Whole lines of JSON."""
     def __init__(
         self,
         *,
-        lines: _builtins.bytes = ...,
+        lines: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

@@ -140,14 +140,17 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         start = moment("start_time", request.start_time) if request.HasField("start_time") else None
         end = moment("end_time", request.end_time) if request.HasField("end_time") else None
         lines = export(self._proof, self._reader.place_of, self._read, start=start, end=end)
-        ready = bytearray()
+        ready: list[str] = []
+        size = 0
         async with aclosing(lines) as found:
             async for line in found:
-                if ready and len(ready) + len(line) + 1 > MESSAGE_ROOM:
-                    await _write(context, pb.ExportAuditLogResponse(lines=bytes(ready)))
-                    ready.clear()
-                ready += line.encode() + b"\n"
-        await _write(context, pb.ExportAuditLogResponse(lines=bytes(ready)))
+                octets = len(line.encode()) + 1
+                if ready and size + octets > MESSAGE_ROOM:
+                    await _write(context, pb.ExportAuditLogResponse(lines="".join(ready)))
+                    ready, size = [], 0
+                ready.append(f"{line}\n")
+                size += octets
+        await _write(context, pb.ExportAuditLogResponse(lines="".join(ready)))
 
 
 async def _write(context: RpcContext, message: object) -> None:

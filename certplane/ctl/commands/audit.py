@@ -87,14 +87,14 @@ async def export(options: argparse.Namespace, session: Session) -> int:
         lines = client.export_audit(request)
         if options.to is None:
             async for piece in lines:
-                session.out.raw(piece.decode())
+                session.out.raw(piece)
             return OK
         count = await _export_to(options.to, lines)
     session.say(f"{counted(count, 'line')} in {options.to}")
     return OK
 
 
-async def _export_to(path: Path, lines: AsyncGenerator[bytes, None]) -> int:
+async def _export_to(path: Path, lines: AsyncGenerator[str, None]) -> int:
     """Write a new file, durably; returns how many lines it has."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     pool, count = BlockingPool("ctl-export", 1), 0
@@ -102,8 +102,8 @@ async def _export_to(path: Path, lines: AsyncGenerator[bytes, None]) -> int:
         file = await pool.run(_create, temporary, path)
         try:
             async for piece in lines:
-                count += piece.count(b"\n")
-                await pool.run(_write, file, piece)
+                count += piece.count("\n")
+                await pool.run(_write, file, piece.encode())
             await pool.run(_finish, file, temporary, path)
         finally:
             os.close(file)

@@ -444,7 +444,7 @@ def names_in(folder: Path) -> list[str]:
 async def test_audit_export(broker: OperatorsBroker, ctl: Ctl, tmp_path: Path) -> None:
     """The lines as they are; a file is whole or isn't there, is its owner's alone, and is never written over."""
     message = audit_pb2.ExportAuditLogResponse
-    broker.answers["ExportAuditLog"] = [message(lines=b'{"a":"\xc3\xa4"}\n'), message(lines=b"{}\n{}\n")]
+    broker.answers["ExportAuditLog"] = [message(lines='{"a":"ä"}\n'), message(lines="{}\n{}\n")]
     assert (await ctl("audit", "export")).out == '{"a":"ä"}\n{}\n{}\n'
     file = tmp_path / "audit.jsonl"
     ran = await ctl("audit", "export", "--to", str(file), "--since", "2026-01-01T00:00:00Z")
@@ -453,7 +453,7 @@ async def test_audit_export(broker: OperatorsBroker, ctl: Ctl, tmp_path: Path) -
     assert "3 lines in" in ran.said
     with pytest.raises(OperationError, match=r"can't be written: it is there already; name another file"):
         await ctl("audit", "export", "--to", str(file))
-    broker.answers["ExportAuditLog"] = [message(lines=b"{}\n"), Refusal(Reason.STORE_UNAVAILABLE, "gone")]
+    broker.answers["ExportAuditLog"] = [message(lines="{}\n"), Refusal(Reason.STORE_UNAVAILABLE, "gone")]
     with pytest.raises(RefusalError, match="gone"):
         await ctl("audit", "export", "--to", str(tmp_path / "half.jsonl"))
     assert not [name for name in names_in(tmp_path) if "half" in name]

@@ -8,15 +8,9 @@ from collections.abc import Iterator
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor
 
-from certplane.v1 import certificate_pb2, enrollment_pb2, fleet_pb2, policy_pb2, renewal_pb2
+from certplane.rpc import protoset
 
-FILES: tuple[FileDescriptor, ...] = (
-    certificate_pb2.DESCRIPTOR,
-    enrollment_pb2.DESCRIPTOR,
-    fleet_pb2.DESCRIPTOR,
-    policy_pb2.DESCRIPTOR,
-    renewal_pb2.DESCRIPTOR,
-)
+FILES: tuple[FileDescriptor, ...] = tuple(file for file in protoset.FILES if file.package == "certplane.v1")
 PRIVATE = re.compile(r"private|secret|passw|token$|(^|_)key(_pem|_der)?$|pkcs8|pkcs12|pfx|keystore")
 PAGING = {"page_token", "next_page_token"}
 
@@ -83,12 +77,18 @@ def test_every_rpc_says_who_may_call_it() -> None:
 
 
 def test_each_rpc_has_messages_of_its_own() -> None:
-    """VerbNoun takes VerbNounRequest and returns VerbNounResponse, so that either can grow alone."""
+    """VerbNoun takes VerbNounRequest and returns VerbNounResponse, so that either can grow alone.
+
+    Where two services have a method of one name, the second one's messages begin with the service's.
+    """
+    taken: set[str] = set()
     for file in FILES:
         for service in file.services_by_name.values():
             for method in service.methods:
-                assert method.input_type.name == f"{method.name}Request"
-                assert method.output_type.name == f"{method.name}Response"
+                name = f"{service.name}{method.name}" if method.name in taken else method.name
+                taken.add(name)
+                assert method.input_type.name == f"{name}Request"
+                assert method.output_type.name == f"{name}Response"
                 first = method.input_type.fields[0]
                 if method.client_streaming:  # each message is one of several; the first of them introduces the call
                     assert first.name == "hello"

@@ -64,7 +64,7 @@ def test_beside_a_running_broker(
         os.umask(before)
     assert status == 0
     said = json.loads(capsys.readouterr().out)
-    assert said == {"file": str(copy), "size_bytes": copy.stat().st_size, "database": str(place.path)}
+    assert said == {"file": str(copy), "sizeBytes": copy.stat().st_size, "database": str(place.path)}
     assert copy.stat().st_mode & 0o777 == 0o600
     assert [path.name for path in copy.parent.iterdir()] == ["broker.db"]
     assert ids(copy) == [certificate_id]
