@@ -1,7 +1,7 @@
 """OpenTelemetry behind `certplane.runtime.tracing`: spans are sent to a collector by OTLP over gRPC.
 
 Comes with the extra `certplane[telemetry]`. Sending is a thread's, in batches; a collector that is away costs spans and
-a line of the log, never a call: what can't be sent is dropped once 2,048 spans wait.
+a line of the log an hour, never a call: what can't be sent is dropped once 2,048 spans wait.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from typing_extensions import override
 from certplane import __version__
 from certplane.errors import OperationError
 from certplane.runtime import tracing
+from certplane.runtime.clock import SystemClock
+from certplane.runtime.rarely import Rarely
+from certplane.runtime.text import printable
 from certplane.runtime.tracing import Collector, Span, SpanKind, Tracer, Value
 
 if TYPE_CHECKING:
@@ -27,8 +30,12 @@ if TYPE_CHECKING:
 
 _SEND: Final = timedelta(seconds=5)
 """For one batch, and for the last one at the end."""
-_QUIET: Final = ("opentelemetry.exporter", "opentelemetry.sdk")
-"""Whose loggers would repeat for each batch what is said once."""
+_LOUD: Final = {"opentelemetry.exporter": logging.ERROR, "opentelemetry.sdk": logging.WARNING}
+"""Whose loggers, and those below, would repeat for each batch what is said once an hour; from this level on."""
+_OFTEN: Final = timedelta(hours=1)
+_SHOWN: Final = 300
+
+_logger = logging.getLogger("certplane.tracing")
 
 _TRACEPARENT: Final = "traceparent"
 
@@ -43,13 +50,14 @@ def traced(collector: Collector | None, program: str) -> Iterator[None]:
     if collector is None:
         yield
         return
-    provider = _provider(collector, program)
-    tracing.begin(OtelTracer(provider))
-    try:
-        yield
-    finally:
-        tracing.begin(None)
-        provider.shutdown()
+    with _seldom_heard():
+        provider = _provider(collector, program)
+        tracing.begin(OtelTracer(provider))
+        try:
+            yield
+        finally:
+            tracing.begin(None)
+            provider.shutdown()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +97,6 @@ def _provider(collector: Collector, program: str) -> TracerProvider:
     from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio  # noqa: PLC0415
 
     roots = None if collector.ca_bundle is None else collector.ca_bundle.read_bytes()
-    for name in _QUIET:
-        logging.getLogger(name).addFilter(_Once())
     exporter = OTLPSpanExporter(
         endpoint=collector.target,
         insecure=not collector.secure,
@@ -106,20 +112,35 @@ def _provider(collector: Collector, program: str) -> TracerProvider:
     return provider
 
 
-class _Once(logging.Filter):
-    """Lets one line of each kind through."""
+class _Seldom(logging.Handler):
+    """Says in this program's own log what a library logs, of each kind once an hour.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._said: set[str] = set()
+    A handler and no filter: a logger's filters aren't asked about what the loggers below it say.
+    """
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self._rarely = Rarely(SystemClock(), at_once=1, every=_OFTEN)
 
     @override
-    def filter(self, record: logging.LogRecord) -> bool:
-        kind = str(record.msg)
-        if kind in self._said:
-            return False
-        self._said.add(kind)
-        return True
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._rarely.take(str(record.msg)) is not None:
+            _logger.warning("spans can't be sent: %s", printable(record.getMessage(), _SHOWN))
+
+
+@contextlib.contextmanager
+def _seldom_heard() -> Iterator[None]:
+    """Have what OpenTelemetry logs said seldom, for the length of the block."""
+    handlers = {logging.getLogger(name): _Seldom(level) for name, level in _LOUD.items()}
+    for logger, handler in handlers.items():
+        logger.addHandler(handler)
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger, handler in handlers.items():
+            logger.removeHandler(handler)
+            logger.propagate = True
 
 
 class OtelTracer(Tracer):

@@ -99,6 +99,11 @@ class Delivery:
             except _HeldUpError as held_up:
                 failures += 1
                 wait = held_up.wait
+            except Exception:  # a bug, or a row of a newer release: of this notifier, and others go on
+                failures += 1
+                if failures == 1:
+                    _logger.exception("taking notifications of %s from the outbox failed; will retry", name)
+                wait = _BACKOFF.wait(failures, self._rng)
             else:
                 failures = 0
             await self._sleep(name, wait, held_up=failures > 0)

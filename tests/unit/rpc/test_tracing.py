@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,3 +113,19 @@ def test_a_bundle_that_is_not_there(tmp_path: Path) -> None:
     assert unusable is not None
     assert (unusable.key, unusable.remedy) == ("ca_bundle", f"look at {tmp_path / 'ca.pem'}")
     assert why_unusable(None) is None
+
+
+def test_what_the_library_says_of_each_batch_is_said_once_an_hour(caplog: pytest.LogCaptureFixture) -> None:
+    """By whichever of its loggers, and not each try: a collector that is away for a day would fill the log."""
+    exporter = logging.getLogger("opentelemetry.exporter.otlp.proto.grpc.exporter")
+    with traced(Collector("127.0.0.1:9", secure=False, ca_bundle=None, share=1), "certplane-test"):
+        for count in range(3):
+            exporter.warning("Transient error %s, retrying", count)
+            exporter.error("Failed to export %s\x1b[31m", count)
+        logging.getLogger("opentelemetry.sdk._shared_internal").warning("Queue is full")
+    exporter.error("said by somebody else")
+    assert [(record.name, record.getMessage()) for record in caplog.records] == [
+        ("certplane.tracing", "spans can't be sent: Failed to export 0 [31m"),
+        ("certplane.tracing", "spans can't be sent: Queue is full"),
+        (exporter.name, "said by somebody else"),
+    ]

@@ -352,6 +352,20 @@ async def test_what_cant_be_recorded_is_not_told() -> None:
     assert world.oncall.kinds == ["opened"]
 
 
+async def test_what_cant_be_read_of_the_outbox_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """A row of a newer release, say: it is tried again, said once, and the look goes on."""
+    world = World()
+    world.fleet.put("web1", "FAILING", DNS)
+    async with world.broker():
+        world.outbox._faults.fail_always("waiting", ValueError("a kind of a newer release"))
+        await world.pass_time(timedelta(minutes=5))
+        assert world.oncall.messages == []
+        world.outbox._faults.heal()
+        await world.pass_time(timedelta(minutes=15))
+    assert world.oncall.kinds == ["opened"]
+    assert caplog.text.count("taking notifications of oncall from the outbox failed") == 1
+
+
 async def test_a_digest_comes_each_week() -> None:
     """The first one at the next moment; one that was missed comes when a broker is there again, once."""
     world = World({"post": RulesSettings(rules=(), digest=WeeklyTime(0, 8))})  # it is Monday, noon
