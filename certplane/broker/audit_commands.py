@@ -29,6 +29,7 @@ from certplane.errors import ConfigurationError, ConfigurationProblem, Operation
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.disk_errors import explain
 from certplane.runtime.pool import BlockingPool
+from certplane.runtime.text import serial_digits
 
 _LOOK: Final = timedelta(seconds=1)
 _PROGRESS: Final = 100_000
@@ -50,7 +51,7 @@ def filter_of(options: argparse.Namespace, clock: Clock | None = None) -> EventF
         end=_moment("--until", options.until, now),
         identities=given("identity"),
         dns_names=given("name", str.lower),
-        serial_numbers=given("serial", lambda text: text.lower().replace(":", "")),
+        serial_numbers=given("serial", serial_digits),
         event_types=given("type"),
         reason_codes=given("error", str.upper),
         ids=given("id"),

@@ -17,6 +17,7 @@ from certplane.ctl.session import misuse
 from certplane.ctl.show.words import HEALTHS, STATES
 from certplane.errors import ConfigurationError
 from certplane.rpc.times import put_time
+from certplane.runtime.text import serial_digits
 from certplane.v1 import audit_pb2, certificate_pb2, fleet_pb2, order_pb2, renewal_pb2
 
 _KINDS: Final = {"host": renewal_pb2.HOST_KIND_HOST, "service": renewal_pb2.HOST_KIND_SERVICE}
@@ -66,7 +67,7 @@ _LISTS: Final[Mapping[str, tuple[str, Word]]] = {
     "profile": ("profiles", _text),
     "issuer": ("issuers", _text),
     "name": ("dns_names", str.lower),
-    "serial": ("serial_numbers", lambda word: word.lower().replace(":", "").lstrip("0")),
+    "serial": ("serial_numbers", serial_digits),
     "key": ("public_keys_sha256", _digest),
     "agent-version": ("agent_versions", _text),
 }
@@ -178,11 +179,10 @@ def audit_filter(options: argparse.Namespace, now: datetime) -> audit_pb2.AuditF
     Raises:
         ConfigurationError: a time can't be understood.
     """
-    _, serial = _LISTS["serial"]
     wanted = audit_pb2.AuditFilter(
         identities=options.identity,
         dns_names=map(str.lower, options.name),
-        serial_numbers=map(serial, options.serial),
+        serial_numbers=map(serial_digits, options.serial),
         event_types=options.type,
         reason_codes=map(str.upper, options.error),
         ids=options.id,

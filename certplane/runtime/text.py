@@ -33,6 +33,15 @@ def counted(count: int, noun: str, nouns: str = "") -> str:
     return f"{count} {noun if count == 1 else nouns or f'{noun}s'}"
 
 
+def serial_digits(text: str) -> str:
+    """A certificate's serial number as it is stored, from how other programs show it.
+
+    They put colons between the octets, write upper case, or begin with a zero.
+    """
+    digits = text.replace(":", "").lower()
+    return digits.lstrip("0") or digits[:1]
+
+
 def printable_values(value: Any, limit: int) -> Any:
     """The same JSON value with every text in it, names of members included, as `printable` makes it."""
     match value:

@@ -114,6 +114,7 @@ async def test_each_condition_of_a_filter(edge: EdgeServer, audit: Any, writer: 
         ({"dns_names": ["A.test"]}, [a]),
         ({"dns_names": ["b.test", "x.test"]}, [b]),
         ({"serial_numbers": ["AB12"]}, [a]),
+        ({"serial_numbers": ["00:AB:12"]}, [a]),
         ({"event_types": ["certificate_denied"]}, [b]),
         ({"reason_codes": ["NAMES_NOT_ALLOWED"]}, [b]),
         ({"profiles": ["shop"]}, [b]),
@@ -125,6 +126,8 @@ async def test_each_condition_of_a_filter(edge: EdgeServer, audit: Any, writer: 
         ({"end_time": later}, [a]),
         ({"within": hour}, [c, b, a]),
         ({"within": Duration(seconds=60)}, [c, b]),
+        ({"within": Duration(seconds=300_000_000_000)}, [c, b, a]),
+        ({"start_time": Timestamp(seconds=-62_135_596_800), "end_time": Timestamp(seconds=253_402_300_799)}, [c, b, a]),
         ({"dns_names": ["a.test"], "severity": "error"}, []),
         ({"identities": ["nobody"]}, []),
     ]:

@@ -625,9 +625,12 @@ async def test_reflection_describes_every_service(edge: EdgeServer, version: str
             response = await reflect(channel, version, file_containing_symbol=name)
             assert response.file_descriptor_response.file_descriptor_proto, name
     assert names == {
+        "certplane.v1.AuditService",
+        "certplane.v1.BrokerService",
         "certplane.v1.CertificateService",
         "certplane.v1.EnrollmentService",
         "certplane.v1.FleetService",
+        "certplane.v1.OrderService",
         "certplane.v1.PolicyService",
         "certplane.v1.RenewalService",
         "grpc.channelz.v1.Channelz",

@@ -120,7 +120,7 @@ async def test_every_method_takes_a_json_body(edge: EdgeServer, client: Grpcurl,
     now = edge.clock.now()
     gone = HostStream("gone.example", HostFacts("0.1.0"), "1f", now, "192.0.2.1", now, now, now)
     await edge.stores.fleet.record_stream(gone)
-    await edge.stores.audit.append([AuditEvent("event-1", now, AuditEventType.BROKER_STARTED)])
+    await edge.stores.audit.append([AuditEvent("before-1", now, AuditEventType.BROKER_STARTED)])
     await edge.plans.set_requested([], OPERATOR, RequestedRenewal("r-1", 0, 0), now)
     *_, service, rpc = re.split("[./]", method)
     body = json.dumps(BODIES.get(f"{service}/{rpc}") or BODIES.get(rpc, {}))

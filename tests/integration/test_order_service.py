@@ -126,9 +126,13 @@ async def test_a_bad_request_is_named(orders: Any, request_: pb.ListOrdersReques
 
 
 async def test_a_filter_that_reaches_further_than_time_does(edge: EdgeServer, orders: Any) -> None:
-    """Everything is within it; an identity is found by its label."""
+    """Everything is within it; an identity is found by its label, a name however it is written."""
     (order,) = await opened(edge)
-    filter_ = pb.OrderFilter(within=Duration(seconds=300_000_000_000), identities=["web1"])
+    filter_ = pb.OrderFilter(
+        within=Duration(seconds=300_000_000_000),
+        identities=["web1"],
+        dns_names=[order.dns_names[0].upper()],
+    )
     (found,) = await listed(orders, filter=filter_)
     assert found.order.order_id == order.order_id
 

@@ -13,6 +13,7 @@ import pytest
 
 from certplane.broker.app import Broker
 from certplane.broker.control import ReloadRequest
+from certplane.broker.services.convert import token_from_cursor
 from certplane.ctl import cli
 from certplane.errors import Reason, RefusalError
 from certplane.v1 import policy_pb2 as pb
@@ -251,8 +252,9 @@ async def test_policies_that_were_in_force(files: BrokerFiles) -> None:
         for wrong in ("0" * 64, "short"):
             call = stub.GetPolicy(pb.GetPolicyRequest(policy_hash=wrong), timeout=HANG)
             assert await refused(anext(aiter(call))) is Reason.REQUEST_INVALID
-        bad = pb.ListPolicyVersionsRequest(page_token="eA")
-        assert await refused(stub.ListPolicyVersions(bad, timeout=HANG)) is Reason.REQUEST_INVALID
+        for token in ("eA", token_from_cursor("9" * 30)):
+            bad = pb.ListPolicyVersionsRequest(page_token=token)
+            assert await refused(stub.ListPolicyVersions(bad, timeout=HANG)) is Reason.REQUEST_INVALID
 
 
 async def test_plan_says_what_it_takes(files: BrokerFiles) -> None:

@@ -228,15 +228,21 @@ class MemoryIndex(FleetIndex, FleetListener):
         await self._follow_policy()
         if self._clock.monotonic() >= self._next_round:
             await self._round()
-        self._pass_time()
+        await self._pass_time()
         await self._read()
 
-    def _pass_time(self) -> None:
+    async def _pass_time(self) -> None:
         now, due = self._clock.now(), self._kept.due
+        looked_at = 0
         for name in [name for name, moment in due.items() if moment <= now]:
-            del due[name]
+            if due.get(name, now) > now or due.pop(name, None) is None:
+                continue  # something else has had it judged meanwhile
             if (host := self._kept.hosts.get(name)) is not None:
                 self._judge(host)
+                looked_at += 1 + len(host.certificates)
+            if looked_at >= SLICE:  # all hosts of a broker that was killed fall silent at one moment
+                looked_at = 0
+                await asyncio.sleep(0)
 
     def _judge(self, host: IndexedHost, *, times: bool = True) -> None:
         """Judge a host that has said nothing: others are told if it is another health."""

@@ -15,6 +15,7 @@ from certplane.broker.ports import ShownEvent
 from certplane.broker.proof.verify import Finding, Verified
 from certplane.broker.services.convert import cursor_from_token, invalid_request
 from certplane.rpc.times import span_of, timestamp
+from certplane.runtime.text import serial_digits
 from certplane.v1 import audit_pb2 as pb
 
 _LISTS: Final = (
@@ -55,7 +56,7 @@ def event_filter(message: pb.AuditFilter, identity: Callable[[str], str], now: d
         end=moment("filter.end_time", message.end_time) if message.HasField("end_time") else None,
         identities=frozenset(map(identity, message.identities)),
         dns_names=frozenset(name.lower() for name in message.dns_names),
-        serial_numbers=frozenset(number.lower() for number in message.serial_numbers),
+        serial_numbers=frozenset(map(serial_digits, message.serial_numbers)),
         event_types=frozenset(message.event_types),
         reason_codes=frozenset(message.reason_codes),
         ids=frozenset(message.ids),

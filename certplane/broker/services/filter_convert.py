@@ -15,6 +15,7 @@ from certplane.broker.services.convert import invalid_request
 from certplane.fleet_report.messages import HEALTHS, STATES
 from certplane.pki.names import has_dns_syntax, shown_name
 from certplane.rpc.times import span_of
+from certplane.runtime.text import serial_digits
 from certplane.v1 import fleet_pb2, renewal_pb2
 
 HOST_KINDS: Final = {
@@ -66,7 +67,7 @@ def filter_of(message: fleet_pb2.FleetFilter, field: str = "filter") -> FleetFil
         issuers=texts("issuers"),
         dns_names=frozenset(_dns_names(f"{field}.dns_names", message.dns_names)),
         serial_numbers=frozenset(
-            _hexadecimal(f"{field}.serial_numbers", text).lstrip("0") or "0" for text in texts("serial_numbers")
+            serial_digits(_hexadecimal(f"{field}.serial_numbers", text)) for text in texts("serial_numbers")
         ),
         public_keys_sha256=frozenset(
             _hexadecimal(f"{field}.public_keys_sha256", text) for text in texts("public_keys_sha256")

@@ -53,7 +53,7 @@ def query_of(filter_: pb.OrderFilter, identity: Callable[[str], str], now: datet
         identities=frozenset(map(identity, filter_.identities)),
         profiles=frozenset(filter_.profiles),
         issuers=frozenset(filter_.issuers),
-        dns_names=frozenset(filter_.dns_names),
+        dns_names=frozenset(name.lower() for name in filter_.dns_names),
         reasons=frozenset(filter_.reasons),
         since=None if within is None else _before(now, within),
         request_id=valid_request_id(filter_.request_id) if filter_.request_id else "",

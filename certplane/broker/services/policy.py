@@ -36,6 +36,8 @@ RpcContext = grpc.aio.ServicerContext[Any, Any]
 _READING: Final = timedelta(minutes=1)
 """How long the text of a plan may take to come: others wait for their turn meanwhile."""
 
+_DIGITS: Final = 9
+"""Of a version's number in a page token."""
 _MOST_LINE: Final = 2000
 _MOST_LINES: Final = 20
 
@@ -159,7 +161,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
     ) -> pb.ListPolicyVersionsResponse:
         """The policies that were in force."""
         cursor = cursor_from_token(request.page_token)
-        if cursor and not cursor.isdecimal():
+        if cursor and not (cursor.isdecimal() and len(cursor) <= _DIGITS):
             raise invalid_request("page_token", "is not a token of this broker")
         limit = min(page_size(request.page_size), MOST_VERSIONS)
         versions = await self._desk.versions(before=int(cursor) if cursor else None, limit=limit)

@@ -83,8 +83,8 @@ class SqlAuditReader(AuditReader):
     async def page(
         self, wanted: EventFilter, *, after: int | None = None, limit: int, oldest_first: bool = False
     ) -> EventPage:
-        first = 0 if wanted.start is None else await self.place_of(wanted.start - _SLACK)
-        last = _END if wanted.end is None else await self.place_of(wanted.end + _SLACK)
+        first = 0 if wanted.start is None else await self.place_of(_moved(wanted.start, -_SLACK))
+        last = _END if wanted.end is None else await self.place_of(_moved(wanted.end, _SLACK))
         if after is not None:
             first, last = (max(first, after + 1), last) if oldest_first else (first, min(last, after - 1))
         statement = (self._up if oldest_first else self._down).at_most(_AT_ONCE)
@@ -172,6 +172,14 @@ class _Tail(AuditTail):
             self._settled = self._looks.popleft()[1]
         self._shown = {sequence for sequence in self._shown if sequence > self._settled}
         return found
+
+
+def _moved(time: datetime, span: timedelta) -> datetime:
+    """The time so much later; where there is no such time, the time itself."""
+    try:
+        return time + span
+    except OverflowError:
+        return time
 
 
 def _shown(row: Row) -> ShownEvent | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from certplane.broker.fleet.circumstances import DAEMON_SILENCE, SHORT_STREAM, TIMER_RUNS, UNKNOWN_INTERVAL
+from certplane.broker.fleet.kept import SLICE
 from certplane.broker.fleet.model import RevokedCertificate
 from certplane.broker.members.model import Member
 from certplane.broker.model import DenyEntry, Grant, IdentityKind, RevocationReason
@@ -224,6 +226,30 @@ async def test_time_alone_makes_it_another_health(world: IndexWorld) -> None:
     assert world.index.hosts["web2.example"].certificates[0].since == world.index.hosts[
         "web1.example"
     ].last_seen_time + (HOUR + 23 * HOUR / 2)
+
+
+async def test_a_fleet_that_time_changes_at_once_is_judged_some_at_a_time(world: IndexWorld) -> None:
+    """A thousand certificates that end at one moment hold up nobody: others have their turn between them."""
+    names = [f"h{number:03}.example" for number in range(500)]
+    for name in names:
+        await world.record(name, world.status("web", 90 * SECOND), world.status("mail", 90 * SECOND, "3"))
+    await world.index.look()
+    turns = 0
+    judged: Counter[int] = Counter()
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    world.index.listen(lambda _name: judged.update([turns]))
+    world.clock.advance(91 * SECOND)
+    await world.index.look()
+    counting.cancel()
+    assert world.counts == {"EXPIRED": 1_000}
+    assert max(judged.values()) <= SLICE // 3 + 1
 
 
 SILENCES: dict[str, tuple[AgentMode | None, timedelta | None, timedelta, timedelta]] = {
