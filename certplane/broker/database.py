@@ -15,6 +15,7 @@ from certplane.broker.ports import AuditFallback, Meter, NullMeter, SecretSource
 from certplane.broker.secrets.env import EnvSecrets
 from certplane.broker.secrets.files import FileSecrets
 from certplane.broker.settings import BrokerSettings, StoreDriver
+from certplane.broker.sinks.gate import SinkGate
 from certplane.broker.store import Stores, open_stores
 from certplane.errors import ConfigurationError, RefusalError
 from certplane.runtime.clock import Clock, SystemClock
@@ -99,6 +100,17 @@ async def database_url(settings: BrokerSettings, secrets: SecretSource, url: str
     parts = urlsplit(url)
     user, _, host = parts.netloc.rpartition("@")
     return urlunsplit(parts._replace(netloc=f"{user}:{quote(password, safe='')}@{host}"))
+
+
+async def hold_up_decisions(settings: BrokerSettings, opened: Stores, clock: Clock) -> None:
+    """Have what a command decides refused while a required sink is too far behind, as a broker does.
+
+    Raises:
+        RefusalError: STORE_UNAVAILABLE.
+    """
+    if required := settings.audit.required_sinks:
+        opened.audit.gate = gate = SinkGate(opened.stored_events, required, clock, NullMeter())
+        await gate.look()
 
 
 @asynccontextmanager

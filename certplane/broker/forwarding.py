@@ -40,8 +40,7 @@ async def copying_audit(
         return
     async with AsyncExitStack() as stack:
         sinks = await stack.enter_async_context(open_sinks(settings, secrets, clock))
-        required = {name: each.max_lag for name, each in settings.audit.sinks.items() if each.required}
-        if required:
+        if required := settings.audit.required_sinks:
             stores.audit.gate = gate = SinkGate(stores.stored_events, required, clock, meter)
             await stack.enter_async_context(running(gate.run(), "required audit sinks"))
         yield Forwarding(stores.stored_events, sinks, clock=clock, rng=random.SystemRandom(), meter=meter)

@@ -15,7 +15,7 @@ from datetime import datetime
 from cryptography import x509
 
 from certplane.broker.commands import Row, operator, shown_time
-from certplane.broker.database import open_store
+from certplane.broker.database import hold_up_decisions, open_store
 from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditSeverity, AuditTrail
 from certplane.broker.identity.first_use import Settlement, settle
 from certplane.broker.model import (
@@ -163,6 +163,7 @@ async def allow_identity(settings: BrokerSettings, entry: DenyEntry, *, clock: C
     """
     clock = clock or SystemClock()
     async with open_store(settings, clock=clock) as stores:
+        await hold_up_decisions(settings, stores, clock)
         denied = any(_same(entry, other) for other in await stores.deny_list.entries())
         found = _find_contested(entry, await stores.identities.identities(), clock.now())
         if found is None:

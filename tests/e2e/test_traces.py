@@ -81,3 +81,8 @@ async def test_a_collector_that_is_away(tmp_path: Path) -> None:
         for command in (["enroll"], ["run", "--once"]):
             done = await host.run(*command)
             assert done.status == 0, done.stderr
+        said = "spans can't be sent: Failed to export"
+        assert done.stderr.count(said) == 1
+        await deployment.stop_broker()
+        assert log_of(deployment).count(said) <= 2  # the issuing process writes there too
+        assert "opentelemetry" not in log_of(deployment)

@@ -12,11 +12,12 @@ import grpc
 import pytest
 
 from certplane.broker.app import Broker, open_broker
+from certplane.broker.identity_commands import allow_identity, deny_identity, identity_entry
 from certplane.broker.prepared import prepare
 from certplane.broker.settings import load_settings
 from certplane.broker.sinks import forwarding, gate
 from certplane.broker.sinks.gate import SinkGate
-from certplane.errors import Reason
+from certplane.errors import Reason, RefusalError
 from certplane.pki.csr import build_csr
 from certplane.pki.keys import KeyType, generate_private_key
 from certplane.rpc.channel import open_channel
@@ -112,8 +113,13 @@ async def test_a_required_sink_that_is_away_holds_orders_up(
             await until(lambda: holds_up() == 1)
             before = len(await recorded(broker))
             assert await asked_for(channel) is Reason.AUDIT_UNAVAILABLE
+            stolen = identity_entry(name="web9.certplane.test", issuer="", serial_number="", reason="stolen")
+            await deny_identity(settings, stolen)  # which takes away
+            with pytest.raises(RefusalError, match="the audit sink 'archive' is required, and too far behind"):
+                await allow_identity(settings, stolen)
             archive.rmdir()
             await until(lambda: holds_up() == 0)
+            await allow_identity(settings, stolen)
             assert await asked_for(channel) is None
 
             async def whole() -> bool:

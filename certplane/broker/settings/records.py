@@ -145,6 +145,11 @@ class AuditSettings:
             yield KeyProblem("sinks", "have nothing to copy: nothing is recorded", "leave `enabled: false` out")
 
     @property
+    def required_sinks(self) -> Mapping[str, timedelta]:
+        """How far behind each sink may be without which nothing is decided, by name."""
+        return {name: each.max_lag for name, each in self.sinks.items() if each.required}
+
+    @property
     def mode(self) -> str:
         """`failure_mode`, or `off`."""
         return self.failure_mode.value if self.enabled else "off"

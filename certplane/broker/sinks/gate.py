@@ -72,12 +72,17 @@ class SinkGate(AuditGate):
         """Look until cancelled."""
         while True:
             try:
-                await self._look()
+                await self.look()
             except RefusalError as error:
                 _logger.warning("could not read how far audit sinks are; will retry: %s", error)
             await self._clock.sleep(_LOOK)
 
-    async def _look(self) -> None:
+    async def look(self) -> None:
+        """Look once.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
         now = self._clock.now()
         behind = ""
         for name, most in self._required.items():
