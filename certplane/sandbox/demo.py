@@ -15,7 +15,6 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -219,12 +218,12 @@ class _Demo:
         await host.start()
         await host.until_running()
         await show.run("certplane-agent", "-c", f"hosts/{_OPERATOR}/agent.yml", "enroll")
-        before = await self._installed(alice, lambda _: True)
+        before = await self._installed(alice, "web")
         await show.run(*_CTL, "fleet", table=True)
         await show.run(
             *_CTL, "renew", "--host", "web1", "--profile", "web", "--reason", "to see it", "--yes", table=True
         )
-        await self._installed(alice, lambda serial: serial != before)
+        await self._installed(alice, "web", before)
         show.say("The broker told the agent, and the agent told the broker each step:")
         await show.run(*_CTL, "host", "web1", table=True)
 
@@ -232,11 +231,12 @@ class _Demo:
         """The broker compares what each host asks for with the policy, the moment either changes."""
         show, alice = self._show, Operator(deployment, _OPERATOR)
         names = [*_POLICY["profiles"]["apps"]["dns_names"], "*.dev.certplane.test"]
+        before = await self._installed(alice, "apps")
         profiles = {**_POLICY["profiles"], "apps": {"type": "wildcard", "dns_names": names}}
         deployment.write_policy({**_POLICY, "profiles": profiles})
         await show.run("grep", "-A4", "apps:", "broker/policy.yml")
         await show.run(*_BROKER, "reload", table=True)
-        await self._health(alice, "HEALTH_MISMATCHED")
+        await self._mismatch_is_known(alice)
         await show.run(*_CTL, "summary", table=True)
         show.say("Its remedy, on the host:")
         host.write_config([{**each, "dns_names": names} if each["name"] == "apps" else each for each in _CERTIFICATES])
@@ -244,29 +244,29 @@ class _Demo:
         show.lines(f"$ {shlex.join(_AGENT)} run &")
         await host.start()
         await host.until_running()
-        await self._health(alice, "HEALTH_OK")
+        await self._installed(alice, "apps", before)
         await show.run(*_CTL, "certs", "--host", "web1", "--check", table=True)
         await host.stop()
 
-    async def _health(self, alice: Operator, wanted: str) -> None:
-        """Wait until the broker knows the worst health of the host's certificates to be this one."""
+    async def _mismatch_is_known(self, alice: Operator) -> None:
+        """Wait until the broker says it of a certificate of the host."""
         for _ in range(_LOOKS):
             answer = await alice.run("certs", "--host", "web1", "--json")
             found = [json.loads(line)["certificate"] for line in answer.stdout.splitlines()]
-            if found and found[0].get("health") == wanted:
+            if found and found[0].get("health") == "HEALTH_MISMATCHED":
                 return
             await asyncio.sleep(_BETWEEN_LOOKS)
-        raise ServerStartError("certplane-broker", f"does not say {wanted}:\n{answer.stdout}{answer.stderr}")
+        raise ServerStartError("certplane-broker", f"does not say MISMATCHED:\n{answer.stdout}{answer.stderr}")
 
-    async def _installed(self, alice: Operator, wanted: Callable[[str], bool]) -> str:
-        """The serial number of the certificate `web` that the broker knows to be in use, once it is a wanted one."""
+    async def _installed(self, alice: Operator, name: str, before: str = "") -> str:
+        """The serial number of the certificate that the broker knows to be in use, once it isn't the one before."""
         for _ in range(_LOOKS):
             answer = await alice.run("host", "web1", "--json")
             certificates = json.loads(answer.stdout).get("certificates", []) if answer.status == 0 else []
             for each in certificates:
-                if each["name"] == "web" and each["state"] == "STATE_WAITING":
+                if each["name"] == name and each["state"] == "STATE_WAITING":
                     serial: str = each["installed"]["serialNumber"]
-                    if wanted(serial):
+                    if serial != before:
                         return serial
             await asyncio.sleep(_BETWEEN_LOOKS)
         raise ServerStartError("certplane-agent", f"has not told the broker of its certificate:\n{answer.stderr}")

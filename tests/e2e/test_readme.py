@@ -73,7 +73,7 @@ def test_commands_are_there() -> None:
     """Each command of a program that the README tells to type is one that the program has."""
     commands = {line.partition("#")[0].strip() for block in fenced("sh") for line in block.splitlines()}
     typed = {command for command in commands if command.startswith("certplane")}
-    assert len(typed) == 5
+    assert len(typed) == 6
     for command in typed:
         program, *arguments = shlex.split(command)
         installed = Path(sys.executable).parent / program
