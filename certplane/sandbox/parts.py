@@ -176,6 +176,20 @@ KINDS = (
         minimum=(1, 1),
         version_arguments=("version",),
     ),
+    PartKind(
+        name="nspawn",
+        program="systemd-nspawn",
+        used_for="boots machines",
+        had_by="scripts/setup installs Debian's systemd-container as root",
+        minimum=(247,),
+        version_arguments=("--version",),
+    ),
+    PartKind(
+        name="debian",
+        program="certplane-test-root",  # a file that the root alone has; the root is the folder above its bin
+        used_for="the machines that are booted",
+        had_by="scripts/setup makes it with Debian's mmdebstrap as root",
+    ),
 )
 
 
