@@ -11,6 +11,7 @@ from datetime import timedelta
 from certplane.broker.descriptors import most_connections
 from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.circumstances import HostCircumstances
+from certplane.broker.fleet.elsewhere import ShutOuts
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.indexing import MemoryIndex
 from certplane.broker.fleet.model import StreamBroker
@@ -24,6 +25,7 @@ from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuers.dns.settings import propagation_limit
 from certplane.broker.members.ports import OtherBrokers
 from certplane.broker.metrics_listener import MetricsListener
+from certplane.broker.model import ChangeKind
 from certplane.broker.ports import Meter, PolicySource
 from certplane.broker.prepared import Prepared
 from certplane.broker.renewal.plans import RenewalPlans
@@ -154,6 +156,10 @@ def fleet_parts(
         health_changed=lambda host: hub.watchers.host_changed(host, clock.now()),
     )
     hub.watchers.listen(index)
+    # Behind the deny-list and the identities themselves, which follow these first.
+    for kind in (ChangeKind.DENY_ENTRY, ChangeKind.IDENTITY):
+        stores.changes.follow(kind, ShutOuts(index), what="who gets no certificates, for the index of the fleet")
+    stores.identities.on_contested = index.shut_out
     view = FleetView(
         hub=hub,
         store=stores.fleet,

@@ -122,7 +122,7 @@ class FleetFilter(_message.Message):
 
     @_builtins.property
     def expiring_within(self) -> _duration_pb2.Duration:
-        """What is in use ends within this time, or has ended."""
+        """What is in use ends within this time, or has ended. What a service has renewed counts by its newest alone."""
 
     @_builtins.property
     def renewing_within(self) -> _duration_pb2.Duration:

@@ -12,6 +12,7 @@ from typing import Any
 from typing_extensions import override
 
 from certplane.broker.fleet.circumstances import HostCircumstances
+from certplane.broker.fleet.elsewhere import ShutOuts
 from certplane.broker.fleet.indexing import MemoryIndex
 from certplane.broker.fleet.model import HostStream, StreamBroker
 from certplane.broker.fleet.places import HostPlaces
@@ -20,7 +21,7 @@ from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.fleet.watching import Watchers
 from certplane.broker.members.model import Member
 from certplane.broker.members.ports import NoOtherBrokers
-from certplane.broker.model import Grant, IdentityKind, Profile
+from certplane.broker.model import ChangeKind, Grant, IdentityKind, Profile
 from certplane.broker.ports import NullMeter
 from certplane.fleet_report.model import (
     AgentMode,
@@ -92,6 +93,8 @@ class IndexWorld:
         )
         self.index.listen(self.told.append)
         self.watchers.listen(self.index)
+        for kind in (ChangeKind.DENY_ENTRY, ChangeKind.IDENTITY):
+            self.stores.changes.follow(kind, ShutOuts(self.index), what="who gets no certificates")
 
     def status(
         self, name: str = "web", left: timedelta = 80 * DAY, serial: str = "2", **fields: Any

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing_extensions import override
 
 from certplane.broker.fleet.hub import FleetHub
+from certplane.broker.fleet.indexing import MemoryIndex
 from certplane.broker.fleet.watching import Watchers
 from certplane.broker.members.known import KnownMembers
 from certplane.broker.model import ChangeKind
@@ -81,6 +82,22 @@ class HostsElsewhere(ChangeFollower):
     @override
     async def reread(self, since: datetime) -> None:
         self._hub.may_have_been_elsewhere()  # watchers read everything again by `ReportsElsewhere`
+
+
+class ShutOuts(ChangeFollower):
+    """Who is denied or contested, or isn't any more, whichever program says so."""
+
+    def __init__(self, index: MemoryIndex) -> None:
+        self._index = index
+
+    @override
+    async def changed(self, keys: Collection[str]) -> None:
+        for key in keys:  # an identity's name; of no host where it is a serial number
+            self._index.shut_out(key)
+
+    @override
+    async def reread(self, since: datetime) -> None:
+        self._index.any_shut_out()
 
 
 class BrokersElsewhere:

@@ -142,7 +142,7 @@ _SEVERAL_VALUES: Final = {
     "serial_numbers": ("serial_number", "issued_serial_number", "served_serial_number"),
 }
 """Fields, and of what a certificate has one must be among their values: of texts, or of a list of them."""
-_TIMES: Final = {"expiring_within": "not_after", "renewing_within": "renew_time"}
+_TIMES: Final = {"expiring_within": "end", "renewing_within": "renew_time"}
 """Fields, and what moment must come within their time."""
 
 

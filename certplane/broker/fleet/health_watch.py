@@ -92,7 +92,7 @@ class HealthWatch:
                     issuer=each.issuer,
                     state=None if is_service else each.state,
                     health=each.health,
-                    not_after=each.not_after,
+                    not_after=each.end,
                 )
         self._profiles = figures.show(self._meter, self._profiles)
 

@@ -33,6 +33,7 @@ class IndexedCertificate(CertificateFacts, frozen=True, gc=False):
         since: Since when it is so, as far as is known; None for OK.
         issuer: Of what is in use, by its name in the broker's configuration; empty where it isn't known.
         public_key_sha256: Of what is in use (SPKI), lower-case hexadecimal; empty where it isn't known.
+        superseded: Of a service: whether a newer one of the profile was issued, so that its end is nobody's trouble.
     """
 
     health: HealthWord = HealthWord.OK
@@ -41,6 +42,12 @@ class IndexedCertificate(CertificateFacts, frozen=True, gc=False):
     since: datetime | None = None
     issuer: str = ""
     public_key_sha256: str = ""
+    superseded: bool = False
+
+    @property
+    def end(self) -> datetime | None:
+        """When the validity of what is in use ends: None if nothing is, or a newer one has taken its place."""
+        return None if self.superseded else self.not_after
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,12 +80,15 @@ class MemoryIndex(FleetIndex, FleetListener):
         """Whether all is to be read."""
         self._unread: dict[str, None] = {}
         """Hosts to be read."""
+        self._any_shut_out = False
+        """Whether any host may have been shut out, or let in."""
         self._elsewhere: dict[str, str] = {}
         """The broker of each host whose recorded stream hasn't ended, whether that one is known or not."""
         self._touched: set[str] = set()
         """Hosts of which something was heard since a read began."""
         self._next_round = float("-inf")
         self._reading = asyncio.Lock()
+        self._judging = asyncio.Lock()
 
     # What others ask.
 
@@ -123,6 +126,8 @@ class MemoryIndex(FleetIndex, FleetListener):
     @override
     async def settled(self) -> None:
         await self._follow_policy()
+        if self._any_shut_out:
+            await self._look_who_is_shut_out()
         if self._is_stale or self._unread or self._issues.is_stale():
             await self._read()
 
@@ -192,6 +197,16 @@ class MemoryIndex(FleetIndex, FleetListener):
     def missed(self) -> None:
         self._is_stale = True
 
+    def shut_out(self, host: str) -> None:
+        """The host may have been shut out, or let in."""
+        known = self._kept.hosts.get(host)
+        if known is not None and self._policy is not None:
+            self._judge(known)
+
+    def any_shut_out(self) -> None:
+        """Any host may have been."""
+        self._any_shut_out = True
+
     def _touch(self, host: str) -> IndexedHost:
         """What is known of a host of which something is heard."""
         self._touched.add(host)
@@ -228,6 +243,8 @@ class MemoryIndex(FleetIndex, FleetListener):
         await self._follow_policy()
         if self._clock.monotonic() >= self._next_round:
             await self._round()
+        elif self._any_shut_out:
+            await self._look_who_is_shut_out()
         await self._pass_time()
         await self._read()
 
@@ -258,18 +275,28 @@ class MemoryIndex(FleetIndex, FleetListener):
         async for host in kept.walk():
             if host.change_time is not None and host.change_time <= kept.horizon:
                 kept.due[host.name] = host.change_time
-            if kept.is_shut_out_otherwise(host):
-                self._judge(host)
+        await self._look_who_is_shut_out()
+
+    async def _look_who_is_shut_out(self) -> None:
+        self._any_shut_out = False
+        try:
+            async for host in self._kept.walk():
+                if self._kept.is_shut_out_otherwise(host):
+                    self._judge(host)
+        except BaseException:
+            self._any_shut_out = True
+            raise
 
     async def _follow_policy(self) -> None:
-        policy = self._policies.current
-        if self._policy is None or policy is self._policy:
-            return
-        self._policy = policy
-        self._issues.services_changed()
-        async for host in self._kept.walk():
-            self._judge(named(host, policy), times=False)
-        await self._expect(policy)
+        async with self._judging:  # whoever asks meanwhile waits for all of it
+            policy = self._policies.current
+            if self._policy is None or policy is self._policy:
+                return
+            self._issues.services_changed()
+            async for host in self._kept.walk():
+                self._judge(named(host, policy), times=False)
+            await self._expect(policy)
+            self._policy = policy  # not before: a call that asks for it may be given up meanwhile
 
     async def _expect(self, policy: Policy) -> None:
         """See that the hosts of the policy are there, and those that only a former one had are not."""

@@ -183,7 +183,12 @@ class KeptHosts:
         """A service with what was issued to it: by profile, the newest first."""
         known = self.hosts.get(name) or replace(self.unknown(name), kind=IdentityKind.SERVICE)
         before = {each.name: each for each in known.certificates}
-        return replace(known, certificates=tuple(self._of_issued(each, before) for each in certificates))
+        profiles: set[str] = set()
+        found = []
+        for each in certificates:
+            found.append(_superseded(self._of_issued(each, before), now=each.profile in profiles))
+            profiles.add(each.profile)
+        return replace(known, certificates=tuple(found))
 
     def _of_issued(self, issued: IssuedCertificate, before: Mapping[str, IndexedCertificate]) -> IndexedCertificate:
         known = before.get(issued.certificate_id)
@@ -242,12 +247,14 @@ def _of_host(host: IndexedHost, knowledge: HostKnowledge, now: datetime) -> Sequ
 
 def _of_service(host: IndexedHost, knowledge: HostKnowledge, now: datetime) -> Sequence[Finding]:
     """The newest of each profile is judged: whoever uses an older one has a newer one to use."""
-    profiles: set[str] = set()
-    findings = []
-    for each in host.certificates:
-        findings.append(WELL if each.profile in profiles else find(each, knowledge, now))
-        profiles.add(each.profile)
-    return findings
+    return [WELL if each.superseded else find(each, knowledge, now) for each in host.certificates]
+
+
+def _superseded(certificate: IndexedCertificate, *, now: bool) -> IndexedCertificate:
+    """The certificate, superseded or not: nobody means to renew one that is."""
+    if not now or certificate.superseded:
+        return certificate
+    return msgspec.structs.replace(certificate, superseded=True, renew_time=None)
 
 
 def named(host: IndexedHost, policy: Policy) -> IndexedHost:

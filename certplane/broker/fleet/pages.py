@@ -27,7 +27,7 @@ _NEVER: Final = 1 << 62
 """Behind all times: of what has none."""
 _BEFORE_ALL: Final = -1
 _RANK: Final[Callable[[HealthWord], int]] = attrgetter("rank")
-_NOT_AFTER: Final[Callable[[IndexedCertificate], datetime | None]] = attrgetter("not_after")
+_END: Final[Callable[[IndexedCertificate], datetime | None]] = attrgetter("end")
 _RENEW_TIME: Final[Callable[[IndexedCertificate], datetime | None]] = attrgetter("renew_time")
 _SPARE: Final = 4096
 """More than a page that are kept before all but a page of them is dropped."""
@@ -141,11 +141,9 @@ def host_place(host: IndexedHost, certificates: Sequence[IndexedCertificate], or
             return Place(_heard(host), 0, host.name)
         case FleetOrder.HEALTH:
             words = {each.health for each in certificates} or {host.health}
-            return Place(min(map(_RANK, words)), _soonest(certificates, _NOT_AFTER), host.name)
+            return Place(min(map(_RANK, words)), _soonest(certificates, _END), host.name)
         case _:
-            return Place(
-                _soonest(certificates, _NOT_AFTER if order is FleetOrder.EXPIRE_TIME else _RENEW_TIME), 0, host.name
-            )
+            return Place(_soonest(certificates, _END if order is FleetOrder.EXPIRE_TIME else _RENEW_TIME), 0, host.name)
 
 
 def certificate_place(host: IndexedHost, one: IndexedCertificate, order: FleetOrder) -> Place:
@@ -156,9 +154,9 @@ def certificate_place(host: IndexedHost, one: IndexedCertificate, order: FleetOr
         case FleetOrder.LAST_SEEN_TIME:
             return Place(_heard(host), 0, host.name, one.name)
         case FleetOrder.HEALTH:
-            return Place(one.health.rank, _micros(one.not_after), host.name, one.name)
+            return Place(one.health.rank, _micros(one.end), host.name, one.name)
         case FleetOrder.EXPIRE_TIME:
-            return Place(_micros(one.not_after), 0, host.name, one.name)
+            return Place(_micros(one.end), 0, host.name, one.name)
         case FleetOrder.RENEW_TIME:
             return Place(_micros(one.renew_time), 0, host.name, one.name)
 

@@ -77,9 +77,9 @@ async def sum_up(hosts: AsyncIterator[IndexedHost], picked: PickedAt, now: datet
             sums.healths[each.health] += 1
             if each.health in _HURT:
                 hurt.add((host, each))
-            if each.not_after is None or (each.name == IDENTITY and each.health is HealthWord.OK):
+            if each.end is None or (each.name == IDENTITY and each.health is HealthWord.OK):
                 continue
-            left = each.not_after - now
+            left = each.end - now
             for within in ENDINGS:
                 sums.endings[within] += left <= within
             if left <= period and each.health not in _HURT:

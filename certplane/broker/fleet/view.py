@@ -251,7 +251,9 @@ class FleetView:
 
     def _of_service(self, host: IndexedHost, certificate: IndexedCertificate, revoked: Revoked) -> CertificateView:
         status, health = service_status(certificate), Health(HealthWord.OK)
-        if certificate.health is not HealthWord.OK:  # a superseded one is all right whatever becomes of it
+        if certificate.superseded:  # all right whatever becomes of it
+            health = Health(HealthWord.OK, "a newer one was issued")
+        elif certificate.health is not HealthWord.OK:
             knowledge = self._circumstances.of_service(host.name, revoked)
             health = replace(certificate_health(status, knowledge, self._clock.now()), since=certificate.since)
         return CertificateView(host, certificate, status, health)

@@ -74,7 +74,7 @@ def _any_health(rule: NotificationRule) -> bool:
 
 def _ends(certificate: IndexedCertificate, per_cent: int, now: datetime) -> bool:
     """Whether at most this share of the life of what is in use is left."""
-    start, end = certificate.not_before, certificate.not_after
+    start, end = certificate.not_before, certificate.end
     if start is None or end is None:
         return False
     return (end - now) * 100 <= (end - start) * per_cent
@@ -100,7 +100,7 @@ class _Group:
             self.worst = word, host, certificate
         self.since = _earlier(self.since, certificate.since)
         self.next_attempt = _earlier(self.next_attempt, certificate.next_attempt_time)
-        self.end = _earlier(self.end, certificate.not_after)
+        self.end = _earlier(self.end, certificate.end)
 
 
 class Gathering:

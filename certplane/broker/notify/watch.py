@@ -162,7 +162,7 @@ class NotificationWatch:
                 connected += host.connected
             for certificate in host.certificates:
                 counts[certificate.health] += 1
-                ending += certificate.not_after is not None and now < certificate.not_after <= now + _SOON
+                ending += certificate.end is not None and now < certificate.end <= now + _SOON
             for each in gathered.values():
                 each.add(host)
         shown = tuple(HealthCount(word, counts[word]) for word in HealthWord if counts[word])

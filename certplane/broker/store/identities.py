@@ -83,6 +83,8 @@ class SqlIdentityLedger(IdentityLedger, ChangeFollower):
         """Whether one of these isn't any more, and nobody was told."""
         self.on_settled: Callable[[], None] = lambda: None
         """Called when an operator, at whatever broker or beside it, has settled who holds a contested identity."""
+        self.on_contested: Callable[[str], None] = lambda _name: None
+        """Called with the name of an identity that this program has found contested; others are told by the feed."""
         compiler = database.compiler
         self._deny_rows = DenyRows(compiler, changes)
         row = select(identities)
@@ -144,6 +146,7 @@ class SqlIdentityLedger(IdentityLedger, ChangeFollower):
         known = await self._change(name, decide, events)
         if known is None:
             raise RuntimeError("a contested identity is known")
+        self.on_contested(name)
         return known
 
     @override

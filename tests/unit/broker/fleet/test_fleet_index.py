@@ -11,10 +11,15 @@ from datetime import timedelta
 import pytest
 
 from certplane.broker.fleet.circumstances import DAEMON_SILENCE, SHORT_STREAM, TIMER_RUNS, UNKNOWN_INTERVAL
+from certplane.broker.fleet.elsewhere import ShutOuts
+from certplane.broker.fleet.filter import FleetFilter
 from certplane.broker.fleet.kept import SLICE
 from certplane.broker.fleet.model import RevokedCertificate
+from certplane.broker.fleet.summary import sum_up
 from certplane.broker.members.model import Member
-from certplane.broker.model import DenyEntry, Grant, IdentityKind, RevocationReason
+from certplane.broker.model import DenyEntry, Grant, IdentityKind, IdentityUse, KnownIdentity, RevocationReason
+from certplane.broker.notify.rules import picks
+from certplane.broker.notify.settings import NotificationRule
 from certplane.errors import Reason, RefusalError
 from certplane.fleet_report.model import AgentMode, CertificateState, CertificateStatus, RenewalStep
 from certplane.runtime.health import HealthActor, HealthWord
@@ -184,19 +189,72 @@ async def test_the_policys_hosts_come_and_go_with_it(world: IndexWorld) -> None:
     assert (world.index.hosts["web1.example"].label, world.index.hosts["web3.example"].label) == ("", "web3")
 
 
-async def test_who_is_shut_out_is_known_within_a_minute(world: IndexWorld) -> None:
-    """By whoever denied it; and who is let in again."""
+async def test_who_is_shut_out_is_known_at_once(world: IndexWorld) -> None:
+    """By whoever denied it, for whoever asks then; and who is let in again, or contested."""
     await world.record("web1.example", world.status())
     await world.index.settled()
     world.stores.database.shut_out(DenyEntry(name="web1.example", create_time=world.clock.now()))
-    await world.pass_time(MINUTE + SECOND)
+    await world.index.settled()
     (certificate,) = world.index.hosts["web1.example"].certificates
     assert (certificate.health, certificate.cause) == (HealthWord.WONT_HEAL, Reason.IDENTITY_REVOKED)
     assert "denied" in world.index.hosts["web1.example"].blocked
     world.stores.database.let_in()
-    await world.pass_time(MINUTE)
+    await world.index.look()
     assert world.health("web1.example") is HealthWord.OK
-    assert world.changed == ["web1.example"] * 2
+    use = IdentityUse("CN=internal", "1f", world.clock.now() - DAY, world.clock.now())
+    await world.stores.identities.activate("web1.example", use, ())
+    world.stores.database.put_identity(KnownIdentity("web1.example", use, use.not_before, (use,), use))
+    await world.index.settled()
+    (certificate,) = world.index.hosts["web1.example"].certificates
+    assert (certificate.health, certificate.cause) == (HealthWord.WONT_HEAL, Reason.IDENTITY_CONTESTED)
+    assert world.changed == ["web1.example"] * 3
+
+
+async def test_one_that_is_shut_out_elsewhere_is_looked_at_alone(world: IndexWorld) -> None:
+    """The change feed names it; a serial number is of no host."""
+    await world.record("web1.example", world.status())
+    await world.index.settled()
+    await world.stores.deny_list.deny(DenyEntry(name="web1.example"), ())
+    await ShutOuts(world.index).changed(["1f CN=internal", "web1.example"])
+    assert world.health("web1.example") is HealthWord.WONT_HEAL
+
+
+async def test_a_question_that_is_given_up_leaves_no_host_by_the_old_policy(world: IndexWorld) -> None:
+    """A person's Ctrl-C while a policy is taken in: the next one who asks has all of the fleet by the new one."""
+    names = [f"web{number}.example" for number in range(3 * SLICE)]
+    world.policy.policy = policy_of(*names)
+    await world.index.settled()
+    for name in names:
+        world.report(name, world.status())
+    world.policy.policy = policy_of(*names, names=("store.example.test", "web.example.test"))
+    asked = asyncio.create_task(world.index.settled())
+    await asyncio.sleep(0)
+    assert 0 < world.counts["MISMATCHED"] < len(names)
+    asked.cancel()
+    await asyncio.gather(asked, return_exceptions=True)
+    await world.index.settled()
+    assert world.counts == {"MISMATCHED": len(names)}
+
+
+async def test_a_certificate_that_a_newer_one_replaced_ends_for_nobody(world: IndexWorld) -> None:
+    """Of a service: it isn't next, and neither a list of what ends, nor a rule for it has it."""
+    harness = StoreHarness(StorePlace("memory", None), world.clock, world.stores)  # type: ignore[arg-type]  # no path
+    first = await harness.issue(identity=SERVICE, lasts=90 * DAY)
+    await world.index.settled()
+    await world.pass_time(89 * DAY, step=DAY)
+    second = await harness.issue(identity=SERVICE, lasts=90 * DAY)
+    world.clock.advance(12 * HOUR)
+    await world.pass_time(MINUTE + SECOND)
+    now, service = world.clock.now(), world.index.hosts[SERVICE]
+    newer, older = service.certificates
+    assert [each.name for each in service.certificates] == [second.certificate_id, first.certificate_id]
+    assert (newer.superseded, newer.end) == (False, second.not_after)
+    assert (older.superseded, older.end, older.renew_time, older.health) == (True, None, None, HealthWord.OK)
+    sums = await sum_up(world.index.walk(), FleetFilter().at(now), now, DAY)
+    assert (sums.next_count, sums.endings[30 * DAY], sums.endings[90 * DAY]) == (0, 0, 1)
+    assert FleetFilter(expiring_within=7 * DAY).at(now).of(service) is None
+    rule = NotificationRule(life_left=10)
+    assert not any(picks(rule, each, each.health, now) for each in service.certificates)
 
 
 async def test_a_revocation_is_in_it_at_once(world: IndexWorld) -> None:

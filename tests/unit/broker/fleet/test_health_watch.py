@@ -15,7 +15,8 @@ from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.telemetry import PrometheusMeter
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.health import HealthWord
-from tests.support.fleet_index import DAY, HOUR, SECOND, IndexWorld, policy_of
+from tests.support.fleet_index import DAY, HOUR, SECOND, SERVICE, IndexWorld, policy_of
+from tests.support.stores import StoreHarness, StorePlace
 
 
 class World(IndexWorld):
@@ -137,3 +138,18 @@ async def test_a_fleet_that_takes_long_to_count_is_counted_less_often(
     assert walks in (4, 5)
     counting.cancel()
     await asyncio.wait({counting})
+
+
+async def test_what_a_service_has_replaced_is_no_profiles_soonest_end() -> None:
+    """Else the alert for what is about to end would come for each service that renews as it should."""
+    world = World()
+    harness = StoreHarness(StorePlace("memory", None), world.clock, world.stores)  # type: ignore[arg-type]  # no path
+    async with leading(world):
+        first = await harness.issue(identity=SERVICE, profile="web", lasts=DAY)
+        await world.wait(2)
+        assert world.soonest("web") == first.not_after.timestamp()
+        second = await harness.issue(identity=SERVICE, profile="web", lasts=90 * DAY)
+        await world.wait(2)
+        assert world.soonest("web") == second.not_after.timestamp()
+        ending = "certplane_fleet_certificates_ending"
+        assert world.value(ending, profile="web", days="30") == 0
