@@ -229,7 +229,9 @@ class TailAuditEventsRequest(_message.Message):
     request_id: _builtins.str
     """Optional. As in ListAuditEventsRequest."""
     past_count: _builtins.int
-    """Optional, default 20, at most 500: how many of the past come first; -1 for none."""
+    """Optional, default 20, at most 500: how many of the past come first; -1 for none. They are looked for among the newest
+    60,000 events or so: ListAuditEvents finds what is older.
+    """
     @_builtins.property
     def filter(self) -> Global___AuditFilter:
         """Optional. Only what this picks."""

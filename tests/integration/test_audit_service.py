@@ -192,6 +192,16 @@ async def test_what_comes(audit: Any, writer: Writer) -> None:
     call.cancel()
 
 
+async def test_the_past_of_a_rare_event_is_found(audit: Any, writer: Writer) -> None:
+    """Though more events came since than are read for one page of a list."""
+    (rare,) = await writer.write(profile_name="rare")
+    await writer.write(5_000)
+    request = pb.TailAuditEventsRequest(filter=pb.AuditFilter(profiles=["rare"]))
+    call = audit.TailAuditEvents(request, timeout=HANG)
+    assert (await call.read()).event.event_id == rare.event_id
+    call.cancel()
+
+
 async def test_a_tail_refuses_what_it_can_not_show(audit: Any) -> None:
     """More of the past than a list would."""
     call = audit.TailAuditEvents(pb.TailAuditEventsRequest(past_count=501), timeout=HANG)

@@ -25,6 +25,8 @@ from grpc_reflection.v1alpha import reflection_pb2
 from grpc_status import rpc_status
 
 from certplane.broker import metrics
+from certplane.broker.events import AuditDecision
+from certplane.broker.identity.access import METHODS
 from certplane.broker.identity.allowances import AllowanceSettings
 from certplane.broker.issuance.commands import IssueResult
 from certplane.broker.model import DenyEntry, Grant, IdentityKind, OrderState, Profile
@@ -36,7 +38,7 @@ from certplane.rpc.credentials import channel_credentials
 from certplane.rpc.status import CODES, refusal_from_error, refusal_from_status
 from certplane.v1 import certificate_pb2, certificate_pb2_grpc, enrollment_pb2, enrollment_pb2_grpc
 from tests.fakes.authority import sample_certificate, sample_order
-from tests.fakes.policy import FakePolicy
+from tests.fakes.policy import FakePolicy, FakePolicySource
 from tests.support.ca import Leaf, PrivateCa
 from tests.support.edge import GENEROUS, HOST, OPERATOR, SERVICE, EdgeServer, serve_edge, trust_of
 from tests.support.http2 import connect, send_call
@@ -661,6 +663,26 @@ async def test_roles(edge: EdgeServer) -> None:
     async with edge.channel(edge.ca.issue([SERVICE])) as service:
         await issue(service)
     assert edge.denied == ["ROLE_REQUIRED", "ROLE_REQUIRED"]
+
+
+@pytest.mark.parametrize("service", ["Audit", "Broker", "Fleet", "Order", "Policy"])
+async def test_each_call_that_is_not_for_a_role_is_audited(ca: PrivateCa, service: str) -> None:
+    """A host may call nothing of the operators' services, a viewer nothing that changes; each try is in the audit log."""
+    viewer = Grant("viewer.example", IdentityKind.OPERATOR, "viewer", roles=("viewer",))
+    policy = FakePolicySource(FakePolicy.of((viewer, Grant(HOST, IdentityKind.HOST, "web1", profiles=("web",)))))
+    rows = {method: access for method, access in METHODS.items() if f".{service}Service/" in method}
+    assert rows
+    async with serve_edge(ca, policy=policy) as edge:
+        for name in (HOST, viewer.name):
+            refused = [method for method, access in rows.items() if name == HOST or "viewer" not in access.roles]
+            async with edge.channel(ca.issue([name])) as channel:
+                for method in refused:
+                    assert (
+                        await refusal_of(channel.unary_unary(method)(b"", timeout=HANG))
+                    ).reason is Reason.ROLE_REQUIRED
+            told = [(event.identity, event.reason_code, event.decision) for event in edge.denials.events]
+            assert told == [(name, "ROLE_REQUIRED", AuditDecision.DENY)] * len(refused)
+            edge.denials.events.clear()
 
 
 async def test_method_that_is_not_served(edge: EdgeServer) -> None:

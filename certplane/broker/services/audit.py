@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from datetime import timedelta
 from typing import Any, Final
 
 import grpc
 
-from certplane.broker.ports import AuditReader
+from certplane.broker.event_filter import EventFilter
+from certplane.broker.ports import AuditReader, ShownEvent
 from certplane.broker.proof.checkpoints import Verifier
 from certplane.broker.proof.exporting import export
 from certplane.broker.proof.lines import Reads
@@ -40,6 +41,8 @@ _WRITE_TIMEOUT: Final = timedelta(seconds=30)
 """How long one message may wait for a reader."""
 _PAST: Final = 20
 _MOST_PAST: Final = 500
+_PAST_PAGES: Final = 16
+"""Pages of the log that are read for the past: each some thousand events."""
 _MOST_FINDINGS: Final = 1000
 _PROGRESS: Final = timedelta(seconds=2)
 
@@ -101,17 +104,28 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
             raise invalid_request("past_count", f"must be from -1 to {_MOST_PAST}")
         past = 0 if request.past_count < 0 else request.past_count or _PAST
         tail = await self._reader.follow()
-        if past:
-            page = await self._reader.page(wanted, limit=past)
-            for event in reversed(page.events):
-                await _write(context, pb.TailAuditEventsResponse(event=event_message(event)))
-        shown = {event.sequence for event in page.events} if past else set()
+        events = await self._past(wanted, past)
+        for event in reversed(events):
+            await _write(context, pb.TailAuditEventsResponse(event=event_message(event)))
+        shown = {event.sequence for event in events}
         while not self._draining():
             for event in await tail.new():
                 if event.sequence not in shown and wanted.picks(event.time, event.record):
                     await _write(context, pb.TailAuditEventsResponse(event=event_message(event)))
             await self._clock.sleep(_LOOK)
         raise RefusalError(Reason.DRAINING, "the broker is shutting down; follow again shortly")
+
+    async def _past(self, wanted: EventFilter, limit: int) -> Sequence[ShownEvent]:
+        """The newest that are picked; a filter that picks few is looked for in so much of the log, and no more."""
+        events: list[ShownEvent] = []
+        after: int | None = None
+        for _ in range(_PAST_PAGES if limit else 0):
+            page = await self._reader.page(wanted, after=after, limit=limit - len(events))
+            events += page.events
+            after = page.after
+            if len(events) == limit or after is None:
+                break
+        return events
 
     async def VerifyAuditLog(  # type: ignore[override]
         self, _request: pb.VerifyAuditLogRequest, context: RpcContext
