@@ -60,7 +60,8 @@ def files() -> dict[str, str]:
     """Each file below packaging/ with its content."""
     pages = {f"man/{name}.1": page(parser()) for name, parser in PARSERS.items()}
     shell = "".join(f"{line.rstrip()}\n" for line in argcomplete.shellcode(list(PARSERS)).splitlines())
-    return {**pages, "completion/certplane.bash": shell}
+    # bash-completion looks for a file of the program's name, when that is first typed.
+    return {**pages, **{f"completion/{name}": shell for name in PARSERS}}
 
 
 def main(folder: Path) -> None:

@@ -63,9 +63,10 @@ def test_without_the_package_nothing_runs() -> None:
     assert (finished.returncode, finished.stdout, finished.stderr) == (1, "", "")
 
 
-def test_bash_takes_the_file() -> None:
-    """What is installed for bash names all three programs."""
-    file = _ROOT / "packaging" / "completion" / "certplane.bash"
+@pytest.mark.parametrize("program", ["certplanectl", "certplane-agent", "certplane-broker"])
+def test_bash_takes_the_file(program: str) -> None:
+    """Bash looks for a file of the program's name; each names all three programs."""
+    file = _ROOT / "packaging" / "completion" / program
     said = subprocess.run(
         ["bash", "-c", f'source "{file}" && complete -p certplanectl certplane-agent certplane-broker'],
         capture_output=True, text=True, timeout=HANG, check=True,
