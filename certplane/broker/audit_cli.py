@@ -94,7 +94,7 @@ def _verify(options: argparse.Namespace) -> int:
         if found:
             print_rows(options, found, _FINDING_COLUMNS)
         print_record(options, result)
-    return 1 if result["finding_count"] else 0
+    return 0 if result["result"] == "whole" else 1
 
 
 def _export(options: argparse.Namespace) -> int:

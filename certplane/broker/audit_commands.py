@@ -206,20 +206,23 @@ def _misuse(option: str, what: str, remedy: str) -> ConfigurationError:
 def _row(finding: Finding) -> Row:
     return {
         "kind": finding.kind.value,
-        "sequence": finding.sequence,
+        "sequence": str(finding.sequence),
         "event_id": finding.event_id,
         "text": finding.text,
     }
 
 
 def _result(result: Verified, verifier: Verifier) -> dict[str, Any]:
-    return {
-        "result": "damaged" if result.finding_count else "whole",
+    counts = {  # texts, as 64-bit numbers are in the JSON of `certplanectl audit verify`
         "event_count": result.event_count,
         "chain_count": result.chain_count,
         "checkpoint_count": result.checkpoint_count,
         "finding_count": result.finding_count,
         "signed_sequence": result.signed_sequence,
         "unchained_event_count": result.unchained_event_count,
+    }
+    return {
+        "result": "damaged" if result.finding_count else "whole",
+        **{name: str(count) for name, count in counts.items()},
         "key_ids": verifier.names,
     }

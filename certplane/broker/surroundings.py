@@ -152,9 +152,8 @@ def seen_as_root(settings: BrokerSettings) -> list[str]:
     user = service_user(settings)
     if user is None:
         return []
-    return [
-        f"checked as root, which may read everything; to check as the service: sudo -u {user} certplane-broker check"
-    ]
+    again = f"sudo -u {user} certplane-broker -c {settings.source.file} check"
+    return [f"checked as root, which may read everything; to check as the service: {again}"]
 
 
 def service_user(settings: BrokerSettings) -> str | None:

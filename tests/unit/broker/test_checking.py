@@ -240,7 +240,8 @@ async def test_root_is_told_that_it_is_root(files: BrokerFiles, monkeypatch: pyt
     os.chown(files.directory, 65534, -1)
     for name in ("server.key", "server.crt", "agent-ca.pem"):
         os.chown(files.directory / name, 65534, -1)
-    assert "as the service: sudo -u nobody certplane-broker check" in await _notices(files)
+    again = f"sudo -u nobody certplane-broker -c {_settings(files).source.file} check"
+    assert f"as the service: {again}" in await _notices(files)
     monkeypatch.setattr(surroundings, "service_user", lambda _: None)
     assert "sudo" not in await _notices(files)
 
