@@ -105,7 +105,7 @@ class Polling:
     async def _summarize(self, source: FleetSource) -> None:
         try:
             self._known.summary = await source.summarize()
-            self._known.summary_trouble = ""
+            self._known.heard, self._known.summary_trouble = self._clock.now(), ""
         except (RefusalError, OperationError) as error:
             self._known.summary_trouble = f"no newer summary: {error}" if self._known.summary else str(error)
         self._changed()
@@ -114,6 +114,7 @@ class Polling:
         before = self._known.answers.get(question, Answer())
         try:
             answer = Answer(tuple(await _answer(source, question)))
+            self._known.heard = self._clock.now()
         except (RefusalError, OperationError) as error:
             answer = Answer(before.messages, str(error))
         answers = self._known.answers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 import pytest
 from textual.events import Key, Paste
@@ -66,6 +67,7 @@ async def watched(
     size: tuple[int, int] = SIZE,
     wanted: Sequence[str] = (),
     prepare: Callable[[FakeFleetSource], None] = lambda source: None,
+    clock: ManualClock | None = None,
 ) -> list[str]:
     """Runs it all on a screen of this size, until `look` has ended; returns what stays on the terminal."""
     source = FakeFleetSource(hosts or troubled_fleet())
@@ -81,7 +83,7 @@ async def watched(
             await look(Seen(app, pilot, source))
 
     async with no_hang():
-        return await run_full_screen(connect, "https://broker.example.test", wanted, ManualClock(NOW), run)
+        return await run_full_screen(connect, "https://broker.example.test", wanted, clock or ManualClock(NOW), run)
 
 
 async def test_the_worst_is_on_the_screen_and_stays_on_the_terminal() -> None:
@@ -274,6 +276,27 @@ async def test_the_brokers_summary_takes_the_place_of_the_rows() -> None:
         await seen.sees("Who is hurt now: 77")
 
     await watched(look, prepare=prepare)
+
+
+async def test_a_quiet_fleet_is_as_of_the_brokers_last_answer() -> None:
+    """The watch tells nothing for hours where nothing changes: that is no time for which the broker was away."""
+    clock = ManualClock(NOW)
+
+    def prepare(source: FakeFleetSource) -> None:
+        source.summary = fleet_pb2.SummarizeFleetResponse()
+
+    async def look(seen: Seen) -> None:
+        await seen.sees("of 58")
+        await until(lambda: seen.source.summaries, what="the first summary")
+        asked = seen.source.summaries
+        clock.advance(timedelta(hours=3))
+        await seen.press("ctrl+r")
+        await until(lambda: seen.source.summaries > asked, what="a later summary")
+        seen.source.tell(OperationError("the broker is away"))
+        await seen.sees("AWAY 06:02:01Z")
+
+    left = await watched(look, prepare=prepare, clock=clock)
+    assert left[-1].endswith("as of 06:02:01Z")
 
 
 async def test_what_stays_when_it_is_cancelled() -> None:
