@@ -121,10 +121,11 @@ async def _run(options: argparse.Namespace) -> int:
     from certplane.ctl.settings import find_settings, load_settings  # noqa: PLC0415
 
     logging.basicConfig(level=logging.WARNING, format="certplanectl: %(message)s", handlers=[LineHandler(sys.stderr)])
-    settings = load_settings(getattr(options, "config", None) or find_settings())
+    config = getattr(options, "config", None)
+    settings = load_settings(config or find_settings())
     wanted = getattr(options, "output", None)
     out = Output(sys.stdout, None if wanted is None else Format(wanted))
-    session = Session(settings, out, getattr(options, "context", None))
+    session = Session(settings, out, getattr(options, "context", None), config)
     return await interruptible(function_of(options.run)(options, session))
 
 

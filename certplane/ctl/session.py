@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from certplane.ctl.contexts import chosen
@@ -22,11 +24,12 @@ if TYPE_CHECKING:  # `context list` needs no gRPC
 
 @dataclass(frozen=True)
 class Session:
-    """One run of certplanectl. `named` is what --context says."""
+    """One run of certplanectl. `named` is what --context says, and `config` what --config says."""
 
     settings: CtlSettings
     out: Output
     named: str | None = None
+    config: Path | None = None
     clock: Clock = field(default_factory=SystemClock)
 
     @property
@@ -55,6 +58,12 @@ class Session:
     def say(self, text: str) -> None:
         """A line about the command itself, on standard error."""
         say(f"certplanectl: {text}")
+
+    def command(self, words: str) -> str:
+        """A command to go on with, as it is to be typed: for this fleet, where the command line named it."""
+        named = (("-c", self.config), ("--context", self.named))
+        options = [shlex.join((option, str(value))) for option, value in named if value is not None]
+        return " ".join(("certplanectl", *options, words))
 
     async def agreed(self, question: str, otherwise: str = "") -> bool:
         """Whether a person at the terminal says yes; the context is named where there are several.

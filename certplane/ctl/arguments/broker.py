@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from certplane.ctl.arguments.command import NAMELESS, Command, add_file, add_reason, add_yes, count, repeated, span
-from certplane.ctl.formats import Format
 
 ORDER_STATES: Final = ("pending", "authorized", "validating", "finalizing", "issued", "failed")
-_LINES: Final = (Format.TABLE, Format.JSON, Format.YAML)
 
 
 def _orders(parser: argparse.ArgumentParser) -> None:
@@ -164,7 +162,7 @@ COMMANDS: Final = (
         "what is in force: its hash, since when, and by whom",
         "commands.policy:show",
         _policy_show,
-        formats=_LINES,
+        formats=NAMELESS,
     ),
     Command(
         "policy plan",
@@ -173,7 +171,7 @@ COMMANDS: Final = (
         _policy_plan,
         more="Compares a file with the policy in force, and with what hosts last asked for. The exit status is 1 where "
         "the file doesn't load.",
-        formats=_LINES,
+        formats=NAMELESS,
     ),
     Command(
         "policy history",
@@ -186,7 +184,7 @@ COMMANDS: Final = (
         "commands.policy:reload",
         _confirm,
         more="The exit status is 1 where it was refused.",
-        formats=_LINES,
+        formats=NAMELESS,
     ),
     Command(
         "brokers",
@@ -222,7 +220,7 @@ COMMANDS: Final = (
         "commands.trust:plan",
         _trust_plan,
         more="The exit status is 1 where the bundle can't be used, or a reload with it would have to be confirmed.",
-        formats=_LINES,
+        formats=NAMELESS,
     ),
     Command(
         "health",
@@ -234,7 +232,6 @@ COMMANDS: Final = (
         "context list",
         "the contexts of ctl.yml, and which is in use",
         "commands.contexts:list_contexts",
-        formats=(Format.TABLE, Format.JSON, Format.NAME),
         offline=True,
     ),
     Command(

@@ -159,6 +159,8 @@ def _show(session: Session, found: list[audit_pb2.AuditEvent], *, more: bool) ->
     if not out.for_people:
         for event in found:
             out.message(event, event.event_id)
+        if more:
+            session.say("there are more events, shown with a larger number")
         return
     if found:
         out.table(COLUMNS, found)

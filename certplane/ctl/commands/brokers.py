@@ -48,8 +48,10 @@ async def reload(options: argparse.Namespace, session: Session) -> int:
         for line in reload_lines(each):
             out.line(line, Style.PLAIN if each.done else Style.BAD, folded=True)
     if any(each.confirmation_required for each in answer.reloads):
-        again = "certplanectl broker reload --all" if options.all else "certplanectl broker reload"
-        session.say(f"if this is intended: {' '.join([again, *options.broker])} --confirm")
+        # By their ids: without a name any broker would answer, and be confirmed what another refused.
+        refused = [each.broker_id for each in answer.reloads if each.confirmation_required]
+        which = "--all" if options.all else " ".join(refused)
+        session.say(f"if this is intended: {session.command(f'broker reload {which} --confirm')}")
     return OK if answer.reloads and all(each.done for each in answer.reloads) else FAILED
 
 

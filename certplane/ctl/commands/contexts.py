@@ -45,9 +45,10 @@ async def list_contexts(_: argparse.Namespace, session: Session) -> int:
         return OK
     for row in rows:
         if out.format is out.format.NAME:
-            out.lines([row.name])
+            out.lines([row.name] if row.name else [])
         else:
-            out.object({"name": row.name, "brokers": list(row.urls), "inUse": row.current})
+            name = {"name": row.name} if row.name else {}
+            out.object({**name, "brokers": list(row.urls), "inUse": row.current})
     return OK
 
 

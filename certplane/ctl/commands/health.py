@@ -73,7 +73,9 @@ async def _ask(session: Session, url: str) -> Answer:
         return Answer(url, serving=False, seconds=session.clock.monotonic() - begin, error=str(failure))
     seconds = session.clock.monotonic() - begin
     error = (
-        "" if serving else f"the broker at {url} says that it isn't serving; see its log, and `certplanectl brokers`"
+        ""
+        if serving
+        else f"the broker at {url} says that it isn't serving; see its log, and `{session.command('brokers')}`"
     )
     name, roles = seen.identity.name, tuple(seen.identity.roles)
     return Answer(url, serving, seen.broker_version, name, roles, seen.policy_hash, seconds, error)

@@ -33,6 +33,8 @@ async def orders(options: argparse.Namespace, session: Session) -> int:
     if not out.for_people:
         for each in found:
             out.message(each, each.order.order_id)
+        if more:
+            session.say("there are more orders, shown with a larger --limit")
         return OK
     now = session.now()
     if options.id and found:

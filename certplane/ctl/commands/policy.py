@@ -33,7 +33,7 @@ async def show(options: argparse.Namespace, session: Session) -> int:
             if len(found) != 1:
                 raise misuse(
                     f"{options.hash}: {'no policy has' if not found else 'several policies have'} such a hash",
-                    "see `certplanectl policy history -o wide`",
+                    f"see `{session.command('policy history -o wide')}`",
                 )
             (wanted,) = found
         loaded, text = await client.policy(with_text=options.text, policy_hash=wanted)
@@ -96,7 +96,10 @@ async def reload(options: argparse.Namespace, session: Session) -> int:
     for line in answer.lines:
         session.say(escape(line))
     if answer.confirmation_required:
-        session.say("if this is intended: certplanectl policy reload --confirm")
+        session.say(f"if this is intended: {session.command('policy reload --confirm')}")
+        if len(session.context.settings.broker.all_urls) > 1:
+            name, seen = answer.policy.broker_name or answer.policy.broker_id, session.command("brokers")
+            session.say(f"{name} has refused it, and another broker may take it: `{seen}` shows whose policy differs")
     return FAILED
 
 

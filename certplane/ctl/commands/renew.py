@@ -45,7 +45,7 @@ async def renew(options: argparse.Namespace, session: Session) -> int:
         said.answer(answer, dry_run=options.dry_run)
         if not answer.certificate_count:
             line = said.line(answer, dry_run=True)
-            session.say(f"{line}; compare the selection with `certplanectl fleet`")
+            session.say(f"{line}; compare the selection with `{session.command('fleet')}`")
             return FAILED
         if options.wait and not options.dry_run and answer.changed_count:
             return await _wait(session, client, answer.renewal_request_id, options.timeout)
@@ -87,7 +87,8 @@ class _Said:
             for line in (self.line(answer, dry_run=dry_run), *renewals.held_up_lines(answer, dry_run=dry_run)):
                 out.line(line, folded=True)
             if not dry_run and answer.changed_count and answer.renewal_request_id:
-                out.lines([f"how far it is: certplanectl renewal {answer.renewal_request_id}"])
+                again = self._session.command(f"renewal {answer.renewal_request_id}")
+                out.lines([f"how far it is: {again}"])
 
 
 async def _ask(
@@ -118,7 +119,8 @@ async def _wait(session: Session, client: Client, renewal_request_id: str, timeo
             break
         wait = _pause(answer, session.now())
         if end is not None and session.now() + wait > end:
-            session.say(f"the time is up: {shown.line}; see `certplanectl renewal {renewal_request_id}`")
+            again = session.command(f"renewal {renewal_request_id}")
+            session.say(f"the time is up: {shown.line}; see `{again}`")
             return FAILED
         await session.clock.sleep(wait)
     if not out.for_people:

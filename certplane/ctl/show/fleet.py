@@ -169,11 +169,19 @@ def _name(host: renewal_pb2.Host) -> str:
 
 
 def _health(row: Row) -> str:
-    return health_word(row.host.health if row.status is None else row.status.health)
+    return health_word(_judged(row))
 
 
 def _health_style(row: Row) -> Style:
-    return health_style(row.host.health if row.status is None else row.status.health)
+    return health_style(_judged(row))
+
+
+def _judged(row: Row) -> int:
+    """The health that a row shows: none of a host that has no certificate yet, which nobody can call well."""
+    if row.status is not None:
+        return row.status.health
+    nothing = row.host.health == renewal_pb2.HEALTH_OK and not row.host.certificate_count
+    return renewal_pb2.HEALTH_UNSPECIFIED if nothing else row.host.health
 
 
 def _certificate(row: Row) -> str:

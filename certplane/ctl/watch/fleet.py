@@ -202,6 +202,8 @@ def _with_certificates(host: HostRow, certificates: Iterable[CertificateRow], ow
     word, worst = ("-", HealthWord.OK.rank) if own is None else (own.value, own.rank)
     if ordered and ordered[0].rank <= worst:
         word, worst = ordered[0].health, ordered[0].rank
+    if not ordered and own is HealthWord.OK:
+        word = "-"  # it has no certificate yet, and nobody can call that well
     words = [host.name, host.shown, host.version, host.blocked, word, host.broker, "up" if host.connected else "down"]
     for each in ordered:
         words += [each.name, each.health, each.cause, each.state, each.profile]

@@ -53,8 +53,11 @@ def ctl(
         stream = io.StringIO()
         wanted = getattr(options, "output", None)
         out = Output(stream, Format(wanted) if wanted else Format.TABLE, Terminal(width, colour))
-        settings = load_settings(getattr(options, "config", None) or config)
-        session = Session(settings, out, getattr(options, "context", None), **({"clock": clock} if clock else {}))
+        named = getattr(options, "config", None)
+        settings = load_settings(named or config)
+        session = Session(
+            settings, out, getattr(options, "context", None), named, **({"clock": clock} if clock else {})
+        )
         capsys.readouterr()
         status = await cli.function_of(options.run)(options, session)
         await asyncio.sleep(0)

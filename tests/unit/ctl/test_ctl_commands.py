@@ -360,7 +360,8 @@ async def test_orders(broker: OperatorsBroker, ctl: Ctl) -> None:
     assert ran.lines[-1] == "2 orders; there are more, shown with a larger --limit; 7 open in the fleet"
     (request,) = broker.requests("ListOrders")
     assert (request.filter.open_only, list(request.filter.reasons), request.page_size) == (True, ["DNS_REJECTED"], 2)
-    assert (await ctl("orders", "--limit", "1", "-o", "name")).out == "o-1\n"
+    ran = await ctl("orders", "--limit", "1", "-o", "name")
+    assert (ran.out, ran.said) == ("o-1\n", "certplanectl: there are more orders, shown with a larger --limit\n")
     one = await ctl("orders", "--id", "o-1")
     assert "validating, since" in one.out
     broker.answers["ListOrders"] = order_pb2.ListOrdersResponse()
@@ -408,7 +409,9 @@ async def test_audit_list_and_tail(broker: OperatorsBroker, ctl: Ctl) -> None:
     wanted = broker.requests("ListAuditEvents")[0].filter
     assert list(wanted.dns_names) == ["a.test"]
     assert abs(wanted.start_time.ToDatetime(UTC) - (datetime.now(UTC) - timedelta(days=7))) < timedelta(minutes=5)
-    assert (await ctl("audit", "tail", "-n", "2", "-o", "name")).lines == ["e-1", "e-2"]
+    ran = await ctl("audit", "tail", "-n", "2", "-o", "name")
+    assert ran.lines == ["e-1", "e-2"]
+    assert ran.said == "certplanectl: there are more events, shown with a larger number\n"
     broker.answers["TailAuditEvents"] = [audit_pb2.TailAuditEventsResponse(event=an_event(3))]
     ran = await ctl("audit", "tail", "-f", "--severity", "warning", "--since", "2026-01-02")
     assert "certificate_issued" in ran.out
@@ -504,6 +507,8 @@ async def test_broker_reload_and_drain(broker: OperatorsBroker, ctl: Ctl) -> Non
     ran = await ctl("broker", "reload", "--all")
     assert (ran.status, ran.lines) == (1, ["m1: policy: loaded", "m2: trust: would shut out 3"])
     assert "if this is intended: certplanectl broker reload --all --confirm" in ran.said
+    ran = await ctl("broker", "reload")
+    assert "if this is intended: certplanectl broker reload id-2 --confirm" in ran.said, "and not whoever answers next"
     del answer.reloads[1]
     assert (await ctl("broker", "reload", "m1", "--confirm")).status == 0
     request = broker.requests("ReloadBrokers")[-1]
@@ -627,9 +632,50 @@ async def test_contexts(broker: OperatorsBroker, ctl: Ctl, tmp_path: Path) -> No
     ran = await ctl("context", "list")
     assert [line.split()[:2] for line in ran.lines[1:]] == [["-", "lab"], ["*", "prod"]]
     assert (await ctl("context", "list", "-o", "name")).lines == ["lab", "prod"]
+    assert [each["name"] for each in yaml.safe_load_all((await ctl("context", "list", "-o", "yaml")).out)][1:] == [
+        "prod"
+    ]
     assert json.loads((await ctl("context", "list", "--json")).lines[1])["inUse"] is True
     with pytest.raises(ConfigurationError, match="context prod: what is known of x is forgotten"):
         await ctl("forget", "x", "--reason", "gone")
+
+
+async def test_what_is_to_be_typed_next_is_for_the_same_fleet(
+    broker: OperatorsBroker, ctl: Ctl, tmp_path: Path
+) -> None:
+    """A command that is told goes to the file and the context that this one was given, and not to those in use."""
+    path = tmp_path / "two fleets.yml"
+    settings = broker.settings(tmp_path, f"https://localhost:{free_port()}")
+    path.write_text(yaml.safe_dump({"contexts": dict.fromkeys(("lab", "prod"), settings)}))
+    named = ("-c", str(path), "--context", "lab")
+    again = f"certplanectl -c '{path}' --context lab"
+    broker.answers["RequestRenewal"] = ANSWER
+    ran = await ctl("renew", *named, "--host", "a", "--reason", "a drill", "--yes", width=None)
+    assert ran.lines[-1] == f"how far it is: {again} renewal r-1"
+    refused = policy_pb2.ReloadPolicyResponse(lines=["would remove 9 hosts"], confirmation_required=True)
+    refused.policy.broker_name = "m1"
+    broker.answers["ReloadPolicy"] = refused
+    ran = await ctl("policy", "reload", *named)
+    assert f"if this is intended: {again} policy reload --confirm\n" in ran.said
+    assert f"m1 has refused it, and another broker may take it: `{again} brokers` shows" in ran.said
+
+
+async def test_a_host_without_certificates_is_not_called_well(broker: OperatorsBroker, ctl: Ctl) -> None:
+    """One that never came has nothing that could be judged."""
+    never = renewal_pb2.Host(name="never", health=renewal_pb2.HEALTH_OK)
+    silent = renewal_pb2.Host(name="silent", health=renewal_pb2.HEALTH_UNHEARD)
+    broker.answers["ListHosts"] = a_page(never, silent)
+    ran = await ctl("fleet", width=None)
+    assert [line.split()[:2] for line in ran.lines[3:]] == [["never", "-"], ["silent", "UNHEARD"]]
+
+
+@pytest.mark.parametrize(
+    "line", ["policy show", "policy plan FILE", "policy reload", "trust plan FILE", "context list", "fleet"]
+)
+def test_what_a_narrow_terminal_cuts_is_to_be_had(line: str) -> None:
+    """Each table has its wide form, and each result both forms for programs."""
+    for wanted in ("wide", "json", "yaml"):
+        cli._parser().parse_args([*line.split(), "-o", wanted])
 
 
 async def test_codes_of_no_certplane_broker(broker: OperatorsBroker, ctl: Ctl) -> None:
