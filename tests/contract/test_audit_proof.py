@@ -13,6 +13,7 @@ import pytest_asyncio
 from certplane.broker.events import AuditEventType
 from certplane.broker.proof.chain import Chain, ChainStart, Head, next_hash
 from certplane.broker.proof.lines import LinesError
+from certplane.broker.proof.sealing import Sealing
 from certplane.broker.proof.verify import Finding
 from tests.support.audit_log import KEYS, OTHER_SECRET, Signer, exported, sealing, verified, verified_lines
 from tests.support.stores import StoreHarness, StorePlace
@@ -197,6 +198,105 @@ async def test_an_end_that_was_changed_is_not_sealed(
 async def _a_while(log: StoreHarness, seals: object) -> None:
     log.clock.advance(timedelta(hours=2))
     await seals._seal_ended()  # type: ignore[attr-defined]
+
+
+@pytest_asyncio.fixture
+async def day(log: StoreHarness, other: StoreHarness) -> StoreHarness:
+    """The log after a day of both brokers: they write, and sign, each hour."""
+    seals, theirs = sealing(log), sealing(other)
+    for _ in range(24):
+        log.clock.advance(timedelta(hours=1))
+        for store, seal in ((log, seals), (other, theirs)):
+            await store.stores.audit.append([store.event(), store.event()])
+            await seal.seal_own()
+    return log
+
+
+async def test_signatures_that_were_all_taken_away(day: StoreHarness) -> None:
+    """Who can't sign could change what he likes then, if nobody missed them; in a file too."""
+    for sql in ("UPDATE audit_checkpoints SET signature = NULL, key_id = ''", "DELETE FROM audit_checkpoints"):
+        assert (await verified(day, []))[0] == []
+        change(day, sql)
+        for found, _ in (await verified(day), verified_lines(await exported(day))):
+            assert said(found) == [("checkpoint_invalid", "")]
+            assert "no checkpoint is signed" in found[0].text
+
+
+async def test_signatures_of_one_chain_that_were_taken_away(day: StoreHarness) -> None:
+    """Others have signed what stands behind for hours: it is told from which event on they are missing."""
+    assert (await verified(day))[0] == []
+    change(day, "DELETE FROM audit_checkpoints WHERE @ > 30")
+    found, _ = await verified(day)
+    assert said(found) == [("checkpoint_invalid", "")]
+    assert day.place.query("SELECT number FROM audit_events WHERE sequence = " + str(found[0].sequence)) == [(31,)]  # noqa: S608
+    change(day, "DELETE FROM audit_checkpoints WHERE @ > 0")
+    assert said((await verified(day))[0]) == [("checkpoint_invalid", "")]
+
+
+async def test_signatures_that_a_broker_was_made_to_give(day: StoreHarness, other: StoreHarness) -> None:
+    """Hashes made anew, and the chain shown to a broker as one that nobody has sealed yet."""
+    change(day, "DELETE FROM audit_checkpoints WHERE @ > 10; UPDATE audit_events SET create_time = 5 WHERE @ = 20")
+    await _hash_anew(day, 20)
+    seals = sealing(other)
+    day.clock.advance(timedelta(hours=2))
+    await seals._seal_ended()
+    found, result = await verified(day)
+    assert said(found) == [("checkpoint_invalid", (await day.event_ids())[result.signed_sequence - 3])]
+    assert "signed hours after" in found[0].text
+
+
+async def test_a_broker_signs_what_it_wrote(log: StoreHarness) -> None:
+    """Not what stands in its database by then, hashes and all."""
+    seals = sealing(log)
+    await log.stores.audit.append([log.event()])
+    change(log, "UPDATE audit_events SET create_time = 5 WHERE @ = 11")
+    await _hash_anew(log, 11)
+    await seals.seal_own()
+    assert said((await verified(log))[0]) == [("changed", (await log.event_ids())[-1])]
+
+
+async def test_power_that_was_away_for_a_weekend(log: StoreHarness, other: StoreHarness) -> None:
+    """Ends are sealed days later, and nobody signed meanwhile: that is how it should be."""
+    await log.stores.audit.append([log.event(), log.event()])
+    await other.stores.audit.append([other.event()])
+    await sealing(other).seal_own()
+    log.clock.advance(timedelta(days=3))
+    await other.stores.audit.append([other.event()])
+    await sealing(other)._seal_ended()
+    for _ in range(9):
+        log.clock.advance(timedelta(hours=1))
+        await other.stores.audit.append([other.event()])
+        await sealing(other).seal_own()
+    assert (await verified(log))[0] == []
+
+
+async def test_a_key_that_came_later(store: StoreHarness, other: StoreHarness) -> None:
+    """Brokers get it one after the other: what one has written without it is not held against it."""
+    unsigned = Sealing(store.stores.audit_proof, store.clock, None)
+    for hours in (0, 8):
+        store.clock.advance(timedelta(hours=hours))
+        await store.stores.audit.append([store.event()])
+        await unsigned.seal_own()
+    for hour in range(15):
+        store.clock.advance(timedelta(hours=1))
+        await other.stores.audit.append([other.event()])
+        await sealing(other).seal_own()
+        if hour < 5:
+            await store.stores.audit.append([store.event()])
+    await unsigned.seal_own(ended=True)
+    assert (await verified(store))[0] == []
+
+
+async def test_a_chain_that_a_lost_answer_ended_is_sealed(log: StoreHarness) -> None:
+    """Its broker lives and writes another one; nobody has to wait for its stop."""
+    await log.stores.audit.append([log.event()])
+    log.stores.writer._commit._audit.head = None
+    await log.stores.audit.append([log.event()])
+    assert await log.stores.audit_proof.ended() == []
+    await _a_while(log, sealing(log))
+    await sealing(log).seal_own()
+    assert (await verified(log))[1].checkpoint_count == 6
+    assert await log.stores.audit_proof.ended() == []
 
 
 async def test_a_stop_seals_the_own_end(log: StoreHarness) -> None:

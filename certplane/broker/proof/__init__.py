@@ -2,6 +2,7 @@
 
     chain.py        each writer's events as a chain of hashes
     checkpoints.py  how far a chain had come at a time, signed
+    signatures.py   which signatures are missing, or were made too late
     verify.py       what does not hold in a log that is read
     lines.py        a log as lines of JSON, to be verified without the database
 

@@ -18,6 +18,7 @@ from typing import Final
 
 from certplane.broker.proof.chain import Chain, LoggedEvent, next_hash
 from certplane.broker.proof.checkpoints import Checkpoint, Verifier
+from certplane.broker.proof.signatures import LATE, Signatures
 
 _MICROSECOND: Final = timedelta(microseconds=1)
 _OVERLAP: Final = timedelta(days=1) // _MICROSECOND
@@ -92,6 +93,10 @@ class _Followed:
         self.gaps: list[_Gap] = []
         self.signed = False
         """Whether one of its checkpoints was."""
+        self.first = 0
+        """Place of its first event that was read."""
+        self.unsigned = 0
+        """Place of the first event that no signed checkpoint that holds has covered yet; 0 if all have one."""
         self.number = 0
         self.hash: bytes | None = chain.start.genesis
         """Of the last event; None where it isn't known."""
@@ -116,6 +121,8 @@ class _Followed:
     def go_to(self, event: LoggedEvent, number: int) -> None:
         """The event is the last one that was read."""
         self.number, self.hash, self.sequence = number, event.hash, event.sequence
+        self.first = self.first or event.sequence
+        self.unsigned = self.unsigned or event.sequence
 
 
 class Verification:
@@ -135,6 +142,8 @@ class Verification:
         self._partial = partial
         self._verifier = verifier
         self._first_chained = 0
+        self._last_chained = 0
+        self._signatures = Signatures()
         self._chains: dict[int, _Followed] = {}
         self._begun_after: dict[tuple[int, int], list[Chain]] = {}
         self.result = Verified()
@@ -197,6 +206,7 @@ class Verification:
             yield FindingKind.ADDED, f"is of chain {event.chain_id}, which is not there"
             return
         self._first_chained = self._first_chained or event.create_time
+        self._last_chained = max(self._last_chained, event.create_time)
         if not followed.sequence and (self._partial or number <= followed.number):
             followed.begin(number)  # what retention has not removed yet is there to its end
         if number <= followed.number:
@@ -240,6 +250,8 @@ class Verification:
         elif self._verifier.holds(checkpoint):
             self.result.checkpoint_count += 1
             self.result.signed_sequence = max(self.result.signed_sequence, event.sequence)
+            self._signatures.add(followed.unsigned, event, checkpoint)
+            followed.unsigned = 0
 
     def _wrong(self, checkpoint: Checkpoint) -> tuple[FindingKind, str] | None:
         """What is wrong with a checkpoint's signature; nothing where it has none, which proves nothing either."""
@@ -258,6 +270,8 @@ class Verification:
         return found
 
     def _end(self) -> Iterator[Finding]:
+        if self._verifier.names and not self._partial:
+            yield from self._unsigned()
         for chain_id, followed in self._chains.items():
             yield from filter(None, (gap.finding() for gap in followed.gaps))
             if pruned := followed.chain.pruned_number:
@@ -277,6 +291,32 @@ class Verification:
                 text = f"chain {chain_id} ends with event {followed.number}, and a checkpoint has its event {last}"
                 yield Finding(FindingKind.TRUNCATED, followed.sequence, "", text)
             yield from self._before(followed.chain)
+
+    def _unsigned(self) -> Iterator[Finding]:
+        """Signatures that were taken away with their checkpoints, and ones that brokers were made to give."""
+        signed = self._signatures
+        heads = (each.checkpoints.get(each.chain.pruned_number) for each in self._chains.values())
+        if not signed.first and not any(head is not None and self._verifier.holds(head) for head in heads):
+            if self._last_chained > self._first_chained + LATE:
+                why = "with a new key the first one comes within minutes of a broker's start"
+                text = f"no checkpoint is signed with a key that is trusted; {why}"
+                yield Finding(FindingKind.CHECKPOINT_INVALID, 0, "", text)
+            return
+        for event in signed.late():
+            text = (
+                f"the checkpoint of event {event.number} of chain {event.chain_id} was signed hours after brokers had "
+                "signed what stands behind: those that it had were taken out, or a clock went ahead"
+            )
+            yield Finding(FindingKind.CHECKPOINT_INVALID, event.sequence, event.event_id, text)
+        for chain_id, followed in self._chains.items():
+            # A key that came later: programs that ran then are ended one after the other.
+            exempt = not followed.signed and signed.early(followed.first, followed.sequence)
+            if not exempt and followed.unsigned and signed.overdue(followed.unsigned):
+                text = (
+                    f"events of chain {chain_id} from here on have no signed checkpoint, and brokers have signed what "
+                    "stands behind for hours: theirs were taken out, or not made (the log of that broker says why)"
+                )
+                yield Finding(FindingKind.CHECKPOINT_INVALID, followed.unsigned, "", text)
 
     def _before(self, chain: Chain) -> Iterator[Finding]:
         """Whether the event that a chain began after is still there."""

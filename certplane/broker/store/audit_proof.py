@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import BindParameter, and_, bindparam, or_, select, update
+from sqlalchemy import BindParameter, and_, bindparam, exists, or_, select, update
 from typing_extensions import override
 
 from certplane.broker.proof.chain import Chain, ChainStart, Head, LoggedEvent
@@ -48,7 +48,7 @@ class SqlAuditProof(AuditProof):
             select(audit_events.c.sequence).order_by(audit_events.c.sequence.desc()).suffix_with(limited_to(1))
         )
         self._newest_of_chain = compiler(
-            select(audit_events.c.sequence, audit_events.c.number, audit_events.c.hash)
+            select(audit_events.c.sequence)
             .where(audit_events.c.chain_id == which)
             .order_by(audit_events.c.sequence.desc())
             .suffix_with(limited_to(1))
@@ -57,13 +57,13 @@ class SqlAuditProof(AuditProof):
         chains = select(*chain).order_by(audit_chains.c.chain_id)
         self._chains = compiler(chains.where(audit_chains.c.chain_id > after).suffix_with(limited_to()))
         self._chain = compiler(chains.where(audit_chains.c.chain_id == which))
+        of, later = audit_chains.c, audit_chains.alias("later").c
+        before: BindParameter[Any] = bindparam("before")
+        ended = and_(of.writer_id != bindparam("me"), ~is_alive(compiler, of.writer_id))
+        # A lost answer: its writer lives, and writes another one.
+        left = exists().where(later.chain_id > of.chain_id, later.writer_id == of.writer_id, later.start_time < before)
         self._ended = compiler(
-            chains.where(
-                audit_chains.c.end_time.is_(None),
-                audit_chains.c.start_time < bindparam("before"),
-                audit_chains.c.writer_id != bindparam("me"),
-                ~is_alive(compiler, audit_chains.c.writer_id),
-            ).suffix_with(limited_to())
+            chains.where(of.end_time.is_(None), of.start_time < before, or_(ended, left)).suffix_with(limited_to())
         )
         of = audit_checkpoints.c
         checkpoints = select(*(of[name] for name in _CHECKPOINT))
@@ -91,8 +91,9 @@ class SqlAuditProof(AuditProof):
             head = self._rows.head
             if head is None or head == last:
                 return Done(None)
+            # The hash is this program's own: one that is read would be signed though it was changed since.
             row = session.one(self._newest_of_chain, {"chain_id": head.chain_id})
-            return Done(None if row is None else (Head(head.chain_id, row[1], row[2]), row[0]))
+            return Done((head, 0 if row is None else row[0]))
 
         return await self._writer.write(change, ())
 

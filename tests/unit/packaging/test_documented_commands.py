@@ -74,7 +74,7 @@ def test_commands_in_sentences_are_the_programs(document: str) -> None:
 def test_commands_of_alerts_are_the_programs() -> None:
     """What a person at night is told to run is taken too; words follow it in its sentence."""
     remedies = [re.sub(r"\{\{.*?\}\}", "NAME", rule["annotations"]["remedy"]) for rule in alert_rules()]
-    found = [part for remedy in remedies for part in re.findall(r"certplane(?:-agent|-broker|ctl) [^,;:?]+", remedy)]
+    found = [part for remedy in remedies for part in re.findall(r"certplane(?:-agent|-broker|ctl) [^,;:?()]+", remedy)]
     assert len(found) > 10
     for part in found:
         words = re.split(r" (?:names|says|shows|there|has|asks)\b", part)[0]
