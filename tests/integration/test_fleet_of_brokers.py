@@ -14,8 +14,9 @@ import pytest
 import pytest_asyncio
 
 from certplane.broker.fleet.model import HostStream
-from certplane.broker.model import CertificateRecord, DenyEntry, RevocationReason
+from certplane.broker.model import CertificateRecord, DenyEntry, IdentityUse, RevocationReason
 from certplane.broker.renewal.model import RenewalPlan
+from certplane.errors import Reason
 from certplane.fleet_report.model import HostFacts, RenewalCause
 from certplane.v1 import fleet_pb2 as pb
 from certplane.v1 import fleet_pb2_grpc, renewal_pb2, renewal_pb2_grpc
@@ -27,6 +28,7 @@ from tests.support.waiting import HANG, no_hang, until
 
 pytestmark = pytest.mark.integration
 
+DAY = timedelta(days=1)
 SECOND = 1.0
 """What a directive has to reach a host of another broker; `scripts/bench brokers` measures how many don't need it."""
 
@@ -304,3 +306,30 @@ async def test_each_broker_has_the_whole_fleet_in_memory(edges: tuple[EdgeServer
         host.call.cancel()
         await until(lambda: not first.index.hosts[HOST].connected)
         assert first.index.hosts[HOST].end_time is not None
+
+
+async def test_who_is_shut_out_at_one_broker_is_so_at_both(edges: tuple[EdgeServer, EdgeServer]) -> None:
+    """Denied by whichever program, let in again, contested: in the lists of both within seconds, before any round."""
+    first, second = edges
+
+    def causes() -> list[list[str]]:
+        return [[each.cause for each in edge.index.hosts[HOST].certificates] for edge in edges]
+
+    async with second.host() as channel:
+        host = HostStreamClient(channel)
+        await host.hello()
+        await host.acknowledged(await host.report("web", "SERVING"))
+        await until(lambda: causes() == [[""], [""]])
+        rounds = [edge.index._next_round for edge in edges]
+        await first.stores.deny_list.deny(DenyEntry(name=HOST), [])
+        await until(lambda: causes() == [[Reason.IDENTITY_REVOKED]] * 2)
+        await first.stores.deny_list.allow(DenyEntry(name=HOST), [])
+        await until(lambda: causes() == [[""], [""]])
+    now = second.clock.now()
+    newer, copied = (
+        IdentityUse("CN=internal", serial, now + age, now + DAY) for serial, age in (("2a", DAY), ("1f", DAY / 2))
+    )
+    await second.stores.identities.activate(HOST, newer, [])
+    await second.stores.identities.contest(HOST, copied, [])
+    await until(lambda: causes() == [[Reason.IDENTITY_CONTESTED]] * 2)
+    assert [edge.index._next_round for edge in edges] == rounds
