@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -94,13 +94,20 @@ class Agent:
             for certificate in settings.certificates
         }
 
-    async def run(self, stop: asyncio.Event, events: FanOut, show: Shows | None = None) -> None:
+    async def run(
+        self,
+        stop: asyncio.Event,
+        events: FanOut,
+        show: Shows | None = None,
+        reload: Callable[[], Awaitable[Outcome]] | None = None,
+    ) -> None:
         """Keep everything renewed until `stop`; what has begun and can be done only once is finished first.
 
         Args:
             stop: ends it.
             events: where the steps are told.
             show: told once all is under way, and how the link to the broker is.
+            reload: carries out `certplane-agent reload`.
 
         Raises:
             OperationError: this host isn't enrolled, or its files can't be used.
@@ -109,7 +116,9 @@ class Agent:
         await self._start(AgentMode.DAEMON)
         async with contextlib.AsyncExitStack() as stack:
             try:
-                await stack.enter_async_context(ControlServer(self._host.state_dir, self._renew_while_running, events))
+                await stack.enter_async_context(
+                    ControlServer(self._host.state_dir, self._renew_while_running, events, reload)
+                )
             except OperationError as error:  # what is in the way of a command is none of renewing
                 logger.error("`renew` and `status` can't reach this agent: %s", error)  # noqa: TRY400 - it says all
             group = await stack.enter_async_context(asyncio.TaskGroup())
@@ -313,7 +322,8 @@ class Agent:
         """`renew` for the control socket, which hears of `progress`."""
         runner = self._runner_of(name)
         if runner is None:
-            return Outcome(ok=False, text="the running agent has no certificate of that name; restart it")
+            text = "the running agent has no certificate of that name; run `certplane-agent reload`, then this again"
+            return Outcome(ok=False, text=text)
         try:
             before = await self._newest(name)
             status = await runner.renew_now()

@@ -184,8 +184,8 @@ def _profile(certificate: CertificateSettings, view: IdentityView) -> Finding:
     parts += [f"has {_shown(extra)} besides"] if extra else []
     text = (
         f"dns_names {' and '.join(parts)}, compared with the profile {certificate.profile} in the broker's policy, and "
-        "the next renewal would be refused; write the profile's names into agent.yml and restart the agent, or correct "
-        "policy.yml"
+        "the next renewal would be refused; write the profile's names into agent.yml and run `certplane-agent reload`, "
+        "or correct policy.yml"
     )
     return Finding(subject, Level.FAIL, text)
 

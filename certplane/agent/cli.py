@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from certplane import __version__
-from certplane.errors import CertplaneError, ConfigurationError
+from certplane.errors import CertplaneError, ConfigurationError, OperationError
 from certplane.runtime import command
 from certplane.runtime.command import FAILED, OK, interruptible
 
@@ -42,17 +42,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _command(options: argparse.Namespace) -> int:
-    config: Path = getattr(options, "config", None) or _DEFAULT_CONFIG
     # The parts of a command are imported when it runs: `status` needs no gRPC, `--help` nothing at all.
     from certplane.agent.settings import load_settings  # noqa: PLC0415
 
-    settings = load_settings(config)
+    try:
+        settings = load_settings(_config(options))
+    except ConfigurationError:
+        if options.command == "reload":
+            print("certplane-agent: an agent that runs keeps the agent.yml that it has:", file=sys.stderr)
+        raise
     if settings.tracing.endpoint is None or options.command not in {"run", "renew"}:
         return asyncio.run(_run(options, settings))
     from certplane.rpc.otlp import traced  # noqa: PLC0415
 
     with traced(settings.tracing.collector, "certplane-agent"):
         return asyncio.run(_run(options, settings))
+
+
+def _config(options: argparse.Namespace) -> Path:
+    return getattr(options, "config", None) or _DEFAULT_CONFIG
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,6 +95,11 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="one JSON object")
     renew = commands.add_parser("renew", parents=[common, output], help="renew one certificate, or the identity, now")
     renew.add_argument("name", metavar="NAME", help="the certificate's name in agent.yml; `identity` is the host's own")
+    commands.add_parser(
+        "reload",
+        parents=[common, output],
+        help="have the running agent take agent.yml as it is now; status 1 or 2, and the one before stays, if it can't",
+    )
     return parser
 
 
@@ -96,7 +109,7 @@ async def _run(options: argparse.Namespace, settings: AgentSettings) -> int:
     host = Host(settings)
     try:
         if options.command == "run" and not options.once:
-            return await _daemon(host)
+            return await _daemon(host, _config(options))
         with _display(options, settings, host) as progress:
             work = _COMMANDS[options.command](options, host, progress)
             return await interruptible(work)
@@ -104,27 +117,33 @@ async def _run(options: argparse.Namespace, settings: AgentSettings) -> int:
         host.close()
 
 
-async def _daemon(host: Host) -> int:
-    from certplane.agent.app import Agent  # noqa: PLC0415 - as in `main`
-    from certplane.agent.control import FanOut  # noqa: PLC0415
+async def _daemon(host: Host, config: Path) -> int:
+    from certplane.agent.daemon import Daemon  # noqa: PLC0415 - as in `main`
+    from certplane.agent.host import Host  # noqa: PLC0415
+    from certplane.agent.settings import load_settings  # noqa: PLC0415
     from certplane.runtime.notify import ServiceNotifier  # noqa: PLC0415
 
     _log(host.settings, host.settings.logging.level)
     logger.info("certplane-agent %s starts", __version__, extra={"fields": {"configuration_hash": host.settings.hash}})
-    stop = asyncio.Event()
+    daemon = Daemon(
+        host,
+        lambda: Host(load_settings(config)),
+        taken=lambda settings: _log(settings, settings.logging.level),
+    )
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, logger.warning, "agent.yml is read at the start: restart the agent")
-    events = FanOut()
+        loop.add_signal_handler(number, daemon.stop)
+    reloads: set[asyncio.Task[Outcome]] = set()
+
+    def reload() -> None:  # its outcome is in the log
+        reloads.add(task := loop.create_task(daemon.reload(), name="reload"))
+        task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, reload)
     host.check_owner("run")
     with host.lock():
-        agent = Agent(host, events)
-        try:
-            async with ServiceNotifier(host.clock) as notifier:
-                await agent.run(stop, events, show=notifier)
-        finally:
-            await agent.close()
+        async with ServiceNotifier(host.clock) as notifier:
+            await daemon.run(notifier)
     return OK
 
 
@@ -173,6 +192,19 @@ async def _renew(options: argparse.Namespace, host: Host, progress: Progress) ->
         progress.done(options.name, text)
     else:
         progress.failed(options.name, text)
+    return OK if outcome.ok else FAILED
+
+
+async def _reload(options: argparse.Namespace, host: Host, progress: Progress) -> int:
+    from certplane.agent.control import ask  # noqa: PLC0415 - as in `main`
+
+    outcome = await ask(host.state_dir, {"command": "reload"}, progress)
+    if outcome is None:
+        raise OperationError(
+            f"no agent of this agent.yml runs in {host.state_dir}",
+            remedy="start it; where `state_dir` has changed, restart it; `run --once` reads agent.yml each time",
+        )
+    (progress.done if outcome.ok else progress.failed)(_config(options).name, outcome.text)
     return OK if outcome.ok else FAILED
 
 
@@ -242,7 +274,14 @@ async def _status(options: argparse.Namespace, host: Host, progress: Progress) -
     return FAILED if report.alarms else OK
 
 
-_COMMANDS = {"enroll": _enroll, "run": _run_once, "check": _check, "status": _status, "renew": _renew}
+_COMMANDS = {
+    "enroll": _enroll,
+    "run": _run_once,
+    "check": _check,
+    "status": _status,
+    "renew": _renew,
+    "reload": _reload,
+}
 
 
 def _display(options: argparse.Namespace, settings: AgentSettings, host: Host) -> Progress:

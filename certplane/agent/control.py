@@ -1,9 +1,9 @@
-"""How `renew` reaches an agent that runs: a socket in the state directory, one JSON object a line.
+"""How `renew` and `reload` reach an agent that runs: a socket in the state directory, one JSON object a line.
 
-The client sends `{"command": "renew", "name": NAME}` or `{"command": "ping"}`; the agent answers with the steps as they
-happen (`subject`, `event`, `text`) and ends with `{"event": "result", "ok": BOOL, "text": TEXT}`. The socket lies in a
-directory of mode 0700, so that only the agent's user and root can connect. Only the holder of the state lock listens:
-a socket that a crash left behind is replaced.
+The client sends `{"command": "renew", "name": NAME}`, `{"command": "reload"}` or `{"command": "ping"}`; the agent
+answers with the steps as they happen (`subject`, `event`, `text`) and ends with `{"event": "result", "ok": BOOL,
+"text": TEXT}`. The socket lies in a directory of mode 0700, so that only the agent's user and root can connect. Only
+the holder of the state lock listens: a socket that a crash left behind is replaced.
 """
 
 from __future__ import annotations
@@ -83,11 +83,19 @@ class ControlServer:
         state_dir: the state directory, whose lock the caller holds.
         renew: carries out `renew NAME`.
         events: where the steps are told.
+        reload: carries out `reload`, which may end this server: its answer goes out all the same.
     """
 
-    def __init__(self, state_dir: Path, renew: Callable[[str], Awaitable[Outcome]], events: FanOut) -> None:
+    def __init__(
+        self,
+        state_dir: Path,
+        renew: Callable[[str], Awaitable[Outcome]],
+        events: FanOut,
+        reload: Callable[[], Awaitable[Outcome]] | None = None,
+    ) -> None:
         self._directory = state_dir / _DIRECTORY
         self._renew = renew
+        self._reload = reload
         self._events = events
         self._server: asyncio.Server | None = None
 
@@ -140,6 +148,8 @@ class ControlServer:
             case {"command": "renew", "name": str(name)}:
                 with self._events.listening(name, tell):
                     return await self._renew(name)
+            case {"command": "reload"} if self._reload is not None:
+                return await self._reload()
             case _:
                 return Outcome(ok=False, text="this agent doesn't know that command; is it another release?")
 

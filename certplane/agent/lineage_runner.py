@@ -41,6 +41,7 @@ from certplane.agent.renewal.status import (
     revoked,
 )
 from certplane.agent.renewal.waiting import LEAST_WAIT
+from certplane.agent.settled import Settled
 from certplane.agent.spans import install_span, note_renewal, renewal_span
 from certplane.errors import CertplaneError, RefusalError
 from certplane.fleet_report.model import CertificateState
@@ -119,7 +120,7 @@ class LineageRunner:
         self._unseen = True
         self._last: tuple[datetime, float] | None = None
         self._revoked: set[str] = set()
-        self._settled: list[asyncio.Future[LineageStatus]] = []
+        self._settled = Settled(lineage.name)
         self.trace = ""  # the context of the last renewal's span, for what becomes of it
 
     @property
@@ -129,6 +130,12 @@ class LineageRunner:
 
     async def run(self) -> None:
         """Live until cancelled; errors are logged and waited out."""
+        try:
+            await self._live()
+        finally:
+            self._settled.end()
+
+    async def _live(self) -> None:
         requested = False
         while True:
             forced, self._forced = self._forced, False
@@ -137,17 +144,17 @@ class LineageRunner:
                 span = pause(plan, self._clock.now())
             except CertplaneError as error:  # the status itself can't be read or written
                 logger.error("%s: %s", self.name, error)  # noqa: TRY400 - a traceback says nothing more
-                self._settle_with(error)
+                self._settled.settle(error)
                 span = _AFTER_DISK_ERROR
             except Exception as error:  # noqa: BLE001 - a bug must not end the other lineages
-                self._settle_with(as_error(self.name, error))
+                self._settled.settle(as_error(self.name, error))
                 span = _AFTER_FAULT
             else:
                 if isinstance(plan.step, Activate) and requested:
                     span = pause_after_issue(self._lineage.spec, plan.step.version, self._clock.now())
                 requested = isinstance(plan.step, Request)
                 if span > timedelta() and not self._forced:
-                    self._settle_with(status)
+                    self._settled.settle(status)
             if self._again_at is not None:
                 span = min(span, max(timedelta(seconds=self._again_at - self._clock.monotonic()), timedelta()))
             if span > timedelta():
@@ -194,13 +201,12 @@ class LineageRunner:
         """Make the lineage renew now while `run` is at work, and wait until it has nothing more to do at once.
 
         Raises:
-            CertplaneError: the status can't be read or written.
+            CertplaneError: the status can't be read or written, or the agent ends.
         """
-        future: asyncio.Future[LineageStatus] = asyncio.get_running_loop().create_future()
-        self._settled.append(future)
+        settled = self._settled.wait()
         self._forced = True
         self._woken.set()
-        return await future
+        return await settled
 
     def try_again(self, *, after: timedelta = timedelta()) -> None:
         """What made requests fail is gone: don't wait out our own patience (a time that a CA named still counts).
@@ -372,16 +378,6 @@ class LineageRunner:
         if self._lineage.directive is None:  # the identity's, which nobody renews by hand
             return f"waits until {_text(wait.until)}"
         return f"waits until {_text(wait.until)}; `certplane-agent renew {self.name}` tries now"
-
-    def _settle_with(self, result: LineageStatus | Exception) -> None:
-        for future in self._settled:
-            if future.done():
-                continue
-            if isinstance(result, Exception):
-                future.set_exception(result)
-            else:
-                future.set_result(result)
-        self._settled.clear()
 
     async def _sleep(self, span: timedelta) -> None:
         """Until `span` is over or somebody wakes this lineage."""

@@ -108,11 +108,26 @@ async def test_a_running_agent_answers_its_commands(host: Host) -> None:
 
 
 async def test_hangup_is_survived(host: Host) -> None:
-    """SIGHUP says what to do instead of ending the agent."""
+    """SIGHUP reads agent.yml again instead of ending the agent."""
     process = await host.start()
     await host.until_running()  # not by the log as a whole: an earlier test's agent has written to it too
     os.kill(process.pid, signal.SIGHUP)
-    await logged(host, "restart the agent")
+    await logged(host, "agent.yml was read again: nothing has changed")
+    assert "agent: running" in (await host.run("status")).stdout
+
+
+async def test_an_edited_file_is_taken_by_a_reload(host: Host) -> None:
+    """`reload` speaks either way: a file with a mistake costs nothing, and one without is in force when it returns."""
+    text = host.config.read_text()
+    await started(host)
+    host.config.write_text(text + "colour: blue\n")
+    refused = await host.run("reload")
+    assert refused.status == 2
+    assert "an agent that runs keeps the agent.yml that it has" in refused.stderr
+    host.config.write_text(text.replace("name: wild", "name: wilder"))
+    taken = await host.run("reload")
+    assert taken.status == 0, taken.stderr
+    assert "in force: certificates added: wilder; certificates removed: wild" in taken.stderr
     assert "agent: running" in (await host.run("status")).stdout
 
 

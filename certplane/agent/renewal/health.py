@@ -25,6 +25,8 @@ from certplane.fleet_report.model import RenewalStep
 from certplane.runtime.health import NONE_YET, REMEDY_FOR_SERVICE, Health, HealthWord
 from certplane.runtime.health import moment_text as _text
 
+_REMEDY_FOR_AGENT_YML = "`certplane-agent reload` has the running agent read it; a timer's next run does by itself"
+
 
 def lineage_health(
     spec: LineageSpec, facts: LineageFacts, now: datetime, *, seen: ServiceView | None = None, identity: bool = False
@@ -129,10 +131,10 @@ def _mismatched(spec: LineageSpec, facts: LineageFacts) -> Health | None:
         return None
     if spec.dns_names and newest.dns_names != spec.dns_names:
         text = f"agent.yml has the names {' '.join(spec.dns_names)}, the certificate {' '.join(newest.dns_names)}"
-        return Health(HealthWord.MISMATCHED, text, "restart the agent: it reads agent.yml when it starts")
+        return Health(HealthWord.MISMATCHED, text, _REMEDY_FOR_AGENT_YML)
     if spec.key_type and newest.key_type != spec.key_type:
         text = f"agent.yml has a key of the kind {spec.key_type}, the certificate {newest.key_type or 'another'}"
-        return Health(HealthWord.MISMATCHED, text, "restart the agent: it reads agent.yml when it starts")
+        return Health(HealthWord.MISMATCHED, text, _REMEDY_FOR_AGENT_YML)
     return None
 
 
