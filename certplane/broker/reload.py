@@ -223,12 +223,14 @@ class Reloader:
 
     async def _reload_policy(self, asked: ReloadRequest) -> bool:
         """Read the policy and put it in force; False if it was refused."""
+        before = self._policy.current.hash
         try:
             policy = await self._pool.run(partial(self._policy.reload, confirmed=asked.confirmed))
         except ConfigurationError as error:
             await self._reject("policy", AuditEventType.POLICY_REJECTED, error, asked)
             return False
-        self.policy_since, self.policy_by = self._clock.now(), asked.by
+        if policy.hash != before:  # else it is in force since it came: a reload after a renewal changes nothing of it
+            self.policy_since, self.policy_by = self._clock.now(), asked.by
         text = self._policy.loaded.summary
         fields = {"policy_hash": policy.hash, "file": str(self._policy.path), "by": asked.by}
         _logger.info("policy loaded", extra={"fields": {**fields, "changes": text} if text else fields})

@@ -1,7 +1,7 @@
 """What the index of the fleet takes: memory, the first reading, a policy that is loaded anew, a summary, and a page.
 
 Over a SQLite store with 10,000 hosts of four certificates each, a tenth of them in trouble; no network. While each is
-done a task looks every two milliseconds whether it is late: the longest delay is what every call would have waited.
+done a task looks every two milliseconds how much the loop has worked since: the most is what other calls waited.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The broker is wired by `certplane.broker.app` in a process of its own, over the store of `growth_fill` and a policy with
 all its hosts, once for a thousand hosts and once for the large number. A cold start has none of the database's pages in
-the machine's cache. Each call is made by itself, inside the process, while a task looks every two milliseconds whether
-it is late: the longest delay is what every other call would have waited.
+the machine's cache. Each call is made by itself, inside the process, while a task looks every two milliseconds how
+much the loop has worked since: the most is what every other call would have waited.
 
 `python -m benchmarks.growth CONFIG HOSTS` is that process; it prints JSON: start, memory, and each call's times.
 """
@@ -139,7 +139,7 @@ def _calls(broker: Broker, hosts: int) -> Calls:
 
 
 async def _measured(call: Callable[[int], Awaitable[object]]) -> dict[str, float]:
-    """Milliseconds of a call, and the longest that the loop was late meanwhile."""
+    """Milliseconds of a call, and the longest that the loop was held meanwhile."""
     found = [await timed(functools.partial(call, turn)) for turn in range(_TIMES)]
     seconds = sorted(each.seconds for each in found)[_TIMES // 2]
     return {"ms": seconds * 1000, "held": max(each.held for each in found) * 1000}
