@@ -145,6 +145,7 @@ async def test_notifications_tell_each_cause_and_what_to_do(edge: EdgeServer, fl
     for (_, cause), count in fleet.causes.items():
         wanted[cause] += count
     assert {each.cause: each.certificate_count for each in troubles} == wanted
+    assert {each.cause: each.service_count for each in troubles if each.service_count} == {"REQUEST": 1}
     for each in troubles:
         health = await explain(each.example_host, each.example_certificate)
         assert health is not None

@@ -59,6 +59,7 @@ class Trouble:
         word: The worst health among them.
         certificate_count: How many; 0 when it is over.
         host_count: Of how many hosts and services.
+        service_count: How many of those are services.
         hosts: Some of those, those that are worst off first, by their labels in the policy.
         example_host: The one of the worst certificate, by its name.
         example_certificate: That certificate, by its name in the host's configuration.
@@ -83,6 +84,7 @@ class Trouble:
     since: datetime | None = None
     next_attempt: datetime | None = None
     soonest_end: datetime | None = None
+    service_count: int = 0
 
     @property
     def is_of_broker(self) -> bool:

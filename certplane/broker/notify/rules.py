@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Final
 
 from certplane.broker.fleet.index import IndexedCertificate, IndexedHost
+from certplane.broker.model import IdentityKind
 from certplane.broker.notify.model import OF_BROKER, OwnTrouble, Trouble
 from certplane.broker.notify.settings import NotificationRule
 from certplane.runtime.health import Health, HealthActor, HealthWord, Severity
@@ -88,6 +89,8 @@ class _Group:
     count: int = 0
     hosts: dict[str, int] = field(default_factory=dict)
     """Each with the rank of its worst certificate."""
+    services: set[str] = field(default_factory=set)
+    """Those of them that are services."""
     since: datetime | None = None
     next_attempt: datetime | None = None
     end: datetime | None = None
@@ -96,6 +99,8 @@ class _Group:
         self.count += 1
         name = host.label or host.name
         self.hosts[name] = min(word.rank, self.hosts.get(name, word.rank))
+        if host.kind is IdentityKind.SERVICE:
+            self.services.add(name)
         if word.rank < self.worst[0].rank:
             self.worst = word, host, certificate
         self.since = _earlier(self.since, certificate.since)
@@ -158,6 +163,7 @@ def _trouble(cause: str, group: _Group) -> Trouble:
         since=group.since,
         next_attempt=group.next_attempt,
         soonest_end=group.end,
+        service_count=len(group.services),
     )
 
 

@@ -68,7 +68,10 @@ def headline(trouble: Trouble) -> str:
     if trouble.is_of_broker:
         return f"{trouble.cause}: {trouble.text}" if trouble.text else trouble.cause
     certificates = _counted(trouble.certificate_count, "certificate")
-    return f"{certificates} of {_counted(trouble.host_count, 'host')} {trouble.word}: {trouble.cause}"
+    services = trouble.service_count
+    counts = {"host": trouble.host_count - services, "service": services}
+    holders = " and ".join(_counted(count, noun) for noun, count in counts.items() if count)
+    return f"{certificates} of {holders or '0 hosts'} {trouble.word}: {trouble.cause}"
 
 
 def body(message: Message) -> str:

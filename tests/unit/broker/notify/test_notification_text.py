@@ -39,6 +39,14 @@ SUBJECTS = {
         replace(OPENED, troubles=(replace(TROUBLE, word=HealthWord.FAILING, certificate_count=1, host_count=1),)),
         "WARNING: 1 certificate of 1 host FAILING: DNS_UNAVAILABLE ns2.example.test",
     ),
+    "of services too": (
+        replace(OPENED, troubles=(replace(TROUBLE, service_count=1),)),
+        "CRITICAL: 18 certificates of 11 hosts and 1 service OVERDUE: DNS_UNAVAILABLE ns2.example.test",
+    ),
+    "of a service": (
+        replace(OPENED, troubles=(replace(TROUBLE, certificate_count=1, host_count=1, service_count=1),)),
+        "CRITICAL: 1 certificate of 1 service OVERDUE: DNS_UNAVAILABLE ns2.example.test",
+    ),
     "still": (
         replace(OPENED, kind=MessageKind.STILL),
         "CRITICAL: still: 18 certificates of 12 hosts OVERDUE: DNS_UNAVAILABLE ns2.example.test",
