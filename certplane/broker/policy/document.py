@@ -205,6 +205,8 @@ class PolicyDocument(Policy):
         self._grants = dict(grants)
         self._hosts = {grant.label: grant for grant in grants.values() if grant.kind is IdentityKind.HOST}
         self._host_names = tuple(sorted(grant.name for grant in self._hosts.values()))
+        services = (grant.name for grant in grants.values() if grant.kind is IdentityKind.SERVICE)
+        self._service_names = tuple(sorted(services))
 
     @property
     @override
@@ -252,7 +254,7 @@ class PolicyDocument(Policy):
     @property
     @override
     def service_names(self) -> tuple[str, ...]:
-        return tuple(sorted(grant.name for grant in self._grants.values() if grant.kind is IdentityKind.SERVICE))
+        return self._service_names
 
 
 def load_policy(path: Path, private_issuers: Collection[str] | None = ()) -> PolicyDocument:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from certplane.runtime.text import printable, printable_values
+from certplane.runtime.text import printable, printable_values, serial_digits
 
 _SHOWN = {
     "plain text": ("the order waits", "the order waits"),
@@ -47,3 +47,12 @@ def test_values_are_cleaned_to_the_last_text() -> None:
     """JSON's own escaping leaves C1 controls and turned text as they are."""
     value = {"a\x9b": ["b\u202e", {"c": ("d\ud800", 7, None, True)}]}
     assert printable_values(value, 100) == {"a ": ["b ", {"c": ["d ", 7, None, True]}]}
+
+
+@pytest.mark.parametrize(
+    ("shown", "digits"),
+    [("0A:1b:2C", "a1b2c"), ("00AB", "ab"), ("ab12", "ab12"), ("00", "0"), ("", ""), ("no serial", "no serial")],
+)
+def test_a_serial_number_is_found_however_it_is_shown(shown: str, digits: str) -> None:
+    """As openssl and browsers show it."""
+    assert serial_digits(shown) == digits
