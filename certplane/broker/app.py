@@ -293,7 +293,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 settings,
                 stores,
                 secrets,
-                identity=fleet.view.identity,
+                identities=fleet.view.identities,
                 draining=lambda: hub.stopping,
                 clock=clock,
             ),

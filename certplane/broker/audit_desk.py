@@ -59,7 +59,7 @@ def audit_service(
     stores: Stores,
     secrets: SecretSource,
     *,
-    identity: Callable[[str], str],
+    identities: Callable[[str], frozenset[str]],
     draining: Callable[[], bool],
     clock: Clock,
 ) -> AuditServicer:
@@ -73,7 +73,7 @@ def audit_service(
         stores.audit_proof,
         read=record_of,
         verifier=verifier,
-        identity=identity,
+        identities=identities,
         draining=draining,
         clock=clock,
     )

@@ -790,6 +790,10 @@ class Policy(Protocol):
         """What the policy gives to the host of this label."""
         ...
 
+    def identities_of(self, name_or_label: str) -> frozenset[str]:
+        """The identities that are called so: by their name, or a host, a service and an operator by their label."""
+        ...
+
     @property
     def host_names(self) -> Sequence[str]:
         """The identity names of all its hosts, sorted."""

@@ -36,6 +36,9 @@ class FakePolicy:
         hosts = (grant for grant in self.grants.values() if grant.kind is IdentityKind.HOST)
         return next((grant for grant in hosts if grant.label == label), None)
 
+    def identities_of(self, name_or_label: str) -> frozenset[str]:
+        return frozenset(grant.name for grant in self.grants.values() if name_or_label in {grant.name, grant.label})
+
     @property
     def host_names(self) -> list[str]:
         return self._names(IdentityKind.HOST)

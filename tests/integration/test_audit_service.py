@@ -99,7 +99,7 @@ async def test_each_condition_of_a_filter(edge: EdgeServer, audit: Any, writer: 
     (first,) = await writer.write(identity=HOST, csr_dns_names=("a.test",), cert_serial_number="ab12")
     edge.clock.shift += timedelta(hours=1)
     (second,) = await writer.write(
-        event_type=DENIED, profile_name="shop", expected_dns_names=("b.test",), reason_code="NAMES_NOT_ALLOWED",
+        identity=OPERATOR, event_type=DENIED, profile_name="shop", expected_dns_names=("b.test",), reason_code="NAMES_NOT_ALLOWED",
         severity=AuditSeverity.ERROR, order_id="order-7",
     )  # fmt: skip
     (third,) = await writer.write(severity=AuditSeverity.WARNING, request_id="call-3", certificate_id="c-1")
@@ -111,6 +111,7 @@ async def test_each_condition_of_a_filter(edge: EdgeServer, audit: Any, writer: 
         ({}, [c, b, a]),
         ({"identities": [HOST]}, [a]),
         ({"identities": ["web1"]}, [a]),
+        ({"identities": ["admin"]}, [b]),
         ({"dns_names": ["A.test"]}, [a]),
         ({"dns_names": ["b.test", "x.test"]}, [b]),
         ({"serial_numbers": ["AB12"]}, [a]),

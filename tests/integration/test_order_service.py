@@ -19,7 +19,7 @@ from certplane.v1 import certificate_pb2, order_pb2_grpc
 from certplane.v1 import order_pb2 as pb
 from tests.support.ca import PrivateCa
 from tests.support.calls import refused
-from tests.support.edge import HOST, OPERATOR, EdgeServer, serve_edge
+from tests.support.edge import HOST, OPERATOR, SERVICE, EdgeServer, serve_edge
 from tests.support.stores import NO_LIMITS, draft
 from tests.support.waiting import HANG
 
@@ -134,6 +134,13 @@ async def test_a_filter_that_reaches_further_than_time_does(edge: EdgeServer, or
         dns_names=[order.dns_names[0].upper()],
     )
     (found,) = await listed(orders, filter=filter_)
+    assert found.order.order_id == order.order_id
+
+
+async def test_a_service_is_found_by_its_label(edge: EdgeServer, orders: Any) -> None:
+    """As a host is."""
+    (order,) = await opened(edge, identity=SERVICE)
+    (found,) = await listed(orders, filter=pb.OrderFilter(identities=["builder"]))
     assert found.order.order_id == order.order_id
 
 

@@ -250,7 +250,7 @@ class EdgeServer:
                     self.stores.audit_proof,
                     read=record_of,
                     verifier=_no_keys,
-                    identity=self.view.identity,
+                    identities=self.view.identities,
                     draining=lambda: self.stopping,
                     clock=self.clock,
                 ),

@@ -128,6 +128,10 @@ class FleetView:
         grant = policy.find_grant(name_or_label) or policy.find_host(name_or_label)
         return grant.name if grant is not None else name_or_label
 
+    def identities(self, name_or_label: str) -> frozenset[str]:
+        """The identities of this name or label: of a host, a service, an operator."""
+        return self._policy.current.identities_of(name_or_label) or frozenset({name_or_label})
+
     def why_none(self, name: str) -> str:
         """Why the identity can't be told to get a new certificate, or gets none; empty if it can and does."""
         return self._circumstances.why_none(name)

@@ -97,13 +97,12 @@ class OrdersView:
         """The broker's time."""
         return self._clock.now()
 
-    def identity(self, name: str) -> str:
-        """The identity's name of this name or label."""
+    def identities(self, name: str) -> frozenset[str]:
+        """The identities of this name or label."""
         try:
-            found = self._policies.current.find_host(name)
+            return self._policies.current.identities_of(name) or frozenset({name})
         except RefusalError:
-            return name
-        return name if found is None else found.name
+            return frozenset({name})
 
     async def page(self, query: OrderQuery, after: OrderPlace | None, limit: int) -> tuple[list[OrderView], OrderPage]:
         """A page, as `OrderListing.page` has it.

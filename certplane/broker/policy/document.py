@@ -207,6 +207,8 @@ class PolicyDocument(Policy):
         self._host_names = tuple(sorted(grant.name for grant in self._hosts.values()))
         services = (grant.name for grant in grants.values() if grant.kind is IdentityKind.SERVICE)
         self._service_names = tuple(sorted(services))
+        others = (grant for grant in grants.values() if grant.kind is not IdentityKind.HOST)
+        self._others = {(grant.kind, grant.label): grant.name for grant in others}  # a label names one of each kind
 
     @property
     @override
@@ -245,6 +247,13 @@ class PolicyDocument(Policy):
     @override
     def find_host(self, label: str) -> Grant | None:
         return self._hosts.get(label)
+
+    @override
+    def identities_of(self, name_or_label: str) -> frozenset[str]:
+        host = self._hosts.get(name_or_label)
+        found = {self._others.get((kind, name_or_label)) for kind in IdentityKind}
+        found |= {None if host is None else host.name, name_or_label if name_or_label in self._grants else None}
+        return frozenset(name for name in found if name is not None)
 
     @property
     @override

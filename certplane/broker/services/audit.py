@@ -59,7 +59,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         *,
         read: Reads,
         verifier: Callable[[], Awaitable[Verifier]],
-        identity: Callable[[str], str],
+        identities: Callable[[str], frozenset[str]],
         draining: Callable[[], bool],
         clock: Clock,
     ) -> None:
@@ -68,7 +68,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         self._proof = proof
         self._read = read
         self._verifier = verifier
-        self._identity = identity
+        self._identities = identities
         self._draining = draining
         self._clock = clock
 
@@ -80,7 +80,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         self, request: pb.ListAuditEventsRequest, _context: RpcContext
     ) -> pb.ListAuditEventsResponse:
         """A page of events; it ends where another one would be too much for a message."""
-        wanted = event_filter(request.filter, self._identity, self._clock.now())
+        wanted = event_filter(request.filter, self._identities, self._clock.now())
         after, most = place_of(request.page_token), page_size(request.page_size)
         page = await self._reader.page(wanted, after=after, limit=most, oldest_first=request.oldest_first)
         response = pb.ListAuditEventsResponse()
@@ -99,7 +99,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         self, request: pb.TailAuditEventsRequest, context: RpcContext
     ) -> None:
         """Send the last events, then each new one."""
-        wanted = event_filter(request.filter, self._identity, self._clock.now())
+        wanted = event_filter(request.filter, self._identities, self._clock.now())
         if not -1 <= request.past_count <= _MOST_PAST:
             raise invalid_request("past_count", f"must be from -1 to {_MOST_PAST}")
         past = 0 if request.past_count < 0 else request.past_count or _PAST

@@ -27,8 +27,8 @@ _MOST_TEXT: Final = 256
 _DIGITS: Final = 18
 
 
-def event_filter(message: pb.AuditFilter, identity: Callable[[str], str], now: datetime) -> EventFilter:
-    """What a filter picks; `identity` finds the identity of a name or label.
+def event_filter(message: pb.AuditFilter, identities: Callable[[str], frozenset[str]], now: datetime) -> EventFilter:
+    """What a filter picks; `identities` finds those of a name or label.
 
     Raises:
         EdgeRefusalError: REQUEST_INVALID.
@@ -54,7 +54,7 @@ def event_filter(message: pb.AuditFilter, identity: Callable[[str], str], now: d
     return EventFilter(
         start=start,
         end=moment("filter.end_time", message.end_time) if message.HasField("end_time") else None,
-        identities=frozenset(map(identity, message.identities)),
+        identities=frozenset().union(*map(identities, message.identities)),
         dns_names=frozenset(name.lower() for name in message.dns_names),
         serial_numbers=frozenset(map(serial_digits, message.serial_numbers)),
         event_types=frozenset(message.event_types),

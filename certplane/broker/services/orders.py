@@ -41,7 +41,7 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
 
     async def ListOrders(self, request: pb.ListOrdersRequest, _context: RpcContext) -> pb.ListOrdersResponse:
         """A page of orders; it ends where another one would be too much for a message."""
-        query = query_of(request.filter, self._view.identity, self._view.now())
+        query = query_of(request.filter, self._view.identities, self._view.now())
         after, most = place_of(request.page_token), page_size(request.page_size)
         views, page = await self._view.page(query, after, most)
         response = pb.ListOrdersResponse(open_order_count=await self._view.count_open())
@@ -60,7 +60,7 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
         self, request: pb.WatchOrdersRequest, context: RpcContext
     ) -> None:
         """Send the open orders, then what changes of any order, the latest of each."""
-        query = query_of(request.filter, self._view.identity, self._view.now())
+        query = query_of(request.filter, self._view.identities, self._view.now())
         watch = _Watch(query, context)
         with self._view.watchers.watching() as watcher:
             await self._send_open(watch)

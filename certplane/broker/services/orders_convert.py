@@ -29,8 +29,8 @@ _PLACE: Final = re.compile(r"(open|ended);(?:([0-9T:.+-]{19,40});([!-~]{1,128}))
 _ORDER_STATES: Final = {number: state for state, number in STATES.items()}
 
 
-def query_of(filter_: pb.OrderFilter, identity: Callable[[str], str], now: datetime) -> OrderQuery:
-    """The orders that a filter picks; `identity` finds the identity of a name or label.
+def query_of(filter_: pb.OrderFilter, identities: Callable[[str], frozenset[str]], now: datetime) -> OrderQuery:
+    """The orders that a filter picks; `identities` finds those of a name or label.
 
     Raises:
         EdgeRefusalError: REQUEST_INVALID.
@@ -50,7 +50,7 @@ def query_of(filter_: pb.OrderFilter, identity: Callable[[str], str], now: datet
         order_ids=frozenset(filter_.order_ids),
         states=frozenset(_ORDER_STATES[state] for state in filter_.states),
         open_only=filter_.open_only,
-        identities=frozenset(map(identity, filter_.identities)),
+        identities=frozenset().union(*map(identities, filter_.identities)),
         profiles=frozenset(filter_.profiles),
         issuers=frozenset(filter_.issuers),
         dns_names=frozenset(name.lower() for name in filter_.dns_names),

@@ -431,3 +431,13 @@ def test_names_that_no_dns_has(name: str) -> None:
     text = f'version: 1\nprofiles:\n  p:\n    type: {"wildcard" if "*" in name else "multi_san"}\n    dns_names: ["{name}"]\n'
     with pytest.raises(ConfigurationError):
         read_policy(Document.parse(text.encode(), "policy.yml"), [""])
+
+
+def test_who_is_called_so() -> None:
+    """A name is one identity's; a label may be of a host, a service and an operator at once."""
+    kinds = {"h.example": IdentityKind.HOST, "s.example": IdentityKind.SERVICE, "o.example": IdentityKind.OPERATOR}
+    grants = {name: Grant(name, kind, "api") for name, kind in kinds.items()}
+    policy = PolicyDocument("policy.yml", "hash", {}, grants)
+    assert policy.identities_of("api") == {*kinds}
+    assert policy.identities_of("s.example") == {"s.example"}
+    assert policy.identities_of("nobody") == frozenset()
