@@ -295,14 +295,13 @@ def _list_certificates(options: argparse.Namespace) -> int:
 
 
 def _show_certificate(options: argparse.Namespace) -> int:
-    from certplane.broker.commands import certificate_of, certificate_row
+    from certplane.broker.commands import certificate_of
 
-    record = asyncio.run(certificate_of(settings_of(options), options.certificate_id))
+    record, row = asyncio.run(certificate_of(settings_of(options), options.certificate_id))
     pem = record.certificate_pem + (record.chain_pem if options.chain else "")
     if options.pem or options.chain:
         sys.stdout.write(pem)
         return 0
-    row = certificate_row(record)
     if wants_json(options):
         row |= {"certificate_pem": record.certificate_pem, "chain_pem": record.chain_pem}
     return print_record(options, row)

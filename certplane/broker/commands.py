@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import getpass
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from certplane.broker.database import open_store
 from certplane.broker.model import (
@@ -23,37 +23,54 @@ from certplane.broker.settings import BrokerSettings
 from certplane.config.document import Document
 from certplane.errors import ConfigurationError, OperationError
 
+if TYPE_CHECKING:
+    from certplane.broker.store.stores import Stores
+
 Row = dict[str, Any]
 
 
 async def newest_certificates(settings: BrokerSettings, limit: int) -> tuple[list[Row], bool]:
-    """The newest certificates of all identities, newest first, and whether there are more.
-
-    Those that another one has taken the place of say so: their holders have been given that.
-    """
+    """The newest certificates of all identities, newest first, and whether there are more."""
     async with open_store(settings) as stores:
         found = await stores.certificates.newest_certificates(limit + 1)
-        gone = await stores.certificates.superseded([record.certificate_id for record in found[:limit]])
-    rows = [certificate_row(record) for record in found[:limit]]
-    for row in rows:
-        if row["certificate_id"] in gone and not row["revoked"]:
-            row["state"] = "superseded"
-    return rows, len(found) > limit
+        return await _rows(stores, found[:limit]), len(found) > limit
 
 
-async def certificate_of(settings: BrokerSettings, certificate_id: str) -> CertificateRecord:
-    """A certificate by its id; certificates are public, so that looking at one is not audited.
+async def _rows(stores: Stores, records: Sequence[CertificateRecord]) -> list[Row]:
+    """The certificates, with what else is known of them.
+
+    One that another has taken the place of says so, and isn't renewed: its holder has been given that. Others are
+    renewed when their plan says, which hosts, the fleet's views and this are to say alike.
+    """
+    ids = [record.certificate_id for record in records]
+    gone = await stores.certificates.superseded(ids)
+    plans = {plan.certificate_id: plan.renew_time for plan in await stores.renewal_plans.planned(ids)}
+    rows = []
+    for record in records:
+        row = certificate_row(record)
+        if record.certificate_id in gone and not record.revoke_time:
+            row |= {"state": "superseded", "renew": ""}
+        elif (planned := plans.get(record.certificate_id)) is not None:
+            row["renew"] = shown_time(planned)
+        rows.append(row)
+    return rows
+
+
+async def certificate_of(settings: BrokerSettings, certificate_id: str) -> tuple[CertificateRecord, Row]:
+    """A certificate by its id, and its row as `certs list` has it.
+
+    Certificates are public, so that looking at one is not audited.
 
     Raises:
         OperationError: there is none.
     """
     async with open_store(settings) as stores:
         record = await stores.certificates.get_certificate(certificate_id)
-    if record is None:
-        raise OperationError(
-            f"there is no certificate {certificate_id[:64]!a}", remedy="`certplane-broker certs list` shows their ids"
-        )
-    return record
+        if record is not None:
+            return record, (await _rows(stores, [record]))[0]
+    raise OperationError(
+        f"there is no certificate {certificate_id[:64]!a}", remedy="`certplane-broker certs list` shows their ids"
+    )
 
 
 def policy_rows(path: Path, private_issuers: Collection[str] | None = None) -> Row:
@@ -116,7 +133,7 @@ def policy_notices(policy: Row) -> list[str]:
 
 
 def certificate_row(record: CertificateRecord) -> Row:
-    """A certificate as `certs list` shows it."""
+    """A certificate by its record alone: `renew` is the time that it was stored with."""
     return {
         "certificate_id": record.certificate_id,
         "identity": record.identity,

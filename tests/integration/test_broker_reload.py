@@ -152,6 +152,21 @@ async def test_agent_ca_is_added_and_taken_away(files: BrokerFiles) -> None:
         assert await refused(get_identity(channel)) is Reason.IDENTITY_UNKNOWN
 
 
+async def test_ca_that_is_added_has_who_waits_ask_again(files: BrokerFiles) -> None:
+    """By the file alone, without a reload: what hosts were refused for want of it may be let in now. One less does not."""
+    async with running(files) as broker, connected(broker, files) as channel:
+        stream = HostStreamClient(channel)
+        first = (await stream.hello()).retry_epoch
+        successor = PrivateCa("successor")
+        files.write_bundle(files.ca, successor)
+        told = await stream.directive()
+        assert told.retry_epoch not in {"", first}
+        files.write_bundle(files.ca)
+        await until(lambda: reload_count(broker, "trust", "loaded") == 3)
+        again = HostStreamClient(channel)
+        assert (await again.hello()).retry_epoch == told.retry_epoch
+
+
 async def test_bundle_that_shuts_connected_hosts_out_is_asked_about(files: BrokerFiles) -> None:
     """It is refused with their number, the CA and the remedy, the pair renewed beside it is taken; then it is confirmed."""
     successor = PrivateCa("successor")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,14 @@ import pytest
 from certplane.broker.cli import main
 from certplane.broker.model import CertificateRecord, OrderState
 from certplane.broker.ports import OrderChange
+from certplane.broker.renewal.model import RenewalPlan
+from certplane.fleet_report.model import RenewalCause
 from tests.fakes.clock import ManualClock
 from tests.support.broker_files import BrokerFiles
 from tests.support.status_json import broker_rows
 from tests.support.stores import StoreHarness, StorePlace
+
+PLANNED = datetime(2031, 2, 3, 4, 5, 6, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -121,6 +126,35 @@ def test_a_certificate_s_facts(
     assert (row["certificate_pem"], row["chain_pem"]) == (record.certificate_pem, record.chain_pem)
     assert main(["-c", str(files.config), "audit", "tail", "--json"]) == 0
     assert capsys.readouterr().out == ""
+
+
+def test_renew_is_when_the_plan_says(
+    files: BrokerFiles, record: CertificateRecord, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The findings' operator saw a date here and another one in the fleet; what was replaced has none."""
+
+    async def plan() -> CertificateRecord:
+        place = StorePlace("sqlite", files.directory / "broker.db")
+        clock = ManualClock()
+        async with place.open(clock) as stores:
+            harness = StoreHarness(place, clock, stores)
+            next(harness.numbers)  # the first is of `record`
+            newest = await harness.issue(key="next", replaces_certificate_id=record.certificate_id)
+            planned = RenewalPlan(newest.certificate_id, newest.identity, PLANNED, RenewalCause.ISSUER)
+            await stores.renewal_plans.set_plans([planned])
+            return newest
+
+    newest = asyncio.run(plan())
+    assert main(["-c", str(files.config), "certs", "list", "--json"]) == 0
+    rows = {row["certificate_id"]: row for row in broker_rows(capsys.readouterr().out)}
+    assert rows[newest.certificate_id]["renew"] == f"{PLANNED:%Y-%m-%dT%H:%M:%SZ}"
+    for each, state in ((newest, "not delivered"), (record, "superseded")):
+        assert main(["-c", str(files.config), "certs", "show", each.certificate_id, "--json"]) == 0
+        (shown,) = broker_rows(capsys.readouterr().out)
+        for row in (rows[each.certificate_id], shown):
+            assert row["state"] == state
+            assert row.get("renew") == rows[each.certificate_id].get("renew")
+    assert not rows[record.certificate_id].get("renew")
 
 
 @pytest.mark.usefixtures("record")
