@@ -189,6 +189,8 @@ class Connection:
         refusal = refusal_from_error(error)
         if refusal is not None:
             remedy = _OPERATORS_REMEDIES.get(refusal.reason)
+            if refusal.reason is Reason.IDENTITY_UNKNOWN and "; " in refusal.message:
+                remedy = None  # it is the certificate or the connection, and what to do about it is said there
             return RefusalError.of(replace(refusal, message=f"{refusal.message}; {remedy}") if remedy else refusal)
         if error.code() is grpc.StatusCode.UNAVAILABLE:
             return await self._files.run(self._why_unreachable, self.url, words_of(error))

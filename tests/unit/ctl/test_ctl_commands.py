@@ -575,6 +575,10 @@ async def test_another_broker_is_tried(broker: OperatorsBroker, ctl: Ctl, tmp_pa
         broker.answers["ListHosts"] = Refusal(Reason.ROLE_REQUIRED, "no")
         with pytest.raises(RefusalError, match=r"give this one the role in policy\.yml"):
             await ctl("fleet", "-c", str(config))
+        broker.answers["ListHosts"] = Refusal(Reason.IDENTITY_UNKNOWN, "no provisioner is named; enroll with step-ca")
+        with pytest.raises(RefusalError) as caught:
+            await ctl("fleet", "-c", str(config))
+        assert "policy.yml" not in str(caught.value), "the broker's own remedy is the one that helps"
 
 
 async def test_no_broker_is_there(broker: OperatorsBroker, ctl: Ctl, tmp_path: Path) -> None:
