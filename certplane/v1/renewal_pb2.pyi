@@ -1184,6 +1184,9 @@ class WatchRenewalsResponse(_message.Message):
     HOST_FIELD_NUMBER: _builtins.int
     CERTIFICATE_CHANGE_FIELD_NUMBER: _builtins.int
     SNAPSHOT_END_FIELD_NUMBER: _builtins.int
+    HOST_REMOVED_FIELD_NUMBER: _builtins.int
+    host_removed: _builtins.str
+    """Nothing is known of the host of this name any more: it was forgotten."""
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp:
         """When the broker learnt of it."""
@@ -1209,12 +1212,13 @@ class WatchRenewalsResponse(_message.Message):
         host: Global___Host | None = ...,
         certificate_change: Global___WatchRenewalsResponse.CertificateChange | None = ...,
         snapshot_end: Global___WatchRenewalsResponse.SnapshotEnd | None = ...,
+        host_removed: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate_change", b"certificate_change", "event", b"event", "event_time", b"event_time", "host", b"host", "snapshot_end", b"snapshot_end"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate_change", b"certificate_change", "event", b"event", "event_time", b"event_time", "host", b"host", "host_removed", b"host_removed", "snapshot_end", b"snapshot_end"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_change", b"certificate_change", "event", b"event", "event_time", b"event_time", "host", b"host", "snapshot_end", b"snapshot_end"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_change", b"certificate_change", "event", b"event", "event_time", b"event_time", "host", b"host", "host_removed", b"host_removed", "snapshot_end", b"snapshot_end"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["host", "certificate_change", "snapshot_end"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["host", "certificate_change", "snapshot_end", "host_removed"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 

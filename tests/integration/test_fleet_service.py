@@ -585,6 +585,19 @@ async def test_a_host_that_is_gone_is_forgotten(edge: EdgeServer, fleet: Any) ->
     assert (await fleet.RequestRenewal(everything, timeout=HANG)).certificate_count == 0
 
 
+async def test_who_watches_hears_that_a_host_was_forgotten(edge: EdgeServer, fleet: Any) -> None:
+    """Else it would stay on the screen, with a trouble that nobody can mend."""
+    await known(edge, "old.example", status())
+    async with edge.channel(edge.ca.issue([OPERATOR])) as channel:
+        watch: Any = renewal_pb2_grpc.RenewalServiceStub(channel).WatchRenewals(
+            renewal_pb2.WatchRenewalsRequest(), timeout=HANG
+        )
+        while not (await watch.read()).HasField("snapshot_end"):
+            pass
+        await fleet.ForgetHost(pb.ForgetHostRequest(host="old.example", reason="gone"), timeout=HANG)
+        assert (await watch.read()).host_removed == "old.example"
+
+
 async def test_a_host_that_is_there_or_expected_stays(edge: EdgeServer, fleet: Any) -> None:
     """A mistyped name makes no host disappear that is merely down; the refusal says what to do first."""
     await known(edge, HOST, status())

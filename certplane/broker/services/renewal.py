@@ -133,8 +133,13 @@ class RenewalServicer(renewal_pb2_grpc.RenewalServiceServicer):
         event = pb.WatchRenewalsResponse(event_time=timestamp(change.time))
         match change:
             case HostChanged():
-                with contextlib.suppress(HostNotFoundError):
-                    await self._send_host(await self._view.host(change.host), change.time, context)
+                try:
+                    view = await self._view.host(change.host)
+                except HostNotFoundError:
+                    event.host_removed = change.host
+                    await self._send(event, context)
+                else:
+                    await self._send_host(view, change.time, context)
                 return
             case CertificateRecorded():
                 event.certificate_change.CopyFrom(await self._recorded(change))

@@ -109,6 +109,8 @@ class Fleet:
                 self._told.add(message.host.name)
             case "certificate_change":
                 self._change(message.certificate_change)
+            case "host_removed":
+                self.hosts.pop(message.host_removed, None)
             case "snapshot_end":
                 self.complete = True
                 self.hosts = {name: row for name, row in self.hosts.items() if name in self._told}

@@ -91,6 +91,8 @@ def change_line(message: renewal_pb2.WatchRenewalsResponse, now: datetime) -> st
             change = message.certificate_change
             row = certificate_row(change.certificate)
             return printable(f"{change.host}: {row.name}: {'removed' if change.removed else _text(row)}", _MOST_TEXT)
+        case "host_removed":
+            return printable(f"{message.host_removed}: forgotten", _MOST_TEXT)
         case _:
             return ""
 

@@ -52,6 +52,14 @@ def test_a_watch_that_begins_again_forgets_whom_it_isnt_told_of() -> None:
     assert sorted(fleet.hosts) == ["b.example.test"]
 
 
+def test_a_host_that_was_forgotten_is_gone() -> None:
+    """It is no row with a trouble that nobody could mend, while the watch goes on."""
+    fleet = told(*snapshot(host("a"), host("b")))
+    fleet.apply(renewal_pb2.WatchRenewalsResponse(host_removed="a.example.test"))
+    fleet.apply(renewal_pb2.WatchRenewalsResponse(host_removed="never.example.test"))
+    assert sorted(fleet.hosts) == ["b.example.test"]
+
+
 def test_the_worst_is_first_and_of_those_what_ends_soonest() -> None:
     """Whoever is hurt stands on top, however many others fail and wherever the alphabet has it."""
     fleet = told(*snapshot(*troubled_fleet()))

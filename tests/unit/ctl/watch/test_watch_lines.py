@@ -34,6 +34,7 @@ def test_changes_as_lines() -> None:
         "a: web: EXPIRED, failed (reload): exit status 1"
     )
     assert change_line(changed(certificate("web")), NOW) == "a: web: serving"
+    assert change_line(renewal_pb2.WatchRenewalsResponse(host_removed="a"), NOW) == "a: forgotten"
     assert change_line(changed(failed(), removed=True), NOW) == "a: web: removed"
     ill = host("a", certificate("mail"), certificate("web", renewal_pb2.HEALTH_EXPIRED))
     assert change_line(Message(host=ill), NOW) == "a: up 5m, web EXPIRED"
