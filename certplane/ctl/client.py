@@ -7,13 +7,14 @@ Lists come page by page, so that a long one is shown as it comes and a page has 
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, Protocol, Self, TypeVar
 
 import grpc
 
 from certplane.ctl.connection import Connection
 from certplane.ctl.settings import Context
+from certplane.errors import OperationError, Reason, RefusalError
 from certplane.v1 import (
     audit_pb2,
     audit_pb2_grpc,
@@ -89,6 +90,23 @@ class Client:
         """The hosts that match, page by page."""
         async for page in self._pages(request, lambda channel: _Fleet(channel).ListHosts):
             yield page
+
+    async def require_hosts(self, names: Iterable[str]) -> None:
+        """Whether the fleet has all of these; else a monitor of a host that was mistyped, or is gone, would be content.
+
+        Raises:
+            RefusalError: HOST_NOT_FOUND.
+        """
+        for name in names:
+            try:
+                await self.host(name)
+            except RefusalError as error:
+                if error.refusal.reason is not Reason.HOST_NOT_FOUND:
+                    raise
+                remedy = "compare with `certplanectl fleet`"
+                raise OperationError(
+                    f"--check: there is no host or service {name} in the fleet", remedy=remedy
+                ) from error
 
     async def host(self, name: str) -> renewal_pb2.Host:
         """One host by its identity's name or its label in the policy, with all its certificates."""

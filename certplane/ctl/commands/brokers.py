@@ -45,7 +45,7 @@ async def reload(options: argparse.Namespace, session: Session) -> int:
         if not out.for_people:
             out.message(each)
             continue
-        for line in reload_lines(each):
+        for line in reload_lines(each, answer.reloads):
             out.line(line, Style.PLAIN if each.done else Style.BAD, folded=True)
     if any(each.confirmation_required for each in answer.reloads):
         # By their ids: without a name any broker would answer, and be confirmed what another refused.

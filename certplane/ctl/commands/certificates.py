@@ -22,6 +22,8 @@ async def certificates(options: argparse.Namespace, session: Session) -> int:
     rows: list[fleet_pb2.FleetCertificate] = []
     alarmed = False
     async with session.client() as client:
+        if options.check:
+            await client.require_hosts(request.filter.hosts)
         async for page in client.certificates(request):
             alarmed = alarmed or (options.check and alarms(each.certificate for each in page.certificates))
             if out.for_people:

@@ -31,6 +31,8 @@ async def fleet(options: argparse.Namespace, session: Session) -> int:
     first = fleet_pb2.ListHostsResponse()
     alarmed = False
     async with session.client() as client:
+        if options.check:
+            await client.require_hosts(wanted.hosts)
         async for page in _pages(client, request):
             if not first.ByteSize():
                 first.CopyFrom(page)

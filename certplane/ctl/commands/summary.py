@@ -17,6 +17,8 @@ async def summary(options: argparse.Namespace, session: Session) -> int:
     request = fleet_pb2.SummarizeFleetRequest(filter=fleet_filter(options))
     request.period.FromTimedelta(options.period)
     async with session.client() as client:
+        if options.check:
+            await client.require_hosts(request.filter.hosts)
         answer = await client.summarize(request)
     out = session.out
     if out.for_people:

@@ -46,9 +46,13 @@ def difference_lines(differences: Iterable[fleet_pb2.BrokerDifference]) -> list[
     return [f"* {difference.text}; {difference.remedy}" for difference in differences]
 
 
-def reload_lines(reload: broker_pb2.ReloadBrokersResponse.Reload) -> list[str]:
-    """What one broker did."""
+def reload_lines(
+    reload: broker_pb2.ReloadBrokersResponse.Reload, others: Iterable[broker_pb2.ReloadBrokersResponse.Reload] = ()
+) -> list[str]:
+    """What one broker did; with its id where `others` have its name, as on one machine."""
     name = reload.broker_name or reload.broker_id
+    if sum(each.broker_name == name for each in others) > 1:
+        name = f"{name} ({reload.broker_id})"
     lines = list(reload.lines) or ["done" if reload.done else "said nothing"]
     return [f"{name}: {line}" for line in lines]
 

@@ -507,6 +507,8 @@ async def test_broker_reload_and_drain(broker: OperatorsBroker, ctl: Ctl) -> Non
     ran = await ctl("broker", "reload", "--all")
     assert (ran.status, ran.lines) == (1, ["m1: policy: loaded", "m2: trust: would shut out 3"])
     assert "if this is intended: certplanectl broker reload --all --confirm" in ran.said
+    answer.reloads[0].broker_name = "m2"
+    assert (await ctl("broker", "reload", "--all")).lines[0] == "m2 (id-1): policy: loaded", "of two on one machine"
     ran = await ctl("broker", "reload")
     assert "if this is intended: certplanectl broker reload id-2 --confirm" in ran.said, "and not whoever answers next"
     del answer.reloads[1]
@@ -662,6 +664,20 @@ async def test_what_is_to_be_typed_next_is_for_the_same_fleet(
     ran = await ctl("policy", "reload", *named)
     assert f"if this is intended: {again} policy reload --confirm\n" in ran.said
     assert f"m1 has refused it, and another broker may take it: `{again} brokers` shows" in ran.said
+
+
+@pytest.mark.parametrize("command", ["fleet", "certs", "summary"])
+async def test_a_check_of_a_host_that_is_not_there_fails(broker: OperatorsBroker, ctl: Ctl, command: str) -> None:
+    """A monitor whose host was mistyped, or is gone, is never content."""
+    broker.answers["ListHosts"] = fleet_pb2.ListHostsResponse()
+    broker.answers["ListFleetCertificates"] = fleet_pb2.ListFleetCertificatesResponse()
+    broker.answers["SummarizeFleet"] = fleet_pb2.SummarizeFleetResponse()
+    broker.answers["GetHost"] = fleet_pb2.GetHostResponse(host=a_host("web1", serving("web")))
+    assert (await ctl(command, "--check", "--host", "web1")).status == 0
+    broker.answers["GetHost"] = Refusal(Reason.HOST_NOT_FOUND, "there is no such host")
+    with pytest.raises(OperationError, match="there is no host or service web9 in the fleet"):
+        await ctl(command, "--check", "--host", "web9")
+    assert (await ctl(command, "--host", "web9")).status == 0
 
 
 async def test_a_host_without_certificates_is_not_called_well(broker: OperatorsBroker, ctl: Ctl) -> None:
