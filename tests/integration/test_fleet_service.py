@@ -753,6 +753,9 @@ async def test_services_are_in_the_lists(edge: EdgeServer, fleet: Any) -> None:
     assert SERVICE in (await listed(fleet, filter=pb.FleetFilter()))[0]
     shown = (await fleet.GetHost(pb.GetHostRequest(host="builder"), timeout=HANG)).host
     assert (shown.name, shown.kind, len(shown.certificates)) == (SERVICE, renewal_pb2.HOST_KIND_SERVICE, 2)
+    wanted = pb.RequestRenewalRequest(selection=pb.Selection(hosts=["builder"]), reason="drill", dry_run=True)
+    answer = await fleet.RequestRenewal(wanted, timeout=HANG)
+    assert (answer.certificate_count, {each.host for each in answer.held_up}) == (2, {SERVICE})
 
 
 async def test_hosts_are_listed_worst_first_with_totals(edge: EdgeServer, fleet: Any) -> None:

@@ -152,8 +152,8 @@ def healths_of(numbers: Iterable[int]) -> frozenset[HealthWord]:
     return known_words("healths", numbers, HEALTHS)
 
 
-def selection_of(message: fleet_pb2.Selection, identity: Callable[[str], str]) -> Selection:
-    """Which certificates are selected; `identity` finds the names of hosts that are called by their labels.
+def selection_of(message: fleet_pb2.Selection, identities: Callable[[str], frozenset[str]]) -> Selection:
+    """Which certificates are selected; `identities` finds those that are called by their labels.
 
     Raises:
         EdgeRefusalError: REQUEST_INVALID.
@@ -172,7 +172,7 @@ def selection_of(message: fleet_pb2.Selection, identity: Callable[[str], str]) -
     return Selection(
         identities=message.identities,
         all=message.all,
-        hosts=tuple(identity(host) for host in _texts("selection.hosts", message.hosts)),
+        hosts=tuple(name for host in _texts("selection.hosts", message.hosts) for name in sorted(identities(host))),
         profiles=_texts("selection.profiles", message.profiles),
         issuers=_texts("selection.issuers", message.issuers),
         certificate_ids=_texts("selection.certificate_ids", message.certificate_ids),
