@@ -334,7 +334,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             settings=hub.context.settings,
             most_hosts=settings.metrics.certificates_up_to_hosts,
         )
-        own = own_troubles(settings, stores, trust, issuing, files, trail=trail, clock=clock, meter=meter)
+        own = own_troubles(settings, stores, trust, issuing, files, seals=seals, trail=trail, clock=clock, meter=meter)
         roles = roles_of(
             stores,
             membership,

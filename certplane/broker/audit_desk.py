@@ -43,7 +43,7 @@ async def auditing(
 ) -> AsyncIterator[tuple[DenialCoalescer, RepeatCoalescer, Sealing]]:
     """What counts repeated events, and what gives the audit log its checkpoints, the last one at the end."""
     name = settings.audit.checkpoint_key_secret
-    seals = Sealing(stores.audit_proof, clock, partial(secrets.read, name) if name else None)
+    seals = Sealing(stores.audit_proof, clock, partial(secrets.read, name) if name else None, meter)
     try:
         async with (
             running(seals.run(), "audit checkpoints"),

@@ -297,6 +297,11 @@ EVENTS_RESCUED: Final = Counter(
     "certplane_audit_events_rescued_total", "Audit events that the database did not take, by where they went.", ("to",)
 )
 
+AUDIT_UNPROVEN: Final = Gauge(
+    "certplane_audit_unproven",
+    "1 while the audit log gets no checkpoint; 1 since this broker found an end that was changed, until its restart.",
+    ("why",),
+)
 SINK_EVENTS: Final = Counter("certplane_audit_sink_events_total", "Audit events that a sink has taken.", ("sink",))
 SINK_FAILURES: Final = Counter(
     "certplane_audit_sink_failures_total", "Batches of audit events that a sink didn't take.", ("sink",)

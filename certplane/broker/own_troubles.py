@@ -12,6 +12,7 @@ from certplane.broker.expiry import ExpiryLevel, expiry_level
 from certplane.broker.issuing.supervision import IssuingProcess
 from certplane.broker.notify.model import OwnTrouble
 from certplane.broker.ports import Meter
+from certplane.broker.proof.sealing import Sealing
 from certplane.broker.retention import Retention
 from certplane.broker.services.trust import TrustInForce
 from certplane.broker.settings import BrokerSettings
@@ -31,6 +32,7 @@ class OwnTroubles:
     """Looks at what the broker is made of. For the event loop's thread."""
 
     stores: Stores
+    seals: Sealing
     trust: TrustInForce
     issuing: IssuingProcess
     retention: Retention
@@ -67,6 +69,20 @@ class OwnTroubles:
                 f"audit events in the spill file or the log, not in the database: {rescued}",
                 "mend the database, then restart the broker, which takes them in",
             )
+        if failing := self.seals.failing:
+            yield OwnTrouble(
+                "AUDIT_NO_CHECKPOINT",
+                Severity.WARNING,
+                f"the audit log gets no checkpoint, and is not proven from here on: {failing}",
+                "provide the secret of audit.checkpoint_key_secret; it is tried again within minutes",
+            )
+        if changed := self.seals.changed:
+            yield OwnTrouble(
+                "AUDIT_CHANGED",
+                Severity.CRITICAL,
+                f"the audit log was changed in its database: {changed}",
+                "see `certplanectl audit verify`, and who has access to the database",
+            )
         gate = self.stores.audit.gate
         if isinstance(gate, SinkGate) and gate.behind:
             yield OwnTrouble(
@@ -94,6 +110,7 @@ def own_troubles(
     issuing: IssuingProcess,
     files: BlockingPool,
     *,
+    seals: Sealing,
     trail: AuditTrail,
     clock: Clock,
     meter: Meter,
@@ -101,4 +118,4 @@ def own_troubles(
     """The look at a broker of these parts, with the chores that look at its database; they are to be run."""
     retention = retention_of(settings, stores, files, clock=clock, meter=meter)
     soundness = SoundnessWatch(stores.soundness, audit=stores.audit, trail=trail, clock=clock, meter=meter)
-    return OwnTroubles(stores, trust, issuing, retention, soundness, clock)
+    return OwnTroubles(stores, seals, trust, issuing, retention, soundness, clock)

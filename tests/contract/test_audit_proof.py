@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from certplane.broker import metrics
 from certplane.broker.events import AuditEventType
 from certplane.broker.proof.chain import Chain, ChainStart, Head, next_hash
 from certplane.broker.proof.lines import LinesError
 from certplane.broker.proof.sealing import Sealing
 from certplane.broker.proof.verify import Finding
+from tests.fakes.audit import FakeMeter
 from tests.support.audit_log import KEYS, OTHER_SECRET, Signer, exported, sealing, verified, verified_lines
 from tests.support.stores import StoreHarness, StorePlace
 
@@ -190,8 +192,13 @@ async def test_an_end_that_was_changed_is_not_sealed(
     """It is told in the log of the broker that found it."""
     await log.stores.audit.append([log.event(), log.event()])
     change(log, "UPDATE audit_events SET create_time = 7 WHERE @ = 12")
-    await _a_while(log, sealing(other))
+    meter = FakeMeter()
+    seals = sealing(other, meter=meter)
+    assert meter.levels[metrics.AUDIT_UNPROVEN] == 0
+    await _a_while(log, seals)
     assert "the audit log was changed" in caplog.text
+    assert seals.changed.startswith("event event-000017 of chain 1 does not follow")
+    assert meter.labelled[metrics.AUDIT_UNPROVEN, (("why", "changed"),)] == 1
     assert said((await verified(log))[0]) == [("changed", "event-000017")]
 
 
@@ -272,7 +279,7 @@ async def test_power_that_was_away_for_a_weekend(log: StoreHarness, other: Store
 
 async def test_a_key_that_came_later(store: StoreHarness, other: StoreHarness) -> None:
     """Brokers get it one after the other: what one has written without it is not held against it."""
-    unsigned = Sealing(store.stores.audit_proof, store.clock, None)
+    unsigned = Sealing(store.stores.audit_proof, store.clock, None, FakeMeter())
     for hours in (0, 8):
         store.clock.advance(timedelta(hours=hours))
         await store.stores.audit.append([store.event()])

@@ -43,6 +43,7 @@ from certplane.broker.notify.model import Message, MessageKind
 from certplane.broker.notify.ports import Records
 from certplane.broker.ports import DurableLimits, PruneBefore, Soundness, Upkeep
 from certplane.broker.prepared import prepare
+from certplane.broker.proof.sealing import Sealing
 from certplane.broker.renewal.model import RenewalInfo, RenewalInfoUnsupportedError, RenewalPlan
 from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.renewal.plans import RenewalPlans
@@ -431,6 +432,19 @@ async def a_copy_of_the_audit_log(_folder: Path) -> Collection[Metric]:
     return meter.moved
 
 
+async def a_secret_that_signs_nothing(_folder: Path) -> Collection[Metric]:
+    """The audit log gets no checkpoint."""
+    meter, clock = FakeMeter(), ManualClock()
+
+    async def secret() -> str:
+        return "none"
+
+    stores = MemoryStores.open(clock)
+    await stores.audit.append([AuditEvent("1", clock.now(), AuditEventType.BROKER_STARTED)])
+    await Sealing(stores.audit_proof, clock, secret, meter).seal_own()
+    return meter.moved
+
+
 async def a_required_sink_that_nobody_copies_to(_folder: Path) -> Collection[Metric]:
     """Decisions are held up."""
     meter, clock = FakeMeter(), ManualClock()
@@ -452,6 +466,7 @@ MOVED: dict[Scenario, set[Metric]] = {
     a_member: {metrics.LEASE, metrics.CLOCK_SKEW, metrics.BROKERS, metrics.BROKERS_DIFFER},
     a_role: {metrics.ROLES_HELD},
     a_copy_of_the_audit_log: {metrics.SINK_EVENTS, metrics.SINK_FAILURES, metrics.SINK_LAG},
+    a_secret_that_signs_nothing: {metrics.AUDIT_UNPROVEN},
     a_required_sink_that_nobody_copies_to: {metrics.SINK_HOLDS_UP},
     a_notification: {metrics.NOTIFICATIONS, metrics.NOTIFICATIONS_WAITING},
     an_issuer_out_of_reach: {metrics.FAILOVERS, metrics.STEP_FAILURES},

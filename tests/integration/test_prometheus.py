@@ -168,6 +168,8 @@ HURT: list[tuple[Metric, dict[str, str], float]] = [
     (metrics.SINK_LAG, {"sink": NAUGHTY}, 90),
     (metrics.SINK_HOLDS_UP, {"sink": NAUGHTY}, 1),
     (metrics.NOTIFICATIONS_WAITING, {"notifier": NAUGHTY}, 1),
+    (metrics.AUDIT_UNPROVEN, {"why": "no_checkpoint"}, 1),
+    (metrics.AUDIT_UNPROVEN, {"why": "changed"}, 1),
 ]
 """A broker with which everything is wrong."""
 

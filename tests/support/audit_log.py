@@ -11,6 +11,7 @@ from certplane.broker.proof.reading import DatabaseVerification, all_checkpoints
 from certplane.broker.proof.sealing import Sealing
 from certplane.broker.proof.verify import Finding, Verified
 from certplane.broker.store.audit_records import record_of
+from tests.fakes.audit import FakeMeter
 from tests.support.stores import StoreHarness
 
 SECRET: Final = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
@@ -18,13 +19,13 @@ OTHER_SECRET: Final = "ZmVkY2JhOTg3NjU0MzIxMGZlZGNiYTk4NzY1NDMyMTA="
 KEYS: Final = Signer(SECRET).public_keys
 
 
-def sealing(store: StoreHarness, secret: str = SECRET) -> Sealing:
+def sealing(store: StoreHarness, secret: str = SECRET, meter: FakeMeter | None = None) -> Sealing:
     """Signs checkpoints of a store's chain."""
 
     async def read() -> str:
         return secret
 
-    return Sealing(store.stores.audit_proof, store.clock, read)
+    return Sealing(store.stores.audit_proof, store.clock, read, meter or FakeMeter())
 
 
 async def verified(store: StoreHarness, keys: Sequence[str] = KEYS) -> tuple[list[Finding], Verified]:

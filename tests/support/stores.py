@@ -22,6 +22,7 @@ from certplane.broker.model import CertificateRecord, Order, OrderDraft
 from certplane.broker.ports import DurableLimits
 from certplane.broker.proof.sealing import Sealing
 from certplane.broker.store import open_stores
+from tests.fakes.audit import FakeMeter
 from tests.fakes.clock import ManualClock
 from tests.support.memory_store import MemoryStores
 from tests.support.query_plans import check_new, record_statements
@@ -124,7 +125,7 @@ class StoreHarness:
 
     async def seal(self) -> None:
         """Give the own chain of audit events a checkpoint, as a broker does every few minutes."""
-        await Sealing(self.stores.audit_proof, self.clock, None).seal_own()
+        await Sealing(self.stores.audit_proof, self.clock, None, FakeMeter()).seal_own()
 
     def draft(self, **values: Any) -> OrderDraft:
         return draft(**values)

@@ -38,17 +38,19 @@ class Delivery:
         record = await self._ports.certificates.get_certificate(order.certificate_id)
         if record is None:
             raise RuntimeError(f"order {order.order_id} is ISSUED, but its certificate is not in the store")
-        await self._hand_out(caller, record, events, "order")
+        await self._hand_out(caller, record, events, "order", order)
         return record
 
     async def of_certificate(self, caller: Caller, record: CertificateRecord, events: CallEvents) -> None:
         """A stored certificate that was asked for by its id."""
         await self._hand_out(caller, record, events, "stored")
 
-    async def _hand_out(self, caller: Caller, record: CertificateRecord, events: CallEvents, source: str) -> None:
+    async def _hand_out(
+        self, caller: Caller, record: CertificateRecord, events: CallEvents, source: str, order: Order | None = None
+    ) -> None:
         policy = await self._authorisation.ask_again(caller, record)
         events.learn_policy(policy, policy.find_profile(record.profile))
-        event = events.delivered(record)
+        event = events.delivered(record, order)
         await self._record(events.handing_out(record, event), record, event)
         self._ports.meter.count(metrics.DELIVERIES, source=source)
 

@@ -111,13 +111,14 @@ class CallEvents:
             issuer_directory=self._directories.get(record.issuer, ""),
         )
 
-    def delivered(self, record: CertificateRecord) -> AuditEvent:
-        """The certificate of an order, or one that was asked for by its id, is handed out."""
+    def delivered(self, record: CertificateRecord, order: Order | None) -> AuditEvent:
+        """The certificate of an order is handed out, or (None) one that was asked for by its id."""
         return self._trail.of_certificate(record).event(
             AuditEventType.CERTIFICATE_DELIVERED,
             decision=AuditDecision.ALLOW,
             profile_name=record.profile,
             profile_hash=record.profile_hash,
+            **(_why(order) if order is not None else {}),
         )
 
     def handing_out(self, record: CertificateRecord, event: AuditEvent) -> EventKind:

@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from certplane.broker import metrics
+from certplane.broker.ports import Meter
 from certplane.broker.proof.chain import Chain, Head, next_hash
 from certplane.broker.proof.checkpoints import Checkpoint, CheckpointKeyError, Signer
 from certplane.broker.proof.ports import AuditProof
@@ -30,14 +32,21 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 class Sealing:
     """Seals chains. For the event loop's thread."""
 
-    def __init__(self, proof: AuditProof, clock: Clock, read_secret: Callable[[], Awaitable[str]] | None) -> None:
+    def __init__(
+        self, proof: AuditProof, clock: Clock, read_secret: Callable[[], Awaitable[str]] | None, meter: Meter
+    ) -> None:
         """`read_secret` gives the keys; None: checkpoints are not signed."""
         self._proof = proof
         self._clock = clock
         self._read_secret = read_secret
         self._sealed: Head | None = None
         """Where the own chain had its last checkpoint."""
-        self._said = ""
+        self._meter = meter
+        self.failing = ""
+        """Why the log gets no checkpoint now; empty if it does."""
+        self.changed = ""
+        """An event that doesn't follow from the one before it, as it was found; empty if none was."""
+        self._show()
 
     async def run(self) -> None:
         """Seal the own chain now and then, until cancelled."""
@@ -81,8 +90,9 @@ class Sealing:
         while events := await self._proof.events(sequence, _PAGE, chain_id=chain_id):
             for event in events:
                 if event.number != number + 1 or next_hash(digest, number + 1, event) != event.hash:
-                    say = "the audit log was changed: event %s of chain %d does not follow from the one before it"
-                    _log.error(f"{say}; see `certplane-broker audit verify`", event.event_id, chain_id)
+                    self.changed = f"event {event.event_id} of chain {chain_id} does not follow from the one before it"
+                    self._show()
+                    _log.error("the audit log was changed: %s; see `certplane-broker audit verify`", self.changed)
                     await self._proof.seal(None, ended=chain_id)
                     return
                 number, digest, sequence = number + 1, event.hash, event.sequence
@@ -112,17 +122,22 @@ class Sealing:
         try:
             await seal()
         except RefusalError as error:
-            self._say(error.refusal.message)
+            self._fails(error.refusal.message)
         except CheckpointKeyError as error:
-            self._say(f"the secret of audit.checkpoint_key_secret {error}")
+            self._fails(f"the secret of audit.checkpoint_key_secret {error}")
         else:
-            self._said = ""
+            self._fails("")
 
-    def _say(self, why: str) -> None:
-        """Once, until it works again or something else is wrong."""
-        if why != self._said:
+    def _fails(self, why: str) -> None:
+        """Say so once, until it works again or something else is wrong."""
+        if why and why != self.failing:
             _log.error("the audit log gets no checkpoint: %s; will retry", why)
-        self._said = why
+        self.failing = why
+        self._show()
+
+    def _show(self) -> None:
+        for why, said in (("no_checkpoint", self.failing), ("changed", self.changed)):
+            self._meter.level(metrics.AUDIT_UNPROVEN, 1 if said else 0, why=why)
 
     def _now(self) -> int:
         return (self._clock.now() - _EPOCH) // _MICROSECOND

@@ -23,6 +23,7 @@ from certplane.broker.proof.sealing import Sealing
 from certplane.broker.renewal.model import Selection
 from certplane.broker.settings import load_settings
 from certplane.runtime.clock import SystemClock
+from tests.fakes.audit import FakeMeter
 from tests.fakes.clock import ManualClock
 from tests.support.audit_log import KEYS, OTHER_SECRET, SECRET, Signer
 from tests.support.broker_files import BrokerFiles
@@ -48,7 +49,7 @@ def files(tmp_path: Path) -> BrokerFiles:
         async with place.open(clock) as stores:
             for number in range(30):
                 if number == 25:
-                    await Sealing(stores.audit_proof, clock, secret).seal_own()
+                    await Sealing(stores.audit_proof, clock, secret, FakeMeter()).seal_own()
                 event = AuditEvent(
                     f"event-{number:02}", clock.now(), AuditEventType.CERTIFICATE_DENIED, identity=f"web{number % 3}"
                 )

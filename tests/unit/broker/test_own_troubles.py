@@ -31,6 +31,7 @@ class World:
         self.stores: Any = SimpleNamespace(
             writer=SimpleNamespace(rescued=0), audit=SimpleNamespace(gate=None), events=MemoryStores.open(self.clock)
         )
+        self.seals: Any = SimpleNamespace(failing="", changed="")
         self.issuing: Any = SimpleNamespace(out=False)
         self.retention: Any = SimpleNamespace(little_room="")
         self.soundness: Any = SimpleNamespace(damage="")
@@ -48,7 +49,7 @@ class World:
             ca_warnings=lambda _now: self.ca_warnings,
         )
         trust: Any = SimpleNamespace(current=current)
-        own = OwnTroubles(self.stores, trust, self.issuing, self.retention, self.soundness, self.clock)
+        own = OwnTroubles(self.stores, self.seals, trust, self.issuing, self.retention, self.soundness, self.clock)
         found = own()
         assert all(each.text and each.remedy for each in found)
         return {each.cause: (each.severity.value, each.text) for each in found}
@@ -96,6 +97,18 @@ def test_its_audit_log_is_in_trouble(world: World) -> None:
     found = world.look()
     assert set(found) == {"AUDIT_RESCUED", "AUDIT_SINK_HOLDS_UP"}
     assert "the audit sink siem is required" in found["AUDIT_SINK_HOLDS_UP"][1]
+
+
+def test_its_audit_log_is_not_proven(world: World) -> None:
+    """It gets no checkpoint, or one who has the database has changed it."""
+    world.seals.failing = "the secret of audit.checkpoint_key_secret is empty"
+    world.seals.changed = "event e of chain 1 does not follow from the one before it"
+    found = world.look()
+    assert {cause: severity for cause, (severity, _) in found.items()} == {
+        "AUDIT_NO_CHECKPOINT": "warning",
+        "AUDIT_CHANGED": "critical",
+    }
+    assert "checkpoint_key_secret is empty" in found["AUDIT_NO_CHECKPOINT"][1]
 
 
 def test_room_damage_and_the_issuing_process(world: World) -> None:

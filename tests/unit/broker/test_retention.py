@@ -53,7 +53,7 @@ class Setting:
         await self.stores.audit.append(
             [AuditEvent(f"event-{next(self.numbers)}", now, AuditEventType.CERTIFICATE_CACHE_HIT) for _ in range(count)]
         )
-        await Sealing(self.stores.audit_proof, self.clock, None).seal_own()
+        await Sealing(self.stores.audit_proof, self.clock, None, FakeMeter()).seal_own()
 
     @asynccontextmanager
     async def running(self, work: Coroutine[None, None, None]) -> AsyncIterator[None]:

@@ -95,6 +95,7 @@ async def test_the_first_minutes_of_a_host() -> None:
     assert [(event.event_type, event.renewal_request_id) for event in named] == [
         (AuditEventType.CERTIFICATE_AUTHORIZED, "drill-1"),
         (AuditEventType.CERTIFICATE_ISSUED, "drill-1"),
+        (AuditEventType.CERTIFICATE_DELIVERED, "drill-1"),
     ]
     assert {(event.cause, event.replaces_certificate_id) for event in named} == {("operator", second.certificate_id)}
 
