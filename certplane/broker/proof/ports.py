@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from certplane.broker.metrics import Gauge
 from certplane.broker.proof.chain import Chain, Head, LoggedEvent
 from certplane.broker.proof.checkpoints import Checkpoint
+
+
+class Levels(Protocol):
+    """Where it is shown that the log gets no checkpoint."""
+
+    def level(self, gauge: Gauge, value: float, **labels: str) -> None:
+        """Set a gauge."""
+        ...
 
 
 class AuditProof(Protocol):

@@ -13,10 +13,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from certplane.broker import metrics
-from certplane.broker.ports import Meter
 from certplane.broker.proof.chain import Chain, Head, next_hash
 from certplane.broker.proof.checkpoints import Checkpoint, CheckpointKeyError, Signer
-from certplane.broker.proof.ports import AuditProof
+from certplane.broker.proof.ports import AuditProof, Levels
 from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock
 
@@ -33,7 +32,7 @@ class Sealing:
     """Seals chains. For the event loop's thread."""
 
     def __init__(
-        self, proof: AuditProof, clock: Clock, read_secret: Callable[[], Awaitable[str]] | None, meter: Meter
+        self, proof: AuditProof, clock: Clock, read_secret: Callable[[], Awaitable[str]] | None, meter: Levels
     ) -> None:
         """`read_secret` gives the keys; None: checkpoints are not signed."""
         self._proof = proof
