@@ -275,7 +275,7 @@ def _of_order(order: Order) -> dict[str, Any]:
     }
 
 
-def _why(order: Order) -> dict[str, str]:
+def _why(order: Order) -> dict[str, Any]:
     """Why it is wanted, and what it replaces."""
     return {
         "cause": order.cause.value,
