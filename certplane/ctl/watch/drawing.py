@@ -79,6 +79,8 @@ class Drawing:
                 head = detail.cause_lines(self.summary(known, moment), page, moment, width)
                 hosts = self.hosts(screen, known)
                 return host_lines(hosts, now, width, lambda each: _is_of(each, page)).after(head)
+            case PageKind.SUMMARY if not known.fleet.complete:
+                lines = [line("nothing is known yet: the broker hasn't told of the fleet", Style.WARNING)]
             case PageKind.SUMMARY:
                 return _having(screen.view.text, summary_lines(known, self.summary(known, moment), moment, width))
             case PageKind.HELP:
@@ -104,8 +106,9 @@ class Drawing:
         if screen.view.text:
             facts.append(f"filter: {screen.view.text}")
         if screen.page.kind in {PageKind.FLEET, PageKind.CAUSE}:
-            facts += [f"{screen.order}{', backwards' if screen.backwards else ''}", _hosts(known)]
-            facts += [healths_text(self.summary(known, now))] if known.fleet.complete else []
+            facts.append(f"{screen.order}{', backwards' if screen.backwards else ''}")
+            whole = known.fleet.complete
+            facts += [_hosts(known), healths_text(self.summary(known, now))] if whole else ["nothing is known yet"]
         keys = line(cut(_FIRST_KEYS if len(screen.views) == 1 else _OTHER_KEYS, width), Style.DIM)
         typed = line(cut(f"/{screen.view.text}_  Enter keeps it, Esc clears it", width), Style.STRONG)
         return [line(cut("  ".join(facts), width), Style.DIM), typed if screen.typing else keys]

@@ -324,3 +324,16 @@ def test_the_cursor_stays_with_its_line() -> None:
     assert (view.cursor, view.first) == (0, 0)
     view.settle([], 2)
     assert (view.cursor, view.first) == (0, 0)
+
+
+def test_nobody_is_called_well_before_the_fleet_is_known() -> None:
+    """A watch that was begun while the broker is away answers none of the five questions."""
+    known = Known("https://broker.example.test")
+    known.trouble = "the broker can't be reached"
+    screen = Screen().opened(SUMMARY)
+    lines = Drawing().body(screen, known, lambda: NOW, 80)
+    assert [lines.line(number).text for number in range(len(lines))] == [
+        "nothing is known yet: the broker hasn't told of the fleet"
+    ]
+    bottom = Drawing().bottom(Screen(), known, NOW, Place(0, 0, 0), 80)
+    assert bottom[0].text == "none  worst first  nothing is known yet"
