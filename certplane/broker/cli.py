@@ -102,8 +102,8 @@ def _parser() -> argparse.ArgumentParser:
         help="also take a policy that removes many hosts or grants, and a bundle that shuts out connected hosts",
     )
 
-    looking = command(commands, "preflight", _preflight, "check what a profile's orders need; changes nothing")
-    looking.add_argument("--profile", required=True, metavar="NAME", help="the profile, as in the policy")
+    looking = command(commands, "preflight", _preflight, "check what the orders of profiles need; changes nothing")
+    looking.add_argument("--profile", metavar="NAME", help="only this profile of the policy; default: all of them")
 
     add_backup_command(commands, command)
     add_policy_commands(group, command)

@@ -30,33 +30,43 @@ _TIMEOUT = timedelta(seconds=60)
 _DIRECTORY_TIME = timedelta(seconds=10)
 
 
-async def preflight(settings: BrokerSettings, profile_name: str, *, clock: Clock | None = None) -> list[PreflightCheck]:
-    """All checks of the policy's profile of this name, at each issuer that it names.
+async def preflight(
+    settings: BrokerSettings, profile_name: str | None = None, *, clock: Clock | None = None
+) -> list[PreflightCheck]:
+    """All checks of the policy's profile of this name, or of every profile, at each issuer that it names.
+
+    What several profiles need alike is a check of the list once.
 
     Raises:
         ConfigurationError: policy, secrets, or a provider's section can't be used.
-        OperationError: the policy has no such profile.
+        OperationError: the policy has no such profile, or none at all.
     """
     clock = clock or SystemClock()
     rng = random.SystemRandom()
     policy = FilePolicySource(settings.policy.path, settings.cas.keys(), settings.private_issuers)
     locating(settings, policy.reload, key="policy.path")
-    profile = policy.current.find_profile(profile_name)
-    if profile is None:
+    profiles = [one for one in policy.current.profiles if profile_name in {None, one.name}]
+    if not profiles:
         known = ", ".join(one.name for one in policy.current.profiles) or "none"
-        raise OperationError(f"the policy has no profile {profile_name!r}", remedy=f"it has {known}")
+        what = "no profile" if profile_name is None else f"no profile {profile_name!r}"
+        raise OperationError(f"the policy has {what}", remedy=f"it has {known}")
     async with AsyncExitStack() as stack:
         files = BlockingPool("preflight-files", 2)
         stack.callback(files.close)
         secrets = secret_source(settings, files, clock)
         solver = adapters.solver(settings, secrets, clock, rng)
         stack.push_async_callback(solver.close)
-        names = profile.issuers or (next(iter(settings.cas)),)
         cas = await stack.enter_async_context(adapters.cas(settings, clock))
         looking = adapters.preflight(solver, cas, {}, clock)
-        directories = await adapters.read_directories({name: cas[name] for name in names}, _DIRECTORY_TIME)
-        rows = [_directory(name, profile, settings.cas[name], found) for name, found in directories.items()]
-        return [*rows, *await looking.report(profile, names, _TIMEOUT)]
+        issuers = {one.name: one.issuers or (next(iter(settings.cas)),) for one in profiles}
+        wanted = dict.fromkeys(name for names in issuers.values() for name in names)
+        directories = await adapters.read_directories({name: cas[name] for name in wanted}, _DIRECTORY_TIME)
+        found: list[PreflightCheck] = []
+        for profile in profiles:
+            names = issuers[profile.name]
+            found += [_directory(name, profile, settings.cas[name], directories[name]) for name in names]
+            found += await looking.report(profile, names, _TIMEOUT)
+        return list(dict.fromkeys(found))
 
 
 def _directory(name: str, profile: Profile, ca: AcmeCaSettings, found: AcmeDirectory | AcmeError) -> PreflightCheck:

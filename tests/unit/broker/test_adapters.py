@@ -209,6 +209,20 @@ async def test_check_of_a_directory_where_nobody_is(files: BrokerFiles) -> None:
     assert "check host and port of issuers.other.acme.directory_url" in caught.value.problems[1].message
 
 
+async def test_preflight_of_all_profiles(files: BrokerFiles, tmp_path: Path) -> None:
+    """Without a name each profile is looked at, and what they share once."""
+    with ScriptedAcme(tmp_path) as ca:
+        made = settings(files, issuer__acme__directory_url=ca.directory_url, issuer__acme__ca_bundle=str(ca.roots_file))
+        policy = yaml.safe_load(files.policy.read_text())
+        policy["profiles"]["more"] = {"type": "multi_san", "dns_names": ["more.certplane.test"]}
+        files.policy.write_text(yaml.safe_dump(policy))
+        one, other, both = [await preflight(made, name) for name in ("web", "more", None)]
+    assert {row.subject for row in both} == {row.subject for row in (*one, *other)}
+    assert [row.check for row in both].count("directory") == 1
+    assert any("more.certplane.test" in row.subject for row in other)
+    assert not any("more.certplane.test" in row.subject for row in one)
+
+
 async def test_preflight_looks_at_the_directory(files: BrokerFiles, tmp_path: Path) -> None:
     """It fails where no order could begin: no directory, or not the certificate profile that policy names."""
     with ScriptedAcme(tmp_path) as ca:
