@@ -26,13 +26,14 @@ from certplane.broker.fleet.model import HostStream, StreamBroker
 from certplane.broker.fleet.places import HostPlaces
 from certplane.broker.fleet.registry import StreamRegistry
 from certplane.broker.fleet.settings import StreamSettings
-from certplane.broker.fleet.summary import sum_up
+from certplane.broker.fleet.summaries import FleetSummaries
 from certplane.broker.fleet.view import FleetView
 from certplane.broker.members.ports import NoOtherBrokers
 from certplane.broker.model import Grant, IdentityKind, Profile
 from certplane.broker.policy.document import PolicyDocument
 from certplane.broker.ports import NullMeter, Policy, PolicySource
 from certplane.broker.services.fleet_lists import FleetLists
+from certplane.broker.services.summary_convert import summary_message
 from certplane.broker.store import Stores, open_stores
 from certplane.fleet_report.model import (
     CertificateState,
@@ -71,7 +72,8 @@ async def _measure(folder: Path, rounds: int, hosts: int) -> list[Figure]:
     policies.current = _policy(hosts, ())
     async with open_stores(driver="sqlite", path=folder / "fleet.db", audit=None, clock=_CLOCK) as stores:
         await _fill(stores, hosts)
-        index, lists = _parts(stores, policies)
+        index, view = _parts(stores, policies)
+        lists, summaries_of = FleetLists(view, index, _CLOCK), _summaries(stores, index, view)
         gc.collect()
         before = psutil.Process().memory_info().rss
         first = await timed(index.settled)
@@ -83,7 +85,7 @@ async def _measure(folder: Path, rounds: int, hosts: int) -> list[Figure]:
             policies.current = _policy(hosts, (f"new{turn}.certplane.test",))
             reloads.append(await timed(index.look))
             assert index.counts()[HealthWord.MISMATCHED] > hosts * CERTIFICATES / 2
-            summaries.append(await timed(lambda: _sum_up(index)))
+            summaries.append(await timed(lambda: _sum_up(summaries_of)))
             causes.append(await timed(index.causes))
             for order in (pb.FLEET_ORDER_NAME, pb.FLEET_ORDER_HEALTH):
                 request = pb.ListHostsRequest(
@@ -103,9 +105,10 @@ async def _measure(folder: Path, rounds: int, hosts: int) -> list[Figure]:
     ]
 
 
-async def _sum_up(index: MemoryIndex) -> object:
-    now = _CLOCK.now()
-    return await sum_up(index.walk(), FleetFilter().at(now), now, _DAY)
+async def _sum_up(summaries: FleetSummaries) -> bytes:
+    """All that an operator's `certplanectl summary` asks of the broker."""
+    summary = await summaries.read(FleetFilter(), _DAY)
+    return summary_message(summary).SerializeToString()
 
 
 def _seconds(timed: Sequence[Timed]) -> list[float]:
@@ -153,8 +156,18 @@ def _status(number: int, name: str) -> CertificateStatus:
     return CertificateStatus(name, state, name, (f"{name}.certplane.test",), **fields)  # type: ignore[arg-type] # of each field
 
 
-def _parts(stores: Stores, policies: PolicySource) -> tuple[MemoryIndex, FleetLists]:
-    """The index, and the lists over it; no host has a stream."""
+def _summaries(stores: Stores, index: MemoryIndex, view: FleetView) -> FleetSummaries:
+    """Of a broker without orders."""
+
+    async def count() -> tuple[int, int]:
+        return await stores.order_listing.count_open(), 0
+
+    orders: Any = SimpleNamespace(count_open_and_troubled=count, issuer_trouble=lambda _name: None)
+    return FleetSummaries(index, view, audit=stores.audit_reader, orders=orders, issuers=["acme"], clock=_CLOCK)
+
+
+def _parts(stores: Stores, policies: PolicySource) -> tuple[MemoryIndex, FleetView]:
+    """The index, and the view that reads what it picks; no host has a stream."""
     registry = StreamRegistry(NullMeter())
     places = HostPlaces(registry, StreamBroker("bench", "bench", "bench:1"), NoOtherBrokers())
     circumstances = HostCircumstances(policies, stores.identities, stores.deny_list, _CLOCK)
@@ -180,4 +193,4 @@ def _parts(stores: Stores, policies: PolicySource) -> tuple[MemoryIndex, FleetLi
         index=index,
         clock=_CLOCK,
     )
-    return index, FleetLists(view, index, _CLOCK)
+    return index, view
