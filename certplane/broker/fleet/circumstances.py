@@ -68,8 +68,6 @@ class Presence:
 Revoked = Mapping[str, RevokedCertificate]
 """A host's, by serial number."""
 
-_KNOWN_BY: Final = "see policy.yml and `certplane-broker identity list`"
-
 
 class HostCircumstances:
     """Reads what is in force: policy, deny-list, identity ledger. From memory alone."""
@@ -114,7 +112,8 @@ class HostCircumstances:
     def block(self, name: str) -> Block | None:
         """Why the host gets no new certificates whatever it is told; None if it does."""
         if self._policy.current.find_grant(name) is None:
-            return Block("the policy no longer has it", Reason.IDENTITY_UNKNOWN, _KNOWN_BY)
+            remedy = f"add it to policy.yml again; or, once it is gone for good, `certplanectl forget {name}`"
+            return Block("the policy no longer has it", Reason.IDENTITY_UNKNOWN, remedy)
         denied = self._deny_list.denied(name, "", "")
         if denied is not None:
             text = "an operator has denied its identity (`certplane-broker identity list`)"

@@ -11,6 +11,7 @@ from typing import Final
 from certplane.ctl.show.words import (
     at_broker,
     by_health,
+    ending_one,
     health_style,
     health_word,
     held,
@@ -202,8 +203,8 @@ def _reason(row: Row) -> str:
 
 
 def _until(status: renewal_pb2.CertificateStatus | None, now: datetime, *, wide: bool = False) -> str:
-    in_use = None if status is None else held(status)
-    return "" if in_use is None else (moment if wide else off)(in_use.not_after_time, now)
+    end = None if status is None else ending_one(status)
+    return "" if end is None else (moment if wide else off)(end.not_after_time, now)
 
 
 def _renews(status: renewal_pb2.CertificateStatus | None, now: datetime, *, wide: bool = False) -> str:

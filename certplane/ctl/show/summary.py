@@ -9,7 +9,7 @@ from datetime import datetime
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from certplane.ctl.show.fleet import cause_text
-from certplane.ctl.show.words import ACTORS, clock_text, health_style, health_word, held, is_critical, off
+from certplane.ctl.show.words import ACTORS, clock_text, ending_one, health_style, health_word, is_critical, off
 from certplane.rpc.times import span_of
 from certplane.runtime.tables import span_text
 from certplane.runtime.terminal import Style
@@ -18,6 +18,8 @@ from certplane.v1 import fleet_pb2
 
 Summary = fleet_pb2.SummarizeFleetResponse
 _INDENT = "  "
+_MOST_CHANGES = 20
+"""So many the broker sends, without saying whether there are more."""
 
 
 def alarms(summary: Summary) -> bool:
@@ -69,6 +71,8 @@ def summary_lines(summary: Summary, now: datetime) -> Iterator[Line]:
         kind = change.event_type.replace("_", " ")
         what = f"{kind}: {change.text}" if change.text else kind
         yield Line(f"{_INDENT}{clock_text(change.event_time)} {what}{by}{times}")
+    if len(summary.changes) >= _MOST_CHANGES:
+        yield Line(f"{_INDENT}and what was before: `certplanectl audit` has it")
     yield Line(f"MISSING {summary.missing_count}", Style.WARNING if summary.missing_count else Style.GOOD)
     for missing in summary.missing:
         yield Line(f"{_INDENT}{_missing(missing, now)}")
@@ -96,8 +100,8 @@ def _rest(summary: Summary) -> Iterator[Line]:
 
 def _certificate(each: fleet_pb2.FleetCertificate, now: datetime) -> str:
     status = each.certificate
-    in_use = held(status)
-    ends = "" if in_use is None else f"  {_ends(in_use.not_after_time, now)}"
+    end = ending_one(status)
+    ends = "" if end is None else f"  {_ends(end.not_after_time, now)}"
     tries = f"  next try {off(status.next_attempt_time, now)}" if status.HasField("next_attempt_time") else ""
     name = f"{each.label or each.host}/{status.name}"
     return f"{name}  {health_word(status.health)}{ends}{tries}  {cause_text(status)}".rstrip()

@@ -111,13 +111,25 @@ def held_ones(status: renewal_pb2.CertificateStatus) -> list[tuple[str, renewal_
     return [(word, each) for word, each, is_there in found if is_there]
 
 
+def ending_one(status: renewal_pb2.CertificateStatus) -> renewal_pb2.CertificateStatus.Held | None:
+    """Whose end is shown: what is in use, but of an expired one whichever of that and what is served ends first."""
+    found = held(status)
+    if status.health != renewal_pb2.HEALTH_EXPIRED or not status.served.HasField("not_after_time"):
+        return found
+    if found is None or status.served.not_after_time.seconds < found.not_after_time.seconds:
+        return status.served
+    return found
+
+
 def served_text(status: renewal_pb2.CertificateStatus) -> str:
-    """Whether the service serves what is in place."""
+    """Whether the service serves the newest certificate; `older` if what is in place isn't that."""
     if not status.HasField("served"):
         return "-"
-    in_use = held(status)
-    same = in_use is not None and in_use.serial_number == status.served.serial_number
-    return "yes" if same else f"ANOTHER ({status.served.serial_number[:8]}...)"
+    served = status.served.serial_number
+    newest = status.issued if status.HasField("issued") else status.installed
+    if served == newest.serial_number:
+        return "yes"
+    return "older" if served == status.installed.serial_number else f"ANOTHER ({served[:8]}...)"
 
 
 def link_text(host: renewal_pb2.Host, now: datetime) -> str:

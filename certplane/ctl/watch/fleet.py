@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from certplane.ctl.show.words import health_word, held, rank, state_text
+from certplane.ctl.show.words import ending_one, health_word, rank, state_text
 from certplane.fleet_report import messages
 from certplane.rpc.times import time_of
 from certplane.runtime.health import HealthWord
@@ -175,7 +175,7 @@ def host_row(host: pb.Host) -> HostRow:
 
 def certificate_row(status: pb.CertificateStatus) -> CertificateRow:
     """The row of a certificate as a message has it."""
-    in_use = held(status)
+    end = ending_one(status)
     return CertificateRow(
         name=printable(status.name, _NAME_OCTETS),
         health=health_word(status.health),
@@ -186,7 +186,7 @@ def certificate_row(status: pb.CertificateStatus) -> CertificateRow:
         remedy=printable(status.health_remedy, _TEXT_OCTETS),
         state=state_text(status),
         profile=printable(status.profile, _NAME_OCTETS),
-        not_after=None if in_use is None else _moment(in_use.not_after_time),
+        not_after=None if end is None else _moment(end.not_after_time),
         renew_time=_moment(status.renew_time),
         next_attempt=_moment(status.next_attempt_time),
         since=_moment(status.health_since_time),

@@ -11,7 +11,7 @@ from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from certplane.ctl.show.words import ACTORS, health_style, health_word, held
+from certplane.ctl.show.words import ACTORS, ending_one, health_style, health_word
 from certplane.ctl.watch.fleet import HURT_RANK, CertificateRow, HostRow, counts
 from certplane.ctl.watch.known import PERIOD, Known
 from certplane.ctl.watch.page import Line, Lines, Page, PageKind, Span, cut, line, wrapped
@@ -171,8 +171,8 @@ def _figures(summary: Summary) -> Iterable[Line]:
 
 
 def _ends(found: pb.FleetCertificate) -> datetime | None:
-    in_use = held(found.certificate)
-    return None if in_use is None or not in_use.HasField("not_after_time") else time_of(in_use.not_after_time)
+    end = ending_one(found.certificate)
+    return None if end is None or not end.HasField("not_after_time") else time_of(end.not_after_time)
 
 
 def _holder(found: pb.FleetCertificate) -> str:

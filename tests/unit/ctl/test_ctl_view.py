@@ -12,7 +12,8 @@ from certplane.ctl.output import json_line
 from certplane.ctl.show.fleet import host_columns, host_rows, totals, urgency
 from certplane.ctl.show.host import sections
 from certplane.ctl.show.renewals import held_up_lines, renewal_line
-from certplane.ctl.show.words import HEALTHS, STATES, by_health, served_text, state_text
+from certplane.ctl.show.summary import summary_lines
+from certplane.ctl.show.words import HEALTHS, STATES, by_health, ending_one, served_text, state_text
 from certplane.ctl.show.words import alarms as alarming_ones
 from certplane.ctl.watch.fleet import host_row
 from certplane.ctl.watch.lines import change_line
@@ -68,6 +69,12 @@ def other_served() -> renewal_pb2.CertificateStatus:
     return status
 
 
+def older_served() -> renewal_pb2.CertificateStatus:
+    status = serving()
+    status.issued.CopyFrom(held("0a1c", version=4))
+    return status
+
+
 def failed() -> renewal_pb2.CertificateStatus:
     return Status(name="web", state=Status.STATE_FAILED, failed_step=Status.STEP_RELOAD, last_error="exit status 1")
 
@@ -75,14 +82,15 @@ def failed() -> renewal_pb2.CertificateStatus:
 @pytest.mark.parametrize(
     ("status", "state", "served"),
     [
-        pytest.param(serving(), "serving", "yes", id="serves-what-is-installed"),
+        pytest.param(serving(), "serving", "yes", id="serves-the-newest"),
         pytest.param(other_served(), "serving", "ANOTHER (ff001122...)", id="serves-another"),
+        pytest.param(older_served(), "serving", "older", id="serves-what-is-installed-and-not-the-newest"),
         pytest.param(failed(), "failed (reload)", "-", id="failed-step"),
         pytest.param(Status(name="web", state=99), "state 99", "-", id="a-newer-brokers-state"),  # type: ignore[arg-type]  # open enum
     ],
 )
 def test_state_and_served(status: renewal_pb2.CertificateStatus, state: str, served: str) -> None:
-    """What is served is compared with what is installed, and an unknown state is shown as it came."""
+    """What is served is compared with the newest, and an unknown state is shown as it came."""
     assert (state_text(status), served_text(status)) == (state, served)
 
 
@@ -91,6 +99,31 @@ def expired(name: str = "web") -> renewal_pb2.CertificateStatus:
     status.health = renewal_pb2.HEALTH_EXPIRED
     status.health_reason, status.health_remedy = "expired at 2026-05-04 03:00:00 UTC", "see that its host runs"
     return status
+
+
+def test_the_end_that_makes_it_expired_is_shown() -> None:
+    """What is in place has weeks to go; what the service serves has ended."""
+    status = expired()
+    status.served.CopyFrom(Status.Held(serial_number="0a1a"))
+    status.served.not_after_time.FromDatetime(NOW - timedelta(hours=2))
+    found = ending_one(status)
+    assert found is not None
+    assert found.serial_number == "0a1a"
+    summary = fleet_pb2.SummarizeFleetResponse(hurt_count=1)
+    summary.hurt.add(host="web1.example.test", certificate=status)
+    line = next(line.text for line in summary_lines(summary, NOW) if "web1" in line.text)
+    assert "ended 2h 0m ago" in line
+    assert shown([a_host("a", status)], "EXPIRES") == [("2h 0m ago",)]
+    status.health = renewal_pb2.HEALTH_OK
+    assert ending_one(status) == status.installed
+
+
+def test_a_list_of_changes_that_is_full_says_where_the_rest_is() -> None:
+    """The broker sends twenty, and no count."""
+    summary = fleet_pb2.SummarizeFleetResponse(changes=[fleet_pb2.SummarizeFleetResponse.Change()] * 19)
+    assert not any("certplanectl audit" in line.text for line in summary_lines(summary, NOW))
+    summary.changes.add()
+    assert any("certplanectl audit" in line.text for line in summary_lines(summary, NOW))
 
 
 def of_health(number: int) -> renewal_pb2.CertificateStatus:
