@@ -1,0 +1,45 @@
+"""docs/setup.md, and what other pages say of units and users, on booted Debian machines: see tests/support/debian_walk.py."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from certplane.sandbox import parts
+from tests.support import booted
+from tests.support.parts import need_part
+from tests.support.waiting import HANG
+
+pytestmark = pytest.mark.e2e
+
+_ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def machines() -> None:
+    """Nothing is in the way of booting some."""
+    for name in ("nspawn", "debian", "step", "step-ca", "pebble", "bind"):
+        need_part(name)
+    if reason := booted.why_not():
+        if parts.all_required():
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+
+
+@pytest.mark.usefixtures("machines")
+def test_documents_on_booted_machines(tmp_path: Path) -> None:
+    """A reader's lines, with the users, units and owners that they name; a line that fails is shown."""
+    work = tmp_path / "checkout"
+    for folder in ("certplane", "packaging", "proto", "requirements", "scripts"):
+        shutil.copytree(_ROOT / folder, work / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("LICENSE", "README.md", "pyproject.toml"):
+        shutil.copy(_ROOT / file, work)
+    (work / ".venv").symlink_to(sys.prefix)
+    subprocess.run([work / "scripts" / "build"], check=True, timeout=HANG, capture_output=True)
+    done = booted.enter("tests.support.debian_walk", str(tmp_path))
+    assert done.returncode == 0, done.stdout
+    sys.stdout.write(done.stdout)
