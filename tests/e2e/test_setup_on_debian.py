@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from certplane.sandbox import parts
 from tests.support import booted
 from tests.support.parts import need_part
-from tests.support.waiting import HANG
+from tests.support.waiting import HANG, blocking_until
 
 pytestmark = pytest.mark.e2e
 
@@ -43,3 +44,30 @@ def test_documents_on_booted_machines(tmp_path: Path) -> None:
     done = booted.enter("tests.support.debian_walk", str(tmp_path))
     assert done.returncode == 0, done.stdout
     sys.stdout.write(done.stdout)
+
+
+@pytest.mark.usefixtures("machines")
+def test_nothing_stays_of_a_run_that_is_killed(tmp_path: Path) -> None:
+    """No process, no mount, no file: the kernel ends all with whoever began it."""
+    begin = f"from tests.support import booted; booted.enter('tests.support.debian_walk', {str(tmp_path)!r}, 'stand')"
+    with subprocess.Popen([sys.executable, "-c", begin], cwd=_ROOT) as run:
+        try:
+            blocking_until((tmp_path / "booted").exists)
+            assert running(tmp_path)
+        finally:
+            run.kill()
+    blocking_until(lambda: not running(tmp_path))
+    assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
+    assert list((tmp_path / "machines").iterdir()) == []
+    booted.remove_control_groups()
+    assert not list(Path("/sys/fs/cgroup").glob(f"**/certplane-test-{run.pid}-*"))
+
+
+def running(folder: Path) -> list[str]:
+    """The programs of this machine that have a folder's name in their arguments."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if str(folder).encode() in (words := path.read_bytes()):
+                found.append(words.decode())
+    return found

@@ -42,7 +42,7 @@ def why_not() -> str:
 
 def enter(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a module's `__main__` where machines can be made, to its end; returns what it said."""
-    _remove_control_groups()
+    remove_control_groups()
     command = [*_namespaces(), sys.executable, "-P", "-m", module, *arguments]
     root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": str(root), "CERTPLANE_BOOTED": str(os.getpid())}
@@ -59,7 +59,7 @@ def enter(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
             check=False,
         )
     finally:
-        blocking_until(lambda: _remove_control_groups(os.getpid()), what="the end of what ran on the machines")
+        blocking_until(lambda: remove_control_groups(os.getpid()), what="the end of what ran on the machines")
 
 
 def _namespaces() -> list[str]:
@@ -74,7 +74,7 @@ def _control_group_folders() -> list[Path]:
     return [path for path in (top, top / "systemd", top / "unified") if (path / "cgroup.procs").exists()]
 
 
-def _remove_control_groups(owner: int | None = None) -> bool:
+def remove_control_groups(owner: int | None = None) -> bool:
     """Remove those of a process, or of all that are gone; False while something runs in one."""
     empty = True
     for folder in _control_group_folders():

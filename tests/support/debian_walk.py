@@ -11,6 +11,7 @@ import asyncio
 import re
 import shutil
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -342,5 +343,14 @@ async def main(folder: Path) -> None:
             await asyncio.to_thread(step)
 
 
+def stand(folder: Path) -> None:
+    """One machine that has booted, which a file tells, and nobody who ends it."""
+    Machine(World(folder / "machines", {}), "alone").wait()
+    (folder / "booted").touch()
+    threading.Event().wait()
+
+
 if __name__ == "__main__":
+    if sys.argv[2:] == ["stand"]:
+        stand(Path(sys.argv[1]))
     asyncio.run(main(Path(sys.argv[1])))
