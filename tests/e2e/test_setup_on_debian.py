@@ -59,7 +59,7 @@ def test_nothing_stays_of_a_run_that_is_killed(tmp_path: Path) -> None:
     blocking_until(lambda: not running(tmp_path))
     assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
     assert list((tmp_path / "machines").iterdir()) == []
-    booted.remove_control_groups()
+    blocking_until(booted.remove_control_groups)
     assert not list(Path("/sys/fs/cgroup").glob(f"**/certplane-test-{run.pid}-*"))
 
 
