@@ -92,7 +92,7 @@ class World:
     """The place of the machines: a folder in memory and a switch. To be made inside `enter`."""
 
     def __init__(self, folder: Path, names: dict[str, str]) -> None:
-        """Args: a folder to mount on; the names that all know, with their addresses."""
+        """Make it, with a folder to mount on and the names that all machines know, with their addresses."""
         self.folder, self.names = folder, names
         # Of our own, so that what systemd-nspawn notes there stays in here.
         for path in (Path("/run"), folder):
