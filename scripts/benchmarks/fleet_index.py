@@ -153,7 +153,7 @@ def _status(number: int, name: str) -> CertificateStatus:
         fields |= {"failed_step": RenewalStep.REQUEST, "request_failures": 2, "next_attempt_time": now + _DAY}
         fields |= {"last_error": f"DNS_UNAVAILABLE: ns{number % 7}.example.org lacks the record"}
     state = CertificateState.FAILED if number % 10 == 0 else CertificateState.SERVING
-    return CertificateStatus(name, state, name, (f"{name}.certplane.test",), **fields)  # type: ignore[arg-type] # of each field
+    return CertificateStatus(name, state, name, (f"{name}.certplane.test",), **fields)
 
 
 def _summaries(stores: Stores, index: MemoryIndex, view: FleetView) -> FleetSummaries:

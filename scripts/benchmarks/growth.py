@@ -19,7 +19,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +33,8 @@ from benchmarks.held import timed
 from benchmarks.result import Figure, figure
 from certplane.broker.app import Broker, open_broker
 from certplane.broker.events import AuditTrail
+from certplane.broker.fleet.filter import FleetFilter
+from certplane.broker.fleet.pages import FleetOrder, hosts_page
 from certplane.broker.fleet.requests import RenewalRequest, RenewalRequests
 from certplane.broker.model import Caller, IdentityKind, OrderDraft, OrderState
 from certplane.broker.ports import DurableLimits, OrderChange
@@ -115,8 +116,8 @@ def _calls(broker: Broker, hosts: int) -> Calls:
         return await stores.orders.change_order(opened.order, OrderChange(state=OrderState.FAILED))
 
     async def nobody(_: int) -> object:
-        async with aclosing(view.hosts(states=frozenset({CertificateState.DEGRADED}))) as found:
-            return [each async for each in found]
+        degraded = FleetFilter(states=frozenset({CertificateState.DEGRADED})).at(clock.now())
+        return await hosts_page(broker.fleet.index, degraded, FleetOrder.NAME, after=None, most=50)
 
     async def renew(selection: Selection) -> object:
         order = RenewalRequest(selection, "bench", f"bench-{time.time_ns()}", dry_run=True)

@@ -125,6 +125,7 @@ async def test_a_broker_shows_what_it_showed(fleet: OldFleet) -> None:
     for each in old:  # one that another has taken the place of is named so today
         was, now = each.pop("state"), known[each["certificate_id"]]["state"]
         assert now == was or (was, now) == ("delivered", "superseded")
+        assert each.pop("renew")  # the rule's; today it is the plan's time, and none of what was replaced
     assert missing(old, [known[each["certificate_id"]] for each in old]) == []
 
 
