@@ -238,7 +238,7 @@ class Walk:
         assert "policy.yml" in self.broker.run("systemctl status --lines=0 certplane-broker"), "the reason is told"
         self.broker.write("/etc/certplane/policy.yml", policy)
         self.broker.run("systemctl reload certplane-broker")
-        self.host.run("systemctl reload certplane-agent", status=1)
+        self.host.run("systemctl reload certplane-agent.service")
         # The unit's command, now and not when it is due: as its user it may write the files, and the broker takes them.
         (renewal,) = re.findall(r"^ExecStart=(/usr/bin/step ca renew .*)$", page("setup.md"), re.MULTILINE)
         before = self._broker_certificate()
