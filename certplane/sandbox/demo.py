@@ -192,7 +192,7 @@ class _Demo:
         await show.run("grep", "-A3", "name: payments", f"{_FILES}/agent.yml")
         await show.run(*_AGENT, "renew", "payments", status=1)
         show.say("A profile that doesn't exist is answered in the same words. The broker's record has the cause:")
-        await show.run(*_BROKER, "audit", "tail", "--limit", "2", "--json")
+        await show.run(*_BROKER, "audit", "tail", "--type", "certificate_denied", "--json")
         host.write_config(_CERTIFICATES)
 
         show.heading("6. The fleet: the agent stays connected, an operator sees it and has a certificate renewed")
@@ -205,7 +205,7 @@ class _Demo:
         await show.run(*_AGENT, "status")
 
         show.heading("9. The audit log: what was decided, for whom, and why")
-        await show.run(*_BROKER, "audit", "tail", "--limit", "40", table=True)
+        await show.run(*_BROKER, "audit", "tail", "--limit", "60", table=True)
         await show.run(*_BROKER, "certs", "list", table=True)
 
         if isinstance(parts.find("openssl"), parts.Part):

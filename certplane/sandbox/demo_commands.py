@@ -43,7 +43,7 @@ def to_try(deployment: Deployment, host: Host, operator: Path, programs: Path, p
 
 def _agent_commands(deployment: Deployment, host: Host) -> Iterator[str]:
     agent = f"certplane-agent -c {host.config.relative_to(deployment.folder)}"
-    for command in ("status", "check", "renew apps"):
+    for command in ("status", "check", "renew site"):
         yield f"{agent} {command}"
     yield f"tail {host.folder.relative_to(deployment.folder)}/agent.log"
 

@@ -73,7 +73,7 @@ def test_whole_story(environment: dict[str, str]) -> None:
     refused = output_of(output, f"{AGENT} renew payments")
     assert "PROFILE_NOT_ALLOWED" in refused
     assert "[exit status 1]" in refused
-    denial = output_of(output, "certplane-broker -c broker/broker.yml audit tail --limit 2 --json")
+    denial = output_of(output, "certplane-broker -c broker/broker.yml audit tail --type certificate_denied --json")
     assert '"event_type": "certificate_denied"' in denial
     assert '"reason": "policy does not give this profile to this identity"' in denial
     assert "1 host connected now" in output_of(output, f"{CTL} renew --host web1")
@@ -86,7 +86,7 @@ def test_whole_story(environment: dict[str, str]) -> None:
     assert "MISMATCHED" not in mended
     status = output_of(output, f"{AGENT} status") + output.partition("STATE")[2]
     assert "*.apps.certplane.test" in status
-    audit = output_of(output, "certplane-broker -c broker/broker.yml audit tail --limit 40")
+    audit = output_of(output, "certplane-broker -c broker/broker.yml audit tail --limit 60")
     assert "\nTIMESTAMP" in f"\n{audit}", "a table, though the demo's output is a pipe"
     assert {"certificate_authorized", "certificate_issued", "certificate_delivered", "certificate_denied"} <= set(
         re.findall(r"certificate_\w+", audit)
@@ -285,7 +285,7 @@ def test_keep(environment: dict[str, str], tmp_path: Path, how: str) -> None:
         if how == "command":
             assert '"name": "web1.certplane.test"' in done.stdout, f"{grpcurl.path} saw no identity"
             assert '"status": "SERVING"' in done.stdout
-            assert "apps: done: version 2 is in use" in done.stderr
+            assert "site: done: version 2 is in use" in done.stderr
             assert '"snapshotEnd"' in done.stdout
             assert '"changedCount":1' in done.stdout
         stop = re.search(r"^  kill (\d+)$", demo.wait_for("  kill "), re.MULTILINE)
