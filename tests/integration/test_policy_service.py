@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -224,7 +225,7 @@ async def test_certplanectl(files: BrokerFiles, tmp_path: Path, capsys: pytest.C
         files.policy.write_text(POLICY + OPERATORS)
         _, said = await ctl("reload", status=1)
         assert "would remove 4 of 5 (80 %) hosts" in said
-        assert "certplanectl policy reload --confirm" in said
+        assert re.search(r"certplanectl -c \S+ policy reload --confirm$", said, re.MULTILINE)
         assert json.loads((await ctl("reload", "--confirm", "--json"))[0])["loaded"] is True
         new.write_text(TEXT)
         with pytest.raises(RefusalError, match="requires the role"):

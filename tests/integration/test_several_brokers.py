@@ -107,6 +107,7 @@ async def test_a_broker_that_knows_yesterday_is_told_today(
         await until(lambda: host.is_at(second))
         epoch = host.spool.epoch
         first.hub._draining = False  # as another process with the same store
+        first.hub.stay()
         assert await states_at(first) == yesterday
         host.link.answered(first.url)
         await second.hub.drain()

@@ -129,7 +129,7 @@ async def test_the_target_numbers_on(copies: Copies, target: str) -> None:
         await stores.deny_list.deny(DenyEntry(name="new.example"), [store.event(reason="new")])
         newest, last = (await stores.audit.tail(2))[::-1]
         assert (newest["reason"], last["event_type"]) == ("new", "store_copied")
-        found, result = await verified(store)
+        found, result = await verified(store, [])
         assert (found, result.unchained_event_count) == ([], 0), "the copy's event is in a chain too"
     assert place.query("SELECT entry_id FROM deny_entries WHERE name = 'new.example'") == [(3,)]
 

@@ -212,6 +212,7 @@ async def test_a_database_of_yesterday_is_told_today(
                     values = ", ".join(["%s"] * len(row))
                     restoring.execute(f"INSERT INTO {table} VALUES ({values})".encode(), row)  # noqa: S608 - names of our own tables
         first.hub._draining = False  # as another process
+        first.hub.stay()
         stale = second.hub.registry.place_of(HOST)
         await second.stores.changes.reread(ChangeKind.STREAM)
 
