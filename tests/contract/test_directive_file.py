@@ -23,6 +23,7 @@ FULL = DirectedRenewal(
     reason="the CA found \u00e4 mistake",
     explanation_url="https://ca.example/incident",
     renewal_request_id="request-1",
+    serial_number="1f",  # an identity has no id: here both stand
     receive_time=datetime(2026, 11, 23, 12, 0, 1, tzinfo=UTC),
 )
 

@@ -319,7 +319,12 @@ async def operators() -> list[AuditEvent]:
         _trail=AuditTrail(clock, lambda: "event-1"),
         _record=AsyncMock(side_effect=reloads.append),
         _pool=MagicMock(run=AsyncMock(return_value=SimpleNamespace(hash="policy"))),
-        _policy=SimpleNamespace(path="policy.yml", reload=MagicMock(), loaded=SimpleNamespace(summary="")),
+        _policy=SimpleNamespace(
+            current=SimpleNamespace(hash="before"),
+            path="policy.yml",
+            reload=MagicMock(),
+            loaded=SimpleNamespace(summary=""),
+        ),
         _unconfirmed=False,
         on_policy=AsyncMock(),
     )
