@@ -111,7 +111,9 @@ class Display:
         reading, writing = pty.openpty()
         termios.tcsetwinsize(writing, (50, _TABLE_WIDTH))
         try:
-            process = await self._start(command, stdout=writing, environment={"NO_COLOR": "1"})
+            # A width in the environment would count for more than the terminal's.
+            environment = {"NO_COLOR": "1", "COLUMNS": str(_TABLE_WIDTH)}
+            process = await self._start(command, stdout=writing, environment=environment)
         finally:
             os.close(writing)
         loop = asyncio.get_running_loop()
