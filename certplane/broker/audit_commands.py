@@ -7,7 +7,7 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ from certplane.broker.proof.reading import DatabaseVerification
 from certplane.broker.proof.verify import Finding, Verified
 from certplane.broker.settings import BrokerSettings
 from certplane.broker.store.audit_records import record_of
-from certplane.config.durations import DurationError, parse_duration
+from certplane.config.durations import DurationError, parse_duration, parse_time
 from certplane.errors import ConfigurationError, ConfigurationProblem, OperationError, RefusalError
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.disk_errors import explain
@@ -192,8 +192,7 @@ def _moment(option: str, text: str | None, now: datetime) -> datetime | None:
     except (DurationError, OverflowError):
         pass
     try:
-        moment = datetime.fromisoformat(text)
-        return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).astimezone(UTC)
+        return parse_time(text)
     except (ValueError, OverflowError) as error:
         remedy = "write it like 48h, 2026-01-02 or 2026-01-02T03:04:05Z"
         raise _misuse(option, f"{text[:64]!a} is neither a span nor a time", remedy) from error

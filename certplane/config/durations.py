@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 _MICROSECONDS = {"h": 3_600_000_000, "m": 60_000_000, "s": 1_000_000, "ms": 1_000, "us": 1, "\u00b5s": 1}
 _PART = r"(?:\d{1,12}(?:\.\d{1,9})?|\.\d{1,9})(?:ms|us|\u00b5s|h|m|s)"
@@ -48,3 +48,14 @@ def format_duration(span: timedelta) -> str:
         if count:
             parts.append(f"{count}{unit}")
     return "".join(parts) or "0s"
+
+
+def parse_time(text: str) -> datetime:
+    """The time that `text` writes: a day, or a time (ISO 8601); UTC unless it says otherwise.
+
+    Raises:
+        ValueError: another notation.
+        OverflowError: beyond the calendar in UTC.
+    """
+    moment = datetime.fromisoformat(text)
+    return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).astimezone(UTC)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
-from certplane.config.durations import DurationError
+from certplane.config.durations import DurationError, parse_time
 from certplane.ctl.arguments.broker import ORDER_STATES
 from certplane.ctl.arguments.command import SORTS, parse_span
 from certplane.ctl.session import misuse
@@ -224,8 +224,7 @@ def moment_of(option: str, text: str, now: datetime) -> datetime:
     except (DurationError, OverflowError):
         pass
     try:
-        moment = datetime.fromisoformat(text)
-        return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).astimezone(UTC)
+        return parse_time(text)
     except (ValueError, OverflowError) as error:
         raise _no_moment(option, text) from error
 

@@ -410,3 +410,16 @@ def give_to_service(made: int | Path, folder: Path) -> None:
     if os.geteuid() == 0:
         status = folder.stat()
         os.chown(made, status.st_uid, status.st_gid, follow_symlinks=isinstance(made, int))
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable.
+
+    Raises:
+        OSError: it can't be opened or synced.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -23,7 +23,7 @@ from typing import Final
 from certplane.broker.ports import AuditImport
 from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock
-from certplane.runtime.files import give_to_service
+from certplane.runtime.files import give_to_service, sync_folder
 from certplane.runtime.pool import BlockingPool
 
 _log = logging.getLogger("certplane.audit")
@@ -67,7 +67,7 @@ class SpillFile:
         finally:
             os.close(descriptor)
         if created:
-            _sync_folder(folder)
+            sync_folder(folder)
 
 
 async def import_spill(path: Path, log: AuditImport, clock: Clock) -> int:
@@ -114,7 +114,7 @@ def _set_aside(path: Path, aside: Path) -> bool:
         path.rename(aside)
     except FileNotFoundError:
         return False
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return True
 
 
@@ -145,12 +145,4 @@ def _is_record(line: str) -> bool:
 
 def _finish(aside: Path, done: Path) -> None:
     aside.rename(done)
-    _sync_folder(done.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(done.parent)

@@ -78,11 +78,6 @@ class PickedAt:
         self._tests = _certificate_tests(wanted, now, identities=identities)
         self._healths_alone = wanted.healths if len(self._tests) == 1 else frozenset[HealthWord]()
 
-    @property
-    def picks_certificates(self) -> bool:
-        """Whether a field about certificates is set."""
-        return bool(self._tests)
-
     def picks_host(self, host: IndexedHost) -> bool:
         """Whether the host, or the service, is picked."""
         return self.of(host) is not None

@@ -31,7 +31,7 @@ from certplane.pki.keys import (
     public_key_sha256,
 )
 from certplane.runtime.disk_errors import explain
-from certplane.runtime.files import give_to_service
+from certplane.runtime.files import give_to_service, sync_folder
 
 _SETTING = "issuer.acme.account_key"
 """The key that names the file, for the default issuer."""
@@ -144,7 +144,7 @@ class AccountKeyFile:
         try:
             with suppress(FileNotFoundError):
                 self._next.replace(self._path)
-            _sync_folder(self._path)
+            sync_folder(self._path.parent)
         except OSError as error:
             raise unusable_file(self._path, error, self._setting) from error
 
@@ -152,7 +152,7 @@ class AccountKeyFile:
         """The CA has refused the new key."""
         try:
             self._next.unlink(missing_ok=True)
-            _sync_folder(self._path)
+            sync_folder(self._path.parent)
         except OSError as error:
             raise unusable_file(self._next, error, self._setting) from error
 
@@ -194,16 +194,8 @@ def create_key_file(path: Path, pem: bytes) -> bool:
             return False
     finally:
         temporary.unlink()
-    _sync_folder(path)
+    sync_folder(path.parent)
     return True
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def unusable_file(path: Path, error: OSError, setting: str) -> ConfigurationError:

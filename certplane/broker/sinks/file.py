@@ -16,6 +16,7 @@ from typing import Final
 from typing_extensions import override
 
 from certplane.broker.sinks.ports import AuditSink, SinkError, StoredEvent
+from certplane.runtime.files import sync_folder
 from certplane.runtime.pool import BlockingPool
 
 _END: Final = 2 << 20
@@ -76,7 +77,7 @@ class FileSink(AuditSink):
             os.ftruncate(file, size - len(end) + whole)
         elif whole < len(end):  # somebody else's
             os.write(file, b"\n")
-        _sync_folder(self._path.parent)  # or a power cut may take the file that was just made
+        sync_folder(self._path.parent)  # or a power cut may take the file that was just made
         self._there = {event_id for line in end[:whole].splitlines() if (event_id := _event_id(line))}
         return file
 
@@ -84,14 +85,6 @@ class FileSink(AuditSink):
         if self._file is not None:
             file, self._file = self._file, None
             os.close(file)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _is_at(file: int, path: Path) -> bool:

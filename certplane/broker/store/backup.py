@@ -16,6 +16,7 @@ from certplane.broker.store.files import beside
 from certplane.broker.store.soundness import RESTORE, broken_pages
 from certplane.errors import OperationError
 from certplane.runtime.disk_errors import disk_error
+from certplane.runtime.files import sync_folder
 
 
 def back_up(database: Path, copy: Path) -> int:
@@ -67,11 +68,7 @@ def _put(making: Path, copy: Path) -> None:
         copy.hardlink_to(making)
     except FileExistsError as error:
         raise _there(copy) from error
-    folder = os.open(copy.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(copy.parent)
 
 
 def _there(copy: Path) -> OperationError:

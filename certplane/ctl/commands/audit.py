@@ -15,6 +15,7 @@ from certplane.ctl.session import Session
 from certplane.ctl.show.audit import COLUMNS, event_line, finding_line, result_facts, style_of
 from certplane.errors import OperationError
 from certplane.runtime.command import FAILED, OK
+from certplane.runtime.files import sync_folder
 from certplane.runtime.pool import BlockingPool
 from certplane.runtime.terminal import Style
 from certplane.runtime.text import counted
@@ -132,11 +133,7 @@ def _write(file: int, data: bytes) -> None:
 def _finish(file: int, temporary: Path, path: Path) -> None:
     os.fsync(file)
     os.link(temporary, path)  # never over a file that has come meanwhile
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 async def _events(

@@ -83,15 +83,6 @@ def event_line(event: audit_pb2.AuditEvent) -> str:
     return "  ".join(filter(None, parts))
 
 
-def event_facts(event: audit_pb2.AuditEvent) -> list[tuple[str, str]]:
-    """All of an event, as names and values."""
-    facts = [("time", clock_text(event.event_time)), ("event", event.event_type)]
-    for key, value in record_of(event).items():
-        if key not in ("timestamp", "event_type", "event_id"):
-            facts.append((key.replace("_", " "), " ".join(map(str, value)) if isinstance(value, list) else str(value)))
-    return [*facts, ("id", event.event_id)]
-
-
 def finding_line(finding: audit_pb2.VerifyAuditLogResponse.Finding) -> str:
     """Something that doesn't hold."""
     place = f"event {finding.sequence}" if finding.sequence else "the log"
