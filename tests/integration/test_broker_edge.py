@@ -43,7 +43,7 @@ from tests.support.ca import Leaf, PrivateCa
 from tests.support.edge import GENEROUS, HOST, OPERATOR, SERVICE, EdgeServer, serve_edge, trust_of
 from tests.support.http2 import connect, send_call
 from tests.support.logs import of_certplane
-from tests.support.waiting import HANG, PATIENCE, until
+from tests.support.waiting import HANG, PATIENCE, no_hang, until
 
 pytestmark = pytest.mark.integration
 
@@ -559,9 +559,11 @@ async def test_message_to_a_caller_that_has_gone_is_no_fault(
     from certplane.broker.services.interceptors import edge as edge_module
 
     faults = []
+    first_is_out = asyncio.Event()
 
     async def stream(_request: bytes, context: Any) -> None:
         await context.write(b"first")
+        first_is_out.set()
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -582,6 +584,8 @@ async def test_message_to_a_caller_that_has_gone_is_no_fault(
         async with edge.channel(ca.issue([HOST])) as channel:
             call = channel.unary_stream("/x.Service/Method")(b"question", timeout=HANG)
             assert await call.read() == b"first"
+            async with no_hang():
+                await first_is_out.wait()  # what is sent may be read before its sender goes on
             call.cancel()
             labels = {"method": "/x.Service/Method", "code": "CANCELLED", "reason": ""}
             await until(lambda: edge.meter.total(metrics.RPC_CALLS, **labels) == 1)

@@ -53,6 +53,15 @@ async def running(world: AgentWorld, shown: Shown) -> AsyncIterator[Daemon]:
         await asyncio.wait_for(task, HANG)
 
 
+async def first_is_in_use(world: AgentWorld) -> None:
+    """Before that, who asks for a renewal waits for the first certificate and gets no second one."""
+
+    async def confirmed() -> bool:
+        return (await world.status("web")).confirmed_version == 1
+
+    await until(confirmed, what="the first certificate in use")
+
+
 async def reload(world: AgentWorld) -> tuple[bool, str]:
     """As the command asks."""
     async with asyncio.timeout(HANG):
@@ -92,6 +101,7 @@ async def test_a_file_that_is_refused_changes_nothing(
     shown = Shown()
     path = world.folder / "agent.yml"
     async with running(world, shown):
+        await first_is_in_use(world)
         path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | bad))
         ok, text = await reload(world)
         assert not ok
@@ -137,7 +147,7 @@ async def test_whoever_waits_for_a_renewal_hears_that_the_agent_begins_anew(worl
     """`renew NAME` ends with a sentence, also where its agent ends in the middle."""
     await world.enroll()
     async with running(world, Shown()) as daemon:
-        await until((world.folder / "tls" / "web.pem").exists, what="the first certificate")
+        await first_is_in_use(world)
         world.broker.states, world.broker.stall = ["PENDING", "PENDING"], asyncio.Event()
         world.broker.calls.clear()
         waiting = asyncio.create_task(
