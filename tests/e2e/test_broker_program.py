@@ -29,6 +29,7 @@ from certplane.rpc.status import refusal_from_error
 from certplane.v1 import enrollment_pb2, enrollment_pb2_grpc
 from tests.support.broker_files import BrokerFiles
 from tests.support.ca import Leaf
+from tests.support.on_terminal import written_on_terminal
 from tests.support.status_json import broker_rows
 from tests.support.waiting import HANG, blocking_until
 
@@ -371,16 +372,9 @@ def test_policy_validate_of_private_names(files: BrokerFiles) -> None:
 
 def test_tables_on_a_terminal(files: BrokerFiles) -> None:
     """On a terminal lists are tables; --json and a pipe give JSON."""
-    parent, child = os.openpty()
-    try:
-        command = [*PROGRAM, "policy", "validate", "--policy", str(files.policy)]
-        subprocess.run(command, stdout=child, stderr=subprocess.PIPE, timeout=HANG, check=True)
-        text = os.read(parent, 65536).decode()
-        subprocess.run([*command, "--json"], stdout=child, stderr=subprocess.PIPE, timeout=HANG, check=True)
-        assert json.loads(os.read(parent, 65536).decode())["policyHash"]
-    finally:
-        os.close(parent)
-        os.close(child)
+    command = [*PROGRAM, "policy", "validate", "--policy", str(files.policy)]
+    text = written_on_terminal(command)
+    assert json.loads(written_on_terminal([*command, "--json"]))["policyHash"]
     assert "IDENTITY" in text
     assert f"{files.host} " in text
 

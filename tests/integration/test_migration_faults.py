@@ -7,19 +7,26 @@ import logging
 import signal
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
+import psycopg
 import pytest
 
+from certplane.broker.store.postgresql_schema import MIGRATING
 from certplane.broker.store.schema import SCHEMA_REVISION
 from tests.fakes.clock import ManualClock
 from tests.support.old_data import make_postgresql, make_sqlite
 from tests.support.stores import StoreHarness, StorePlace
-from tests.support.waiting import HANG
+from tests.support.waiting import HANG, until
 
 pytestmark = pytest.mark.integration
 
 _REVISION = "SELECT version_num FROM alembic_version"
+_WAITING = """
+    SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'
+    AND query_start < clock_timestamp() - interval '1500 ms'
+"""
 _TABLES = {
     "sqlite": "SELECT name, sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite_%' ORDER BY name",
     "postgresql": "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'public' "
@@ -80,4 +87,20 @@ async def test_brokers_that_start_in_one_moment(
     assert len(set(await asyncio.gather(*map(broker, range(4))))) == 4
     made = [record.getMessage() for record in caplog.records if "schema went from" in record.getMessage()]
     assert made == [f"the store's schema went from nothing to {SCHEMA_REVISION}"]
+    assert place.query(_REVISION) == [(SCHEMA_REVISION,)]
+
+
+async def test_a_broker_waits_for_the_whole_of_another_ones_migration(postgres_url: str, tmp_path: Path) -> None:
+    """However long that takes: what limits the wait for a row's lock is no limit here."""
+    place = StorePlace("postgresql", tmp_path / "broker.db", postgres_url)
+
+    async def starts() -> None:
+        async with place.open(ManualClock(), busy_timeout=timedelta(seconds=1)):
+            pass
+
+    with psycopg.connect(postgres_url, autocommit=True) as another:
+        another.execute("SELECT pg_advisory_lock(%s)", (MIGRATING,))
+        starting = asyncio.create_task(starts())
+        await until(lambda: place.query(_WAITING), what="a wait that is longer than that limit", by=starting)
+    await asyncio.wait_for(starting, HANG)
     assert place.query(_REVISION) == [(SCHEMA_REVISION,)]

@@ -6,7 +6,6 @@ import asyncio
 import fcntl
 import os
 import re
-import select
 import struct
 import sys
 import termios
@@ -22,10 +21,12 @@ _SEQUENCES = re.compile(r"\x1b\[[0-9;?<>=]*[a-zA-Z]")
 class InTerminal:
     """A program on a terminal of 80 columns and 24 lines; `text` is all that it has written."""
 
-    def __init__(self, master: int, process: asyncio.subprocess.Process, before: list[object]) -> None:
+    def __init__(self, master: int, slave: int, process: asyncio.subprocess.Process, before: list[object]) -> None:
         self.process = process
         self.text = ""
         self._master = master
+        self._slave: int | None = slave
+        self._at_end = False
         self._before = before
 
     def press(self, keys: str) -> None:
@@ -42,14 +43,21 @@ class InTerminal:
         """With this status, and the terminal as it was."""
         async with no_hang():
             assert await self.process.wait() == status, self.text[-2000:]
-        while select.select([self._master], [], [], 0)[0]:  # what it wrote last
-            self.read()
         assert termios.tcgetattr(self._master)[3] == self._before[3]
+        self.close_slave()  # the kernel hands over what was written last some time after that; then there is an end
+        await until(lambda: self._at_end, what="the end of what it wrote")
+
+    def close_slave(self) -> None:
+        """Keep the terminal open no longer than programs on it do."""
+        if self._slave is not None:
+            os.close(self._slave)
+            self._slave = None
 
     def read(self) -> None:
         try:
             self.text += os.read(self._master, 65536).decode(errors="replace")
-        except OSError:  # EIO: the program has ended
+        except OSError:  # EIO: nobody has the terminal open any more
+            self._at_end = True
             asyncio.get_running_loop().remove_reader(self._master)
 
 
@@ -72,7 +80,7 @@ async def in_terminal(config: Path, *arguments: str, **environment: str) -> Asyn
         stderr=slave,
         env={**kept, "LANG": "C.UTF-8", "TERM": "xterm", **environment},
     )
-    shown = InTerminal(master, process, before)
+    shown = InTerminal(master, slave, process, before)
     asyncio.get_running_loop().add_reader(master, shown.read)
     try:
         yield shown
@@ -82,4 +90,4 @@ async def in_terminal(config: Path, *arguments: str, **environment: str) -> Asyn
             process.kill()
             await process.wait()
         os.close(master)
-        os.close(slave)
+        shown.close_slave()

@@ -18,7 +18,7 @@ from certplane.broker.store.servers import Connection, connect, fault_of
 
 _log = logging.getLogger("certplane.store")
 
-_MIGRATING: Final = APPLICATION_ID + 1
+MIGRATING: Final = APPLICATION_ID + 1
 """The advisory lock of who looks whether the schema is current and migrates it: of brokers that start together, one."""
 
 _TRIES: Final = 4
@@ -78,9 +78,10 @@ def alone_migrating(url: str, wait: timedelta) -> Iterator[None]:
     with contextlib.closing(connect(url, wait)) as connection:
         try:
             without_limits(connection)
-            if connection.execute("SELECT pg_try_advisory_lock(%s)", (_MIGRATING,)).fetchone() != (True,):
+            if connection.execute("SELECT pg_try_advisory_lock(%s)", (MIGRATING,)).fetchone() != (True,):
                 _log.info("another broker brings the schema up to date; this one waits for its end")
-                connection.execute("SELECT pg_advisory_lock(%s)", (_MIGRATING,))
+                connection.execute(b"SET lock_timeout = 0")  # as long as it runs: a dead one's lock is gone
+                connection.execute("SELECT pg_advisory_lock(%s)", (MIGRATING,))
         except psycopg.Error as error:
             raise fault_of(error, lost=connection.closed) from error
         yield

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import pty
 import subprocess
 import sys
 
@@ -13,6 +12,7 @@ import pytest
 
 from certplane.runtime.progress import JsonProgress, PlainProgress, SilentProgress, open_progress
 from tests.fakes.clock import ManualClock
+from tests.support.on_terminal import written_on_terminal
 
 STORY = "with progress as p: p.step('web', 'asking'); p.done('web', 'got [it]'); p.failed('api', 'no')"
 
@@ -70,7 +70,6 @@ def test_a_terminal_without_rich_gets_lines(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_terminal_is_drawn_live() -> None:
     """With `rich` each subject has a row; text in brackets is text, not markup."""
     pytest.importorskip("rich")
-    ours, theirs = pty.openpty()
     code = f"""
 from certplane.runtime.clock import SystemClock
 from certplane.runtime.progress import open_progress
@@ -78,12 +77,9 @@ progress = open_progress(SystemClock(), as_json=False)
 assert type(progress).__name__ == "_LiveProgress"
 {STORY}
 """
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
-    with subprocess.Popen([sys.executable, "-c", code], stderr=theirs, env=environment) as process:
-        assert process.wait(30) == 0
-        os.close(theirs)
-        drawn = os.read(ours, 65536).decode()
-    os.close(ours)
+    drawn = written_on_terminal(
+        [sys.executable, "-c", code], {**os.environ, "TERM": "xterm", "COLUMNS": "80"}, stream="stderr"
+    )
     assert "got [it]" in drawn
     assert "web" in drawn
     assert "\x1b[" in drawn
