@@ -54,7 +54,7 @@ def add_audit_commands(
     )
     export = command(audit, "export", _export, "write the audit log with its chains and checkpoints, a line each")
     for parser in (tail, export):
-        parser.add_argument("--since", metavar="TIME", help="from then on: 48h, 2026-01-02 or 2026-01-02T03:04:05Z")
+        parser.add_argument("--since", metavar="TIME", help="from then on: 7d, 2026-01-02 or 2026-01-02T03:04:05Z")
         parser.add_argument("--until", metavar="TIME", help="before then")
     command(audit, "keys", _keys, "show the public keys that are trusted to have signed checkpoints")
 

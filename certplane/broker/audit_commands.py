@@ -24,7 +24,7 @@ from certplane.broker.proof.reading import DatabaseVerification
 from certplane.broker.proof.verify import Finding, Verified
 from certplane.broker.settings import BrokerSettings
 from certplane.broker.store.audit_records import record_of
-from certplane.config.durations import DurationError, parse_duration, parse_time
+from certplane.config.durations import HOW_TO_TYPE_A_MOMENT, parse_moment
 from certplane.errors import ConfigurationError, ConfigurationProblem, OperationError, RefusalError
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.disk_errors import explain
@@ -188,14 +188,9 @@ def _moment(option: str, text: str | None, now: datetime) -> datetime | None:
     if text is None:
         return None
     try:
-        return now - parse_duration(text)
-    except (DurationError, OverflowError):
-        pass
-    try:
-        return parse_time(text)
-    except (ValueError, OverflowError) as error:
-        remedy = "write it like 48h, 2026-01-02 or 2026-01-02T03:04:05Z"
-        raise _misuse(option, f"{text[:64]!a} is neither a span nor a time", remedy) from error
+        return parse_moment(text, now)
+    except ValueError as error:
+        raise _misuse(option, f"{error}", HOW_TO_TYPE_A_MOMENT) from error
 
 
 def _misuse(option: str, what: str, remedy: str) -> ConfigurationError:

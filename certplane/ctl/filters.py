@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from certplane.config.durations import DurationError, parse_time
+from certplane.config.durations import HOW_TO_TYPE_A_MOMENT, DurationError, parse_moment, parse_span
 from certplane.ctl.arguments.broker import ORDER_STATES
-from certplane.ctl.arguments.command import SORTS, parse_span
+from certplane.ctl.arguments.command import SORTS
 from certplane.ctl.session import misuse
 from certplane.ctl.show.words import HEALTHS, STATES
-from certplane.errors import ConfigurationError
 from certplane.rpc.times import put_time
 from certplane.runtime.text import serial_digits
 from certplane.v1 import audit_pb2, certificate_pb2, fleet_pb2, order_pb2, renewal_pb2
@@ -214,22 +213,12 @@ def put_period(
 
 
 def moment_of(option: str, text: str, now: datetime) -> datetime:
-    """A time that is typed: a span before now (`7d`), a day, or a time (RFC 3339); UTC unless it says otherwise.
+    """A time that is typed, as `parse_moment` takes it.
 
     Raises:
-        ConfigurationError: it is none of these.
+        ConfigurationError: it is none.
     """
     try:
-        return now - parse_span(text)
-    except (DurationError, OverflowError):
-        pass
-    try:
-        return parse_time(text)
-    except (ValueError, OverflowError) as error:
-        raise _no_moment(option, text) from error
-
-
-def _no_moment(option: str, text: str) -> ConfigurationError:
-    return misuse(
-        f"{option} {text}: is neither a span nor a time", "write it like 7d, 2026-01-02 or 2026-01-02T03:04:05Z"
-    )
+        return parse_moment(text, now)
+    except ValueError as error:
+        raise misuse(f"{option}: {error}", HOW_TO_TYPE_A_MOMENT) from error

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
-from certplane.config.durations import DurationError, parse_duration
+from certplane.config.durations import DurationError, parse_span
 from certplane.ctl.formats import Format
 from certplane.runtime.health import HealthWord
 
@@ -75,23 +74,6 @@ def repeated(
     offered = tuple(words)
     if offered:
         action.completer = lambda **_: offered  # type: ignore[attr-defined]  # argcomplete's way
-
-
-_DAYS: Final = re.compile(r"(?:(\d{1,5})w)?(?:(\d{1,6})d)?(.*)", re.ASCII | re.DOTALL)
-
-
-def parse_span(text: str) -> timedelta:
-    """A span of time as people type it: as in the files (`1h30m`), and with weeks and days before that (`2w`, `7d12h`).
-
-    Raises:
-        DurationError: it is none.
-    """
-    found = _DAYS.fullmatch(text)
-    assert found is not None, "anything matches"
-    weeks, days, rest = found.groups()
-    if not (weeks or days):
-        return parse_duration(text)
-    return timedelta(weeks=int(weeks or 0), days=int(days or 0)) + (parse_duration(rest) if rest else timedelta())
 
 
 def span(text: str) -> timedelta:

@@ -6,8 +6,7 @@ import argparse
 from datetime import datetime, timedelta
 from typing import Final
 
-from certplane.config.durations import DurationError
-from certplane.ctl.arguments.command import parse_span
+from certplane.config.durations import DurationError, parse_span
 from certplane.ctl.client import Client, request_id
 from certplane.ctl.session import Session, misuse
 from certplane.ctl.show import renewals

@@ -91,6 +91,8 @@ def test_tail_picks_and_says_where_it_was_cut(run: Any) -> None:
     assert [row["event_id"] for row in run("tail", "--since", first)[1]] == ["event-29"]
     assert len(run("tail", "--limit", "100", "--until", first)[1]) == 29
     assert run("tail", "--type", "policy_loaded") == (0, [], "")
+    assert len(run("tail", "--limit", "100", "--since", "52000w")[1]) == 30
+    assert run("tail", "--until", "52000w")[1] == []
     assert (
         run("tail", "--error", "no_such", "--serial", "AB:12", "--name", "A.test", "--id", "x", "--profile", "y")[1]
         == []
