@@ -25,7 +25,7 @@ import dns.update
 
 from certplane.sandbox.errors import ServerRefusedError
 
-ANSWER_WITHIN = timedelta(seconds=5)
+ANSWER_WITHIN = timedelta(seconds=60)
 RECORD_TTL = timedelta(seconds=60)
 NEGATIVE_TTL = timedelta(seconds=5)
 """SOA minimum: how long a resolver may remember that a name doesn't exist (RFC 2308)."""
