@@ -66,9 +66,6 @@ async def test_expired_and_served_is_an_alarm(tmp_path: Path) -> None:
         await deployment.start_broker()
         for enrolled in (await host.run("enroll"), await alice.enroll()):
             assert enrolled.status == 0, enrolled.stderr
-        end = datetime.now(UTC) + timedelta(seconds=15)
-        async with told_by_hand(deployment, host, "first", end):
-            pass
         watch = await asyncio.create_subprocess_exec(
             sys.executable, *alice.command("watch"), stdout=asyncio.subprocess.PIPE
         )
@@ -76,9 +73,19 @@ async def test_expired_and_served_is_an_alarm(tmp_path: Path) -> None:
         healths: list[str] = []
         try:
             async with no_hang():
+                while "snapshotEnd" not in json.loads(await watch.stdout.readline()):
+                    pass
+            end = datetime.now(UTC) + timedelta(seconds=15)
+            async with told_by_hand(deployment, host, "first", end):
+                pass
+            async with no_hang():
                 while "HEALTH_EXPIRED" not in healths:
                     message = json.loads(await watch.stdout.readline())
-                    healths += [each["health"] for each in message.get("host", {}).get("certificates", ())]
+                    told = [
+                        *message.get("host", {}).get("certificates", ()),
+                        message.get("certificateChange", {}).get("certificate", {}),
+                    ]
+                    healths += [each["health"] for each in told if each.get("health")]
         finally:
             watch.terminate()
             await watch.wait()

@@ -42,6 +42,7 @@ from certplane.sandbox.pebble import Pebble, PebbleOptions
 from certplane.sandbox.ports import DnsServer
 from tests.support.moods import SETTINGS, Moody, moody, told
 from tests.support.parts import need_part
+from tests.support.waiting import HANG
 
 pytestmark = [pytest.mark.integration]
 
@@ -205,13 +206,15 @@ async def test_row_2_a_limit_blocks_its_scope_only(
     assert [violation.subject for violation in refusal.violations] == [scope.format(domain=own_name, name=name)]
     assert refusal.retry_after is not None
     assert first.retry_time is not None
-    assert abs(first.retry_time - end) < timedelta(seconds=5)
+    assert abs(first.retry_time - end) < timedelta(seconds=HANG)
 
     asked = {"same": (name,), "sibling": (f"mail.{own_name}",), "other": (f"other-{own_name}",)}
     orders = {which: await world.issue(*names, host="web2.test") for which, names in asked.items()}
     assert {which: order.state is OrderState.FAILED for which, order in orders.items()} == blocked
     waiting = [order for order in orders.values() if order.state is OrderState.FAILED]
-    assert all(order.retry_time is not None and abs(order.retry_time - end) < timedelta(seconds=5) for order in waiting)
+    assert all(
+        order.retry_time is not None and abs(order.retry_time - end) < timedelta(seconds=HANG) for order in waiting
+    )
     assert {told(order).problems[0].detail for order in waiting} == {said}
     assert world.proxy.count(NEW_ORDER) == 1 + list(blocked.values()).count(False)
 
