@@ -33,7 +33,14 @@ _FIRST = ("e2e", "integration", "contract")
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest begin first, so that no worker is left alone with one of them at the end."""
+    """The files that take longest begin first, so that no worker is left alone with one of them at the end.
+
+    What a test says of its own time limit grows as all others do.
+    """
+    for item in items:
+        limit = item.get_closest_marker("timeout")
+        if limit is not None and PATIENCE != 1:
+            item.add_marker(pytest.mark.timeout(limit.args[0] * PATIENCE), append=False)
     folders = [Path(__file__).parent / name for name in _FIRST]
 
     def place(item: pytest.Item) -> int:
