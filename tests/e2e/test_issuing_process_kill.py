@@ -88,8 +88,12 @@ async def test_an_order_goes_on_with_the_next_process(lane: Lane, failpoint: str
     finished = await host.run("run", "--once")
     assert finished.status == 0, finished.stderr
     assert deployment.broker_process.running
-    assert (
-        "the issuing process has ended and is started again: killed by signal 9" in deployment.broker_process.log_text()
+    await until(  # a host has its certificate before the records are removed
+        lambda: (
+            "the issuing process has ended and is started again: killed by signal 9"
+            in deployment.broker_process.log_text()
+        ),
+        what="the failpoint",
     )
     await assert_issued_once(deployment, leaf_of(host, name))
     after = deployment.pebble.log
