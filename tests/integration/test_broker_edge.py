@@ -780,10 +780,9 @@ async def test_all_four_kinds_of_handlers_are_wrapped(
 
 async def test_bucket(ca: PrivateCa) -> None:
     """A caller that is too fast is told when to come back; its neighbour isn't held up."""
-    async with (
-        serve_edge(ca, allowances=AllowanceSettings(calls_per_second=0.1, calls_burst=2)) as edge,
-        edge.host() as channel,
-    ):
+    # One that comes back after hours, whatever a call costs here: garbage of all tests may be collected in one of them.
+    slow = AllowanceSettings(calls_per_second=0.0001, calls_burst=2, call_seconds=HANG)
+    async with serve_edge(ca, allowances=slow) as edge, edge.host() as channel:
         await get_identity(channel)
         await get_identity(channel)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -794,7 +793,7 @@ async def test_bucket(ca: PrivateCa) -> None:
     assert refusal is not None
     assert refusal.reason is Reason.RATE_LIMITED
     assert refusal.retry_after is not None
-    assert timedelta(seconds=5) < refusal.retry_after <= timedelta(seconds=10)
+    assert timedelta(seconds=5_000) < refusal.retry_after <= timedelta(seconds=10_000)
     status = rpc_status.from_call(caught.value)  # type: ignore[arg-type]  # has what from_call reads
     assert status is not None
     kinds = [detail.TypeName() for detail in status.details]
