@@ -140,6 +140,7 @@ class Order(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     TROUBLE_FIELD_NUMBER: _builtins.int
+    WAIT_TIME_FIELD_NUMBER: _builtins.int
     order_id: _builtins.str
     """Broker's name for the order: opaque, printable ASCII."""
     state: Global___Order.State.ValueType
@@ -182,6 +183,12 @@ class Order(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When its state last changed."""
 
+    @_builtins.property
+    def wait_time(self) -> _timestamp_pb2.Timestamp:
+        """While it waits for a place within the CA's limits: when there will be one, as far as can be told. trouble says which
+        limit that is.
+        """
+
     def __init__(
         self,
         *,
@@ -198,10 +205,11 @@ class Order(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         trouble: _builtins.str = ...,
+        wait_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "error", b"error", "retry_time", b"retry_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "error", b"error", "retry_time", b"retry_time", "update_time", b"update_time", "wait_time", b"wait_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_id", b"certificate_id", "create_time", b"create_time", "dns_names", b"dns_names", "error", b"error", "issuer", b"issuer", "order_id", b"order_id", "profile", b"profile", "public_key_sha256", b"public_key_sha256", "replaces_certificate_id", b"replaces_certificate_id", "retry_time", b"retry_time", "state", b"state", "trouble", b"trouble", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_id", b"certificate_id", "create_time", b"create_time", "dns_names", b"dns_names", "error", b"error", "issuer", b"issuer", "order_id", b"order_id", "profile", b"profile", "public_key_sha256", b"public_key_sha256", "replaces_certificate_id", b"replaces_certificate_id", "retry_time", b"retry_time", "state", b"state", "trouble", b"trouble", "update_time", b"update_time", "wait_time", b"wait_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -84,6 +84,7 @@ class FleetFilter(_message.Message):
     DNS_NAMES_FIELD_NUMBER: _builtins.int
     SERIAL_NUMBERS_FIELD_NUMBER: _builtins.int
     PUBLIC_KEYS_SHA256_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     disconnected_only: _builtins.bool
     """Only those without a stream at any broker."""
     blocked_only: _builtins.bool
@@ -148,6 +149,10 @@ class FleetFilter(_message.Message):
     def public_keys_sha256(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """With this SHA-256 of the SubjectPublicKeyInfo (DER), lower-case hexadecimal."""
 
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Hosts: with one of these labels in the policy, as KEY=VALUE."""
+
     def __init__(
         self,
         *,
@@ -168,10 +173,11 @@ class FleetFilter(_message.Message):
         dns_names: _abc.Iterable[_builtins.str] | None = ...,
         serial_numbers: _abc.Iterable[_builtins.str] | None = ...,
         public_keys_sha256: _abc.Iterable[_builtins.str] | None = ...,
+        labels: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expiring_within", b"expiring_within", "renewing_within", b"renewing_within", "unheard_for", b"unheard_for"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_versions", b"agent_versions", "blocked_only", b"blocked_only", "causes", b"causes", "disconnected_only", b"disconnected_only", "dns_names", b"dns_names", "expiring_within", b"expiring_within", "healths", b"healths", "hosts", b"hosts", "issuers", b"issuers", "kinds", b"kinds", "lacks_broker_root_sha256", b"lacks_broker_root_sha256", "profiles", b"profiles", "public_keys_sha256", b"public_keys_sha256", "renewing_within", b"renewing_within", "serial_numbers", b"serial_numbers", "states", b"states", "unheard_for", b"unheard_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_versions", b"agent_versions", "blocked_only", b"blocked_only", "causes", b"causes", "disconnected_only", b"disconnected_only", "dns_names", b"dns_names", "expiring_within", b"expiring_within", "healths", b"healths", "hosts", b"hosts", "issuers", b"issuers", "kinds", b"kinds", "labels", b"labels", "lacks_broker_root_sha256", b"lacks_broker_root_sha256", "profiles", b"profiles", "public_keys_sha256", b"public_keys_sha256", "renewing_within", b"renewing_within", "serial_numbers", b"serial_numbers", "states", b"states", "unheard_for", b"unheard_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -380,12 +386,22 @@ class Selection(_message.Message):
     CERTIFICATE_IDS_FIELD_NUMBER: _builtins.int
     DNS_NAMES_FIELD_NUMBER: _builtins.int
     IDENTITIES_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    SERIAL_NUMBERS_FIELD_NUMBER: _builtins.int
+    PUBLIC_KEYS_SHA256_FIELD_NUMBER: _builtins.int
+    ISSUED_BEFORE_TIME_FIELD_NUMBER: _builtins.int
+    WINDOW_OPEN_FIELD_NUMBER: _builtins.int
+    INCIDENT_ID_FIELD_NUMBER: _builtins.int
     all: _builtins.bool
     """All certificates in force; together with other fields it changes nothing."""
     identities: _builtins.bool
     """The identities of the hosts that `hosts` names, or with `all` of all hosts, instead of their certificates. Fields of
     certificates can't be set then.
     """
+    window_open: _builtins.bool
+    """Those whose CA wants them replaced now: its renewal window (RFC 9773) has ended or is open."""
+    incident_id: _builtins.str
+    """Those of this incident."""
     @_builtins.property
     def hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Of these hosts, by name or label."""
@@ -406,6 +422,22 @@ class Selection(_message.Message):
     def dns_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """With one of these names: lower case, A-labels."""
 
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of hosts that have one of these labels in the policy, as KEY=VALUE. At most 100."""
+
+    @_builtins.property
+    def serial_numbers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """With one of these serial numbers: lower-case hexadecimal digits without leading zeros."""
+
+    @_builtins.property
+    def public_keys_sha256(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """With one of these keys: SHA-256 of the SubjectPublicKeyInfo (DER), lower-case hexadecimal."""
+
+    @_builtins.property
+    def issued_before_time(self) -> _timestamp_pb2.Timestamp:
+        """Issued before this time."""
+
     def __init__(
         self,
         *,
@@ -416,10 +448,16 @@ class Selection(_message.Message):
         certificate_ids: _abc.Iterable[_builtins.str] | None = ...,
         dns_names: _abc.Iterable[_builtins.str] | None = ...,
         identities: _builtins.bool = ...,
+        labels: _abc.Iterable[_builtins.str] | None = ...,
+        serial_numbers: _abc.Iterable[_builtins.str] | None = ...,
+        public_keys_sha256: _abc.Iterable[_builtins.str] | None = ...,
+        issued_before_time: _timestamp_pb2.Timestamp | None = ...,
+        window_open: _builtins.bool = ...,
+        incident_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["issued_before_time", b"issued_before_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "certificate_ids", b"certificate_ids", "dns_names", b"dns_names", "hosts", b"hosts", "identities", b"identities", "issuers", b"issuers", "profiles", b"profiles"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "certificate_ids", b"certificate_ids", "dns_names", b"dns_names", "hosts", b"hosts", "identities", b"identities", "incident_id", b"incident_id", "issued_before_time", b"issued_before_time", "issuers", b"issuers", "labels", b"labels", "profiles", b"profiles", "public_keys_sha256", b"public_keys_sha256", "serial_numbers", b"serial_numbers", "window_open", b"window_open"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

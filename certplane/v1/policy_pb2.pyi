@@ -465,6 +465,7 @@ class PlanPolicyResponse(_message.Message):
         ORDER_COUNT_FIELD_NUMBER: _builtins.int
         ORDER_DURATION_FIELD_NUMBER: _builtins.int
         CONNECTED_HOSTS_LOST_COUNT_FIELD_NUMBER: _builtins.int
+        SAME_NAMES_FIELD_NUMBER: _builtins.int
         policy_hash: _builtins.str
         """SHA-256 of the text."""
         change_count: _builtins.int
@@ -491,6 +492,12 @@ class PlanPolicyResponse(_message.Message):
             known, all asked for at once.
             """
 
+        @_builtins.property
+        def same_names(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanPolicyResponse.SameNames]:
+            """Names that several hosts ask for with keys of their own, so that each needs an order of its own within the CA's limit
+            of the same names: those that take longest first, at most 20.
+            """
+
         def __init__(
             self,
             *,
@@ -503,10 +510,61 @@ class PlanPolicyResponse(_message.Message):
             order_count: _builtins.int = ...,
             order_duration: _duration_pb2.Duration | None = ...,
             connected_hosts_lost_count: _builtins.int = ...,
+            same_names: _abc.Iterable[Global___PlanPolicyResponse.SameNames] | None = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["order_duration", b"order_duration", "policy", b"policy"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["change_count", b"change_count", "confirmation", b"confirmation", "connected_hosts_lost_count", b"connected_hosts_lost_count", "counts", b"counts", "issued_again_count", b"issued_again_count", "order_count", b"order_count", "order_duration", b"order_duration", "policy", b"policy", "policy_hash", b"policy_hash"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["change_count", b"change_count", "confirmation", b"confirmation", "connected_hosts_lost_count", b"connected_hosts_lost_count", "counts", b"counts", "issued_again_count", b"issued_again_count", "order_count", b"order_count", "order_duration", b"order_duration", "policy", b"policy", "policy_hash", b"policy_hash", "same_names", b"same_names"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class SameNames(_message.Message):
+        """SameNames are names that several identities have certificates of."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        PROFILE_FIELD_NUMBER: _builtins.int
+        DNS_NAMES_FIELD_NUMBER: _builtins.int
+        IDENTITY_COUNT_FIELD_NUMBER: _builtins.int
+        AMOUNT_FIELD_NUMBER: _builtins.int
+        PER_FIELD_NUMBER: _builtins.int
+        ORDER_DURATION_FIELD_NUMBER: _builtins.int
+        REMEDY_FIELD_NUMBER: _builtins.int
+        profile: _builtins.str
+        """The profile."""
+        identity_count: _builtins.int
+        """How many identities have the profile."""
+        amount: _builtins.int
+        """How many certificates of these names its issuer allows, and in which time."""
+        remedy: _builtins.str
+        """Ways out, for people: another issuer in acme.issuers, names with {label}."""
+        @_builtins.property
+        def dns_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """The names."""
+
+        @_builtins.property
+        def per(self) -> _duration_pb2.Duration:
+            """In which time."""
+
+        @_builtins.property
+        def order_duration(self) -> _duration_pb2.Duration:
+            """How long it takes until each has its first one, and likewise until each has a new key."""
+
+        def __init__(
+            self,
+            *,
+            profile: _builtins.str = ...,
+            dns_names: _abc.Iterable[_builtins.str] | None = ...,
+            identity_count: _builtins.int = ...,
+            amount: _builtins.int = ...,
+            per: _duration_pb2.Duration | None = ...,
+            order_duration: _duration_pb2.Duration | None = ...,
+            remedy: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["order_duration", b"order_duration", "per", b"per"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "dns_names", b"dns_names", "identity_count", b"identity_count", "order_duration", b"order_duration", "per", b"per", "profile", b"profile", "remedy", b"remedy"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -337,6 +337,7 @@ class CertificateStatus(_message.Message):
     HEALTH_CAUSE_FIELD_NUMBER: _builtins.int
     HEALTH_SINCE_TIME_FIELD_NUMBER: _builtins.int
     HEALTH_ACTOR_FIELD_NUMBER: _builtins.int
+    HELD_BY_ROLLOUT_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required. The certificate's name in the host's configuration: 1 to 64 of [A-Za-z0-9._-]; "identity" is the host's
     own identity certificate. On a stream, one of the names that hello said.
@@ -372,6 +373,10 @@ class CertificateStatus(_message.Message):
     """
     health_actor: Global___HealthActor.ValueType
     """Set by the broker; a host's is ignored. Who can act on it."""
+    held_by_rollout_id: _builtins.str
+    """The rollout that holds back the certificate of `issued`, as the host was told; empty if none does. activate_time is
+    then when the host activates it by itself.
+    """
     @_builtins.property
     def dns_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The names that the host's configuration wants: lower case, A-labels, sorted. At most 100."""
@@ -433,10 +438,11 @@ class CertificateStatus(_message.Message):
         health_cause: _builtins.str = ...,
         health_since_time: _timestamp_pb2.Timestamp | None = ...,
         health_actor: Global___HealthActor.ValueType = ...,
+        held_by_rollout_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["activate_time", b"activate_time", "health_since_time", b"health_since_time", "installed", b"installed", "issued", b"issued", "next_attempt_time", b"next_attempt_time", "renew_time", b"renew_time", "served", b"served", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activate_time", b"activate_time", "activation_failures", b"activation_failures", "dns_names", b"dns_names", "failed_step", b"failed_step", "health", b"health", "health_actor", b"health_actor", "health_cause", b"health_cause", "health_reason", b"health_reason", "health_remedy", b"health_remedy", "health_since_time", b"health_since_time", "installed", b"installed", "issued", b"issued", "last_error", b"last_error", "name", b"name", "next_attempt_time", b"next_attempt_time", "profile", b"profile", "renew_reason", b"renew_reason", "renew_time", b"renew_time", "request_failures", b"request_failures", "served", b"served", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activate_time", b"activate_time", "activation_failures", b"activation_failures", "dns_names", b"dns_names", "failed_step", b"failed_step", "health", b"health", "health_actor", b"health_actor", "health_cause", b"health_cause", "health_reason", b"health_reason", "health_remedy", b"health_remedy", "health_since_time", b"health_since_time", "held_by_rollout_id", b"held_by_rollout_id", "installed", b"installed", "issued", b"issued", "last_error", b"last_error", "name", b"name", "next_attempt_time", b"next_attempt_time", "profile", b"profile", "renew_reason", b"renew_reason", "renew_time", b"renew_time", "request_failures", b"request_failures", "served", b"served", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -502,8 +508,8 @@ class StreamRenewalStatusRequest(_message.Message):
 
         @_builtins.property
         def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-            """Optional. What the agent can do that older ones can't: "identity" (it follows Renewal.identity). At most 20 of
-            [a-z0-9_-], 32 each.
+            """Optional. What the agent can do that older ones can't: "identity" (it follows Renewal.identity), "rollout" (it
+            follows Renewal.hold_activation and new_key, and Activation). At most 20 of [a-z0-9_-], 32 each.
             """
 
         def __init__(
@@ -693,6 +699,10 @@ class Renewal(_message.Message):
     EXPLANATION_URL_FIELD_NUMBER: _builtins.int
     RENEWAL_REQUEST_ID_FIELD_NUMBER: _builtins.int
     IDENTITY_FIELD_NUMBER: _builtins.int
+    HOLD_ACTIVATION_FIELD_NUMBER: _builtins.int
+    ACTIVATE_BY_TIME_FIELD_NUMBER: _builtins.int
+    NEW_KEY_FIELD_NUMBER: _builtins.int
+    ROLLOUT_ID_FIELD_NUMBER: _builtins.int
     certificate_id: _builtins.str
     """The certificate that is to be replaced. Empty for an identity."""
     cause: Global___Renewal.Cause.ValueType
@@ -705,9 +715,21 @@ class Renewal(_message.Message):
     """The RequestRenewal call that asked for it; empty otherwise."""
     identity: _builtins.bool
     """What is to be renewed is the host's identity, at the internal CA. Sent only to agents with the feature "identity"."""
+    hold_activation: _builtins.bool
+    """The new certificate is to be put on disk and not be used before an Activation names it, or activate_by_time has come.
+    Windows of the host's own count after that. Sent only to agents with the feature "rollout", as the fields below.
+    """
+    new_key: _builtins.bool
+    """A new key, whatever the host's configuration says of keys."""
+    rollout_id: _builtins.str
+    """The rollout that wants it; empty otherwise."""
     @_builtins.property
     def renew_time(self) -> _timestamp_pb2.Timestamp:
         """When; now if it is past."""
+
+    @_builtins.property
+    def activate_by_time(self) -> _timestamp_pb2.Timestamp:
+        """Where hold_activation is set: when the host activates it without having heard anything. Before the end of the one in use."""
 
     def __init__(
         self,
@@ -719,14 +741,50 @@ class Renewal(_message.Message):
         explanation_url: _builtins.str = ...,
         renewal_request_id: _builtins.str = ...,
         identity: _builtins.bool = ...,
+        hold_activation: _builtins.bool = ...,
+        activate_by_time: _timestamp_pb2.Timestamp | None = ...,
+        new_key: _builtins.bool = ...,
+        rollout_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["renew_time", b"renew_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activate_by_time", b"activate_by_time", "renew_time", b"renew_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "certificate_id", b"certificate_id", "explanation_url", b"explanation_url", "identity", b"identity", "reason", b"reason", "renew_time", b"renew_time", "renewal_request_id", b"renewal_request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activate_by_time", b"activate_by_time", "cause", b"cause", "certificate_id", b"certificate_id", "explanation_url", b"explanation_url", "hold_activation", b"hold_activation", "identity", b"identity", "new_key", b"new_key", "reason", b"reason", "renew_time", b"renew_time", "renewal_request_id", b"renewal_request_id", "rollout_id", b"rollout_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Renewal: _TypeAlias = Renewal  # noqa: Y015
+
+@_typing.final
+class Activation(_message.Message):
+    """Activation releases a certificate that its host holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_ID_FIELD_NUMBER: _builtins.int
+    ROLLOUT_ID_FIELD_NUMBER: _builtins.int
+    ABANDONED_FIELD_NUMBER: _builtins.int
+    certificate_id: _builtins.str
+    """The new certificate, which the host holds. One that it doesn't hold (any more, or yet) does nothing: the host keeps
+    what it is told for as long as the one that it replaces is in use.
+    """
+    rollout_id: _builtins.str
+    """The rollout, as in Renewal."""
+    abandoned: _builtins.bool
+    """Drop the hold without using the certificate before the one in use is due: the rollout was aborted."""
+    def __init__(
+        self,
+        *,
+        certificate_id: _builtins.str = ...,
+        rollout_id: _builtins.str = ...,
+        abandoned: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandoned", b"abandoned", "certificate_id", b"certificate_id", "rollout_id", b"rollout_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Activation: _TypeAlias = Activation  # noqa: Y015
 
 @_typing.final
 class StreamRenewalStatusResponse(_message.Message):
@@ -815,6 +873,7 @@ class StreamRenewalStatusResponse(_message.Message):
         POLICY_HASH_FIELD_NUMBER: _builtins.int
         TRUST_BUNDLE_HASH_FIELD_NUMBER: _builtins.int
         RETRY_EPOCH_FIELD_NUMBER: _builtins.int
+        ACTIVATIONS_FIELD_NUMBER: _builtins.int
         nonce: _builtins.str
         """To be repeated in the answer: opaque, printable ASCII."""
         policy_hash: _builtins.str
@@ -835,6 +894,12 @@ class StreamRenewalStatusResponse(_message.Message):
         def renewals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Renewal]:
             """Certificates that should be renewed at another time than the host knows. At most 100; more follow later."""
 
+        @_builtins.property
+        def activations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Activation]:
+            """Certificates that are held and may be used now. At most 100; more follow later. Sent only to agents with the feature
+            "rollout".
+            """
+
         def __init__(
             self,
             *,
@@ -843,10 +908,11 @@ class StreamRenewalStatusResponse(_message.Message):
             policy_hash: _builtins.str = ...,
             trust_bundle_hash: _builtins.str = ...,
             retry_epoch: _builtins.str = ...,
+            activations: _abc.Iterable[Global___Activation] | None = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce", "policy_hash", b"policy_hash", "renewals", b"renewals", "retry_epoch", b"retry_epoch", "trust_bundle_hash", b"trust_bundle_hash"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "nonce", b"nonce", "policy_hash", b"policy_hash", "renewals", b"renewals", "retry_epoch", b"retry_epoch", "trust_bundle_hash", b"trust_bundle_hash"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -948,6 +1014,26 @@ class Host(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     LABEL_FIELD_NUMBER: _builtins.int
     CONNECTED_FIELD_NUMBER: _builtins.int
@@ -975,6 +1061,7 @@ class Host(_message.Message):
     BLOCKED_REASON_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its identity's name."""
     label: _builtins.str
@@ -1053,6 +1140,10 @@ class Host(_message.Message):
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What its agent can do that older ones can't, as in Hello."""
 
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Its labels in the policy."""
+
     def __init__(
         self,
         *,
@@ -1083,10 +1174,11 @@ class Host(_message.Message):
         blocked_reason: _builtins.str = ...,
         health: Global___Health.ValueType = ...,
         features: _abc.Iterable[_builtins.str] | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["clock_skew", b"clock_skew", "connect_time", b"connect_time", "directive_error", b"directive_error", "disconnect_time", b"disconnect_time", "identity_expire_time", b"identity_expire_time", "last_seen_time", b"last_seen_time", "run_interval", b"run_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_mode", b"agent_mode", "agent_version", b"agent_version", "blocked_reason", b"blocked_reason", "broker_address", b"broker_address", "broker_id", b"broker_id", "broker_name", b"broker_name", "broker_roots_sha256", b"broker_roots_sha256", "certificate_count", b"certificate_count", "certificates", b"certificates", "clock_skew", b"clock_skew", "connect_time", b"connect_time", "connected", b"connected", "contested", b"contested", "directive_error", b"directive_error", "disconnect_time", b"disconnect_time", "displaced_streams", b"displaced_streams", "features", b"features", "health", b"health", "identity_expire_time", b"identity_expire_time", "identity_serial_number", b"identity_serial_number", "kind", b"kind", "label", b"label", "last_seen_time", b"last_seen_time", "name", b"name", "pending_renewals", b"pending_renewals", "run_interval", b"run_interval", "source_ip", b"source_ip"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_mode", b"agent_mode", "agent_version", b"agent_version", "blocked_reason", b"blocked_reason", "broker_address", b"broker_address", "broker_id", b"broker_id", "broker_name", b"broker_name", "broker_roots_sha256", b"broker_roots_sha256", "certificate_count", b"certificate_count", "certificates", b"certificates", "clock_skew", b"clock_skew", "connect_time", b"connect_time", "connected", b"connected", "contested", b"contested", "directive_error", b"directive_error", "disconnect_time", b"disconnect_time", "displaced_streams", b"displaced_streams", "features", b"features", "health", b"health", "identity_expire_time", b"identity_expire_time", "identity_serial_number", b"identity_serial_number", "kind", b"kind", "label", b"label", "labels", b"labels", "last_seen_time", b"last_seen_time", "name", b"name", "pending_renewals", b"pending_renewals", "run_interval", b"run_interval", "source_ip", b"source_ip"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
