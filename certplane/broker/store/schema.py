@@ -14,24 +14,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import (
-    BigInteger,
-    Column,
-    ForeignKey,
-    Index,
-    Integer,
-    LargeBinary,
-    MetaData,
-    Table,
-    Text,
-    UniqueConstraint,
-    text,
-)
+from sqlalchemy import Column, ForeignKey, Index, Integer, LargeBinary, Table, UniqueConstraint, text
+
+from certplane.broker.store import campaign_schema
+from certplane.broker.store.schema_base import SequenceColumn as _Sequence
+from certplane.broker.store.schema_base import TextColumn as _Text
+from certplane.broker.store.schema_base import TimeColumn as _Time
 
 APPLICATION_ID: Final = 0x43504C4E
 """`CPLN`: SQLite's application_id, so that a wrong file is told from an empty one before anything is written to it."""
 
-SCHEMA_REVISION: Final = "0014"
+SCHEMA_REVISION: Final = "0015"
 """The newest migration: what a command that may not migrate asks for."""
 
 READABLE_FROM: Final = "0013"
@@ -41,18 +34,8 @@ Migrations after it only add; a test looks at them. One that drops something, or
 the first schema whose programs do without: that of the release before, so that brokers can be upgraded one by one.
 """
 
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
-
-_Text = Text().with_variant(Text(collation="C"), "postgresql")
-_Time = BigInteger().with_variant(Integer(), "sqlite")
-_Sequence = BigInteger().with_variant(Integer(), "sqlite")
+metadata: Final = campaign_schema.rollouts.metadata
+"""All tables, those of `campaign_schema` among them: whoever has this has the schema whole."""
 
 orders = Table(
     "orders",

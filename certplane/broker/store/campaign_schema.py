@@ -1,0 +1,91 @@
+"""The tables of rollouts and what belongs to them: part of the one schema, by its rules (`schema`)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import Column, Index, Table, text
+
+from certplane.broker.store.schema_base import SequenceColumn as _Sequence
+from certplane.broker.store.schema_base import TextColumn as _Text
+from certplane.broker.store.schema_base import TimeColumn as _Time
+from certplane.broker.store.schema_base import metadata
+
+rollouts: Final = Table(
+    "rollouts",
+    metadata,
+    Column("rollout_id", _Text, primary_key=True),
+    Column("created_by", _Text, nullable=False),
+    # Chosen by whoever created it, or made: asked again, nothing is created.
+    Column("request_id", _Text, nullable=False),
+    # Rises with each write, which is refused where it isn't the one that was read: brokers don't undo each other's.
+    Column("version", _Sequence, nullable=False),
+    Column("spec", _Text, nullable=False),
+    Column("state", _Text, nullable=False),
+    Column("state_reason", _Text, nullable=False),
+    # How far each is, with the numbers of its certificates: JSON.
+    Column("rings", _Text, nullable=False),
+    # How often an operator had what failed tried again.
+    Column("attempt", _Sequence, nullable=False),
+    # What an operator said who finished it; empty before.
+    Column("finish", _Text, nullable=False),
+    Column("host_count", _Sequence, nullable=False),
+    Column("certificate_count", _Sequence, nullable=False),
+    Column("revoked_count", _Sequence, nullable=False),
+    Column("unrevoked_count", _Sequence, nullable=False),
+    Column("approved_by", _Text, nullable=False),
+    Column("incident_id", _Text, nullable=False),
+    Column("create_time", _Time, nullable=False),
+    Column("start_time", _Time),
+    Column("update_time", _Time, nullable=False),
+    # NULL until it has ended.
+    Column("end_time", _Time),
+    Column("expected_end_time", _Time),
+    sqlite_strict=True,
+)
+
+Index("uq_rollouts_request_id", rollouts.c.created_by, rollouts.c.request_id, unique=True)
+Index("ix_rollouts_create_time", rollouts.c.create_time, rollouts.c.rollout_id)  # the newest
+Index(
+    "ix_rollouts_open",  # those that run
+    rollouts.c.create_time,
+    rollouts.c.rollout_id,
+    sqlite_where=text("end_time IS NULL"),
+    postgresql_where=text("end_time IS NULL"),
+)
+Index(
+    "ix_rollouts_end_time",  # which ended long enough ago to be pruned
+    rollouts.c.end_time,
+    sqlite_where=text("end_time IS NOT NULL"),
+    postgresql_where=text("end_time IS NOT NULL"),
+)
+
+rollout_items: Final = Table(
+    # A certificate that is replaced, each. What it is (above `state`) is written once.
+    "rollout_items",
+    metadata,
+    Column("rollout_id", _Text, primary_key=True),
+    Column("certificate_id", _Text, primary_key=True),
+    Column("host", _Text, nullable=False),
+    Column("certificate_name", _Text, nullable=False),
+    Column("profile", _Text, nullable=False),
+    Column("issuer", _Text, nullable=False),
+    Column("dns_names", _Text),
+    Column("not_after", _Time, nullable=False),
+    # The ring's place in the rollout, from 0.
+    Column("ring", _Sequence, nullable=False),
+    Column("state", _Text, nullable=False),
+    # Of its state in lists: what failed comes first.
+    Column("place", _Sequence, nullable=False),
+    Column("reason", _Text, nullable=False),
+    Column("attempt", _Sequence, nullable=False),
+    Column("new_certificate_id", _Text, nullable=False),
+    Column("release_time", _Time),
+    Column("done_time", _Time),
+    Column("revoke_time", _Time),
+    sqlite_strict=True,
+)
+
+Index("ix_rollout_items_place", rollout_items.c.rollout_id, rollout_items.c.place, rollout_items.c.certificate_id)
+Index("ix_rollout_items_host", rollout_items.c.host)  # what a host is told when it comes
+Index("ix_rollout_items_certificate_id", rollout_items.c.certificate_id)  # which rollouts replace a certificate

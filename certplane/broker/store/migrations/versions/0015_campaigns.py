@@ -1,0 +1,85 @@
+"""The operator's night: rollouts in rings, and what belongs to them."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0015"
+down_revision = "0014"
+branch_labels = None
+depends_on = None
+
+_time = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+_text = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+
+
+def upgrade() -> None:
+    """Older brokers beside this one neither write nor read any of it."""
+    _add_rollouts()
+
+
+def _add_rollouts() -> None:
+    op.create_table(
+        "rollouts",
+        sa.Column("rollout_id", _text, nullable=False),
+        sa.Column("created_by", _text, nullable=False),
+        sa.Column("request_id", _text, nullable=False),
+        sa.Column("version", _time, nullable=False),
+        sa.Column("spec", _text, nullable=False),
+        sa.Column("state", _text, nullable=False),
+        sa.Column("state_reason", _text, nullable=False),
+        sa.Column("rings", _text, nullable=False),
+        sa.Column("attempt", _time, nullable=False),
+        sa.Column("finish", _text, nullable=False),
+        sa.Column("host_count", _time, nullable=False),
+        sa.Column("certificate_count", _time, nullable=False),
+        sa.Column("revoked_count", _time, nullable=False),
+        sa.Column("unrevoked_count", _time, nullable=False),
+        sa.Column("approved_by", _text, nullable=False),
+        sa.Column("incident_id", _text, nullable=False),
+        sa.Column("create_time", _time, nullable=False),
+        sa.Column("start_time", _time),
+        sa.Column("update_time", _time, nullable=False),
+        sa.Column("end_time", _time),
+        sa.Column("expected_end_time", _time),
+        sa.PrimaryKeyConstraint("rollout_id", name="pk_rollouts"),
+        sqlite_strict=True,
+    )
+    op.create_index("uq_rollouts_request_id", "rollouts", ["created_by", "request_id"], unique=True)
+    op.create_index("ix_rollouts_create_time", "rollouts", ["create_time", "rollout_id"])
+    is_open, ended = sa.text("end_time IS NULL"), sa.text("end_time IS NOT NULL")
+    columns = ["create_time", "rollout_id"]
+    op.create_index("ix_rollouts_open", "rollouts", columns, sqlite_where=is_open, postgresql_where=is_open)
+    op.create_index("ix_rollouts_end_time", "rollouts", ["end_time"], sqlite_where=ended, postgresql_where=ended)
+    op.create_table(
+        "rollout_items",
+        sa.Column("rollout_id", _text, nullable=False),
+        sa.Column("certificate_id", _text, nullable=False),
+        sa.Column("host", _text, nullable=False),
+        sa.Column("certificate_name", _text, nullable=False),
+        sa.Column("profile", _text, nullable=False),
+        sa.Column("issuer", _text, nullable=False),
+        sa.Column("dns_names", _text),
+        sa.Column("not_after", _time, nullable=False),
+        sa.Column("ring", _time, nullable=False),
+        sa.Column("state", _text, nullable=False),
+        sa.Column("place", _time, nullable=False),
+        sa.Column("reason", _text, nullable=False),
+        sa.Column("attempt", _time, nullable=False),
+        sa.Column("new_certificate_id", _text, nullable=False),
+        sa.Column("release_time", _time),
+        sa.Column("done_time", _time),
+        sa.Column("revoke_time", _time),
+        sa.PrimaryKeyConstraint("rollout_id", "certificate_id", name="pk_rollout_items"),
+        sqlite_strict=True,
+    )
+    op.create_index("ix_rollout_items_place", "rollout_items", ["rollout_id", "place", "certificate_id"])
+    op.create_index("ix_rollout_items_host", "rollout_items", ["host"])
+    op.create_index("ix_rollout_items_certificate_id", "rollout_items", ["certificate_id"])
+
+
+def downgrade() -> None:
+    """What was asked for is forgotten; hosts go on with what they were told."""
+    op.drop_table("rollout_items")
+    op.drop_table("rollouts")
