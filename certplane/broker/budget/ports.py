@@ -1,0 +1,84 @@
+"""The ledger that all brokers of a database share. The rules of `certplane.broker.ports` hold here too."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from certplane.broker.budget.model import Claim, LedgerState, Need, Shortage
+from certplane.broker.model import Order
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceTry:
+    """What came of a try: the order as it durably is, and why it has to wait; None: it has all its places."""
+
+    order: Order
+    shortage: Shortage | None = None
+
+
+class BudgetLedger(Protocol):
+    """The places that orders take, and who waits for one."""
+
+    async def take_places(self, order: Order, claim: Claim) -> PlaceTry:
+        """Take a place in every bucket of `claim`, or in none, durable, in one transaction with the order's row.
+
+        An order that has places already keeps those. Who gets none waits from then on, for all brokers to see, until
+        it has places, goes to the CA, or ends. One that is free is left to orders that are more urgent, wait for the
+        same bucket, can go now, and are a living broker's.
+
+        Raises:
+            RefusalError: ORDER_NOT_FOUND as `OrderStore.change_order`; STORE_UNAVAILABLE.
+        """
+        ...
+
+    async def give_back(self, order: Order, needs: Sequence[Need]) -> Order:
+        """Put back what the order has taken and not used: the CA was never asked for it. Durable.
+
+        `needs` are those that it may have taken places in.
+
+        Raises:
+            RefusalError: as `take_places`.
+        """
+        ...
+
+    async def correct(self, order: Order, needs: Sequence[Need], until: datetime) -> PlaceTry:
+        """The CA has refused the order, and said that none of these buckets has a place before `until`. Durable.
+
+        It counts more than what was computed, whatever that was. What the order has taken elsewhere is put back, since
+        the CA has made nothing of it, and the order waits.
+
+        Raises:
+            RefusalError: as `take_places`.
+        """
+        ...
+
+    async def count_failures(self, needs: Sequence[Need]) -> None:
+        """A validation of each of these names has failed: take a place of each, also of what has none. Durable.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        ...
+
+
+class BudgetReader(Protocol):
+    """The ledger as it is. Reads only: none of it is in memory."""
+
+    async def state(self, directory_urls: Collection[str]) -> LedgerState:
+        """What is taken of these CAs, and who waits there.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        ...
+
+    async def known_names(self, issuers: Collection[str], names_sha256: Collection[str]) -> Collection[str]:
+        """Of these sets of names, those that one of `issuers` has issued for within `SAME_NAMES_WITHIN`.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        ...
