@@ -42,6 +42,18 @@ def _text(word: str) -> str:
     return word
 
 
+def label_of(word: str) -> str:
+    """KEY=VALUE, as a host has it in the policy.
+
+    Raises:
+        ConfigurationError: it isn't of that form.
+    """
+    key, equals, value = word.partition("=")
+    if not (key and equals and value):
+        raise misuse(f"{word}: is no label", "write it as KEY=VALUE, such as ring=canary")
+    return word
+
+
 def _digest(word: str) -> str:
     return word.lower().replace(":", "")
 
@@ -59,6 +71,7 @@ def _one_of(key: str, known: Mapping[str, Any], other: str = "") -> Word:
 
 _LISTS: Final[Mapping[str, tuple[str, Word]]] = {
     "host": ("hosts", _text),
+    "label": ("labels", label_of),
     "kind": ("kinds", _one_of("kind", _KINDS)),
     "health": ("healths", _one_of("health", HEALTHS, f"or --state with one of: {', '.join(STATES)}")),
     "state": ("states", _one_of("state", STATES, f"or --health with one of: {', '.join(HEALTHS)}")),
@@ -115,6 +128,44 @@ def filter_of(texts: Iterable[str]) -> fleet_pb2.FleetFilter:
     for text in texts:
         _put_text(wanted, text)
     return wanted
+
+
+def selection(options: argparse.Namespace, command: str, now: datetime) -> fleet_pb2.Selection:
+    """The certificates that the options of `add_selection` pick.
+
+    Raises:
+        ConfigurationError: none is given, or one can't be understood.
+    """
+    made = fleet_pb2.Selection(
+        all=options.all,
+        hosts=options.host,
+        labels=map(label_of, options.label),
+        profiles=options.profile,
+        issuers=options.issuer,
+        certificate_ids=options.certificate,
+        dns_names=map(str.lower, options.name),
+        serial_numbers=map(serial_digits, options.serial),
+        public_keys_sha256=map(_digest, options.key),
+        window_open=options.window_open,
+        incident_id=options.incident or "",
+    )
+    if options.issued_before is not None:
+        put_time(moment_of("--issued-before", options.issued_before, now), made.issued_before_time)
+    if not made.ByteSize():
+        raise misuse(f"{command}: nothing is selected", "say which with --host, --profile, ..., or --all")
+    return made
+
+
+def newer_part(wanted: fleet_pb2.Selection) -> fleet_pb2.Selection:
+    """What of a selection older brokers pass over: to them it picks more than it says. Empty if nothing is."""
+    return fleet_pb2.Selection(
+        labels=wanted.labels,
+        serial_numbers=wanted.serial_numbers,
+        public_keys_sha256=wanted.public_keys_sha256,
+        issued_before_time=wanted.issued_before_time if wanted.HasField("issued_before_time") else None,
+        window_open=wanted.window_open,
+        incident_id=wanted.incident_id,
+    )
 
 
 def _put_text(wanted: fleet_pb2.FleetFilter, text: str) -> None:

@@ -106,6 +106,27 @@ def add_file(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help=f"{text}, here; - is standard input")
 
 
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """Which certificates of the fleet; `certplane.ctl.filters.selection` reads what is given."""
+    group = parser.add_argument_group(
+        "selection", "All kinds that are given must match, and of one that is repeated any of its values."
+    )
+    group.add_argument("--all", action="store_true", help="every certificate in force")
+    repeated(group, "--host", "NAME", "of this host, by name or label")
+    repeated(group, "--label", "KEY=VALUE", "of hosts with this label in the policy")
+    repeated(group, "--profile", "PROFILE", "of this policy profile")
+    repeated(group, "--issuer", "ISSUER", "from this issuer")
+    repeated(group, "--certificate", "ID", "this certificate, by the broker's id")
+    repeated(group, "--name", "DNS-NAME", "with this DNS name")
+    repeated(group, "--serial", "SERIAL", "with this serial number")
+    repeated(group, "--key", "SHA256", "with this key, by the SHA-256 of its SubjectPublicKeyInfo")
+    group.add_argument(
+        "--issued-before", metavar="WHEN", help="issued before then: a span before now, such as 7d, or a time in UTC"
+    )
+    group.add_argument("--window-open", action="store_true", help="that its CA wants replaced now")
+    group.add_argument("--incident", metavar="ID", help="of this incident, as `certplanectl incident list` has it")
+
+
 STATES: Final = (
     "absent", "waiting", "due", "requesting", "issued", "installing", "reloading", "verifying", "serving", "failed",
     "degraded",
@@ -119,6 +140,7 @@ def add_filter(parser: argparse.ArgumentParser) -> None:
         "filters", "All kinds that are given must match, and of one that is repeated any of its values."
     )
     repeated(group, "--host", "NAME", "this host or service, by name or label")
+    repeated(group, "--label", "KEY=VALUE", "with this label in the policy")
     repeated(group, "--kind", "KIND", "host or service", ("host", "service"))
     healths, states = map(str.lower, HealthWord), STATES
     repeated(group, "--health", "HEALTH", "with a certificate of this health, such as expired or wont_heal", healths)

@@ -11,9 +11,9 @@ from certplane.ctl.arguments.command import (
     Command,
     add_filter,
     add_reason,
+    add_selection,
     add_sort,
     add_yes,
-    repeated,
     span,
 )
 from certplane.ctl.formats import Format
@@ -57,15 +57,7 @@ def _watch(parser: argparse.ArgumentParser) -> None:
 
 
 def _renew(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--all", action="store_true", help="every certificate in force")
-    for option, metavar, text in (
-        ("host", "NAME", "of this host, by name or label"),
-        ("profile", "PROFILE", "of this policy profile"),
-        ("issuer", "ISSUER", "from this issuer"),
-        ("certificate", "ID", "this certificate, by the broker's id"),
-        ("name", "DNS-NAME", "with this DNS name"),
-    ):
-        repeated(parser, f"--{option}", metavar, text)
+    add_selection(parser)
     parser.add_argument(
         "--identity", action="store_true", help="the identities of the hosts selected, at the internal CA, instead"
     )

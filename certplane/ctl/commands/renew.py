@@ -8,6 +8,7 @@ from typing import Final
 
 from certplane.config.durations import DurationError, parse_span
 from certplane.ctl.client import Client, request_id
+from certplane.ctl.filters import newer_part, selection
 from certplane.ctl.session import Session, misuse
 from certplane.ctl.show import renewals
 from certplane.ctl.show.words import time_or_first
@@ -23,15 +24,16 @@ _SLOW_POLL: Final = timedelta(seconds=15)
 
 async def renew(options: argparse.Namespace, session: Session) -> int:
     """Have certificates or identities renewed; with --wait, see it done."""
-    selection = _selection(options)
+    chosen = _selection(options, session.now())
     try:
         spread = parse_span(options.spread)
     except DurationError as error:
         raise misuse(f"--spread {options.spread}: is not a span of time", "write it like 30m, 24h or 1h30m") from error
-    request = fleet_pb2.RequestRenewalRequest(request_id=request_id(), selection=selection, reason=options.reason)
+    request = fleet_pb2.RequestRenewalRequest(request_id=request_id(), selection=chosen, reason=options.reason)
     request.spread_duration.FromTimedelta(spread)
     said = _Said(session, identities=options.identity)
     async with session.client() as client:
+        await _require_understood(client, request)
         if not options.dry_run and not options.yes:
             foreseen = await _ask(client, request, dry_run=True)
             question = said.line(foreseen, dry_run=True)
@@ -88,6 +90,25 @@ class _Said:
             if not dry_run and answer.changed_count and answer.renewal_request_id:
                 again = self._session.command(f"renewal {answer.renewal_request_id}")
                 out.lines([f"how far it is: {again}"])
+
+
+async def _require_understood(client: Client, request: fleet_pb2.RequestRenewalRequest) -> None:
+    """An older broker passes over some fields of a selection, and would renew more than was meant.
+
+    Of these alone it picks nothing; so the others aren't asked for where nothing is picked by these.
+
+    Raises:
+        OperationError: nothing was.
+    """
+    part = newer_part(request.selection)
+    if part.ByteSize() and part != request.selection:
+        probe = fleet_pb2.RequestRenewalRequest(request_id=request_id(), selection=part, reason=request.reason)
+        if not (await _ask(client, probe, dry_run=True)).certificate_count:
+            fields = ", ".join(field.name for field, _ in part.ListFields())
+            raise OperationError(
+                f"no certificate in force matches {fields} of the selection",
+                remedy="compare it with `certplanectl certs`; an older broker knows none of these",
+            )
 
 
 async def _ask(
@@ -160,19 +181,10 @@ def _far(item: renewals.Item, now: datetime) -> bool:
     return time_or_first(item.renew_time) > now + _SLOW_POLL
 
 
-def _selection(options: argparse.Namespace) -> fleet_pb2.Selection:
-    selection = fleet_pb2.Selection(
-        all=options.all,
-        hosts=options.host,
-        profiles=options.profile,
-        issuers=options.issuer,
-        certificate_ids=options.certificate,
-        dns_names=map(str.lower, options.name),
-    )
-    if not selection.ByteSize():
-        raise misuse("renew: nothing is selected", "say which with --host, --profile, ..., or --all")
+def _selection(options: argparse.Namespace, now: datetime) -> fleet_pb2.Selection:
+    chosen = selection(options, "renew", now)
     if options.identity:
-        if options.profile or options.issuer or options.certificate or options.name:
+        if any(field.name not in ("all", "hosts") for field, _ in chosen.ListFields()):
             raise misuse("renew: --identity goes with --host or --all alone", "drop what picks certificates")
-        selection.identities = True
-    return selection
+        chosen.identities = True
+    return chosen

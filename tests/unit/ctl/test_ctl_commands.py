@@ -82,13 +82,14 @@ async def test_fleet(broker: OperatorsBroker, ctl: Ctl) -> None:
 async def test_filters_of_the_fleet(broker: OperatorsBroker, ctl: Ctl) -> None:
     """Each option is a field of the broker's filter."""
     broker.answers["ListHosts"] = fleet_pb2.ListHostsResponse()
-    options = "--host web1 --kind service --health expired --health wont_heal --state failed --cause 'RELOAD nginx'"
+    options = "--host web1 --label ring=canary --kind service --health expired --health wont_heal --state failed --cause 'RELOAD nginx'"
     options += " --profile web --issuer le --name WWW.Example.test --serial 0A:1B --key AB --agent-version 0.2.0"
     options += " --expiring-within 14d --renewing-within 1d12h --unheard-for 2h --disconnected --blocked --lacks-root 0A:FF --sort expires"
     ran = await ctl("fleet", *shlex.split(options))
     assert ran.out == "no host matches\n"
     (request,) = broker.requests("ListHosts")
     wanted = request.filter
+    assert list(wanted.labels) == ["ring=canary"]
     assert (list(wanted.hosts), list(wanted.kinds)) == (["web1"], [renewal_pb2.HOST_KIND_SERVICE])
     assert list(wanted.healths) == [renewal_pb2.HEALTH_EXPIRED, renewal_pb2.HEALTH_WONT_HEAL]
     assert list(wanted.states) == [renewal_pb2.CertificateStatus.STATE_FAILED]
@@ -120,6 +121,8 @@ async def test_filters_of_the_fleet(broker: OperatorsBroker, ctl: Ctl) -> None:
         pytest.param("audit list --since soon", "is neither a span nor a time; write it like 7d", id="since"),
         pytest.param("audit list --since 1d --until 2d", "--until isn't after --since", id="period"),
         pytest.param("renew --reason x", "nothing is selected", id="nothing-selected"),
+        pytest.param("renew --reason x --label canary", "write it as KEY=VALUE, such as ring=canary", id="label"),
+        pytest.param("renew --reason x --host a --identity --key ab", "--host or --all alone", id="identity-of-a-key"),
         pytest.param(
             "renew --reason x --identity --profile web", "with --host or --all alone", id="identity-of-a-profile"
         ),
@@ -262,6 +265,39 @@ async def test_renew_and_wait(broker: OperatorsBroker, ctl: Ctl, last: int, stat
     assert "asking again" in ran.said
     (request,) = broker.requests("RequestRenewal")
     assert (list(request.selection.hosts), request.reason, request.dry_run) == (["a"], "a drill", False)
+
+
+async def test_all_that_a_selection_may_say(broker: OperatorsBroker, ctl: Ctl) -> None:
+    """Each option is a field of the broker's selection."""
+    broker.answers["RequestRenewal"] = ANSWER
+    options = "--label ring=canary --label dc=fra1 --serial 0A:1B --key AB:CD --issued-before 2026-01-02 --window-open"
+    ran = await ctl("renew", *options.split(), "--incident", "i-1", "--reason", "x", "--yes")
+    assert ran.status == 0
+    (request,) = broker.requests("RequestRenewal")
+    wanted = request.selection
+    assert (list(wanted.labels), list(wanted.serial_numbers)) == (["ring=canary", "dc=fra1"], ["a1b"])
+    assert (list(wanted.public_keys_sha256), wanted.incident_id, wanted.window_open) == (["abcd"], "i-1", True)
+    assert wanted.issued_before_time.ToDatetime(UTC) == datetime(2026, 1, 2, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["an-older-broker", "a-newer-one"])
+async def test_a_broker_that_would_pick_more_than_was_meant(broker: OperatorsBroker, ctl: Ctl, known: bool) -> None:
+    """One that passes over the label would renew all of the issuer: it is asked for the label alone first."""
+
+    def answer(request: fleet_pb2.RequestRenewalRequest) -> fleet_pb2.RequestRenewalResponse:
+        seen = known or request.selection.issuers
+        return ANSWER if seen else fleet_pb2.RequestRenewalResponse()
+
+    broker.answers["RequestRenewal"] = answer
+    line = "renew --all --issuer le --label ring=canary --reason x --yes"
+    if known:
+        assert (await ctl(*line.split())).status == 0
+    else:
+        with pytest.raises(OperationError, match="no certificate in force matches labels of the selection"):
+            await ctl(*line.split())
+    first, *others = broker.requests("RequestRenewal")
+    assert (first.dry_run, list(first.selection.labels), first.selection.all) == (True, ["ring=canary"], False)
+    assert [(each.dry_run, list(each.selection.issuers)) for each in others] == [(False, ["le"])] * known
 
 
 class NoWait:
