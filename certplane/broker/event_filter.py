@@ -9,7 +9,15 @@ from typing import Any, Final
 from certplane.broker.events import AuditSeverity
 
 _SEVERITIES: Final = [severity.value for severity in (AuditSeverity.INFO, AuditSeverity.WARNING, AuditSeverity.ERROR)]
-_IDS: Final = ("event_id", "request_id", "order_id", "certificate_id", "renewal_request_id", "replaces_certificate_id")
+_IDS: Final = (
+    "event_id",
+    "request_id",
+    "order_id",
+    "certificate_id",
+    "renewal_request_id",
+    "replaces_certificate_id",
+    "rollout_id",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +32,7 @@ class EventFilter:
         serial_numbers: Of the certificate.
         event_types: What it is.
         reason_codes: Of a refusal.
-        ids: Of the event, the request, the order, the certificate, the renewal request.
+        ids: Of the event, the request, the order, the certificate, the renewal request, the rollout.
         profiles: By name.
         severity: At least so bad.
     """

@@ -74,6 +74,20 @@ class AuditEventType(StrEnum):
     RENEWAL_REPORTED = "renewal_reported"
     RENEWAL_REQUESTED = "renewal_requested"
     RENEWAL_WINDOW_MOVED = "renewal_window_moved"
+    ROLLOUT_ABORTED = "rollout_aborted"
+    ROLLOUT_APPROVED = "rollout_approved"
+    ROLLOUT_CERTIFICATE_FAILED = "rollout_certificate_failed"
+    ROLLOUT_CERTIFICATE_SKIPPED = "rollout_certificate_skipped"
+    ROLLOUT_COMPLETED = "rollout_completed"
+    ROLLOUT_CREATED = "rollout_created"
+    ROLLOUT_FINISHED = "rollout_finished"
+    ROLLOUT_HALTED = "rollout_halted"
+    ROLLOUT_KEYS_BLOCKED = "rollout_keys_blocked"
+    ROLLOUT_PAUSED = "rollout_paused"
+    ROLLOUT_RESUMED = "rollout_resumed"
+    ROLLOUT_RING_DONE = "rollout_ring_done"
+    ROLLOUT_RING_RELEASED = "rollout_ring_released"
+    ROLLOUT_STARTED = "rollout_started"
     RPC_DENIED = "rpc_denied"
     STORE_COPIED = "store_copied"
     STORE_DAMAGED = "store_damaged"
@@ -98,6 +112,16 @@ CHANGE_EVENTS: Final = frozenset(
         AuditEventType.POLICY_REJECTED,
         AuditEventType.RENEWAL_REQUESTED,
         AuditEventType.RENEWAL_WINDOW_MOVED,
+        AuditEventType.ROLLOUT_ABORTED,
+        AuditEventType.ROLLOUT_APPROVED,
+        AuditEventType.ROLLOUT_COMPLETED,
+        AuditEventType.ROLLOUT_CREATED,
+        AuditEventType.ROLLOUT_FINISHED,
+        AuditEventType.ROLLOUT_HALTED,
+        AuditEventType.ROLLOUT_PAUSED,
+        AuditEventType.ROLLOUT_RESUMED,
+        AuditEventType.ROLLOUT_RING_RELEASED,
+        AuditEventType.ROLLOUT_STARTED,
         AuditEventType.STORE_COPIED,
         AuditEventType.STORE_DAMAGED,
         AuditEventType.TRUST_REJECTED,
@@ -153,7 +177,9 @@ class AuditEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     renewal_request_id: str = ""
     """Of the operators' request for renewals that it is, or follows from."""
     selection: str = ""
-    """Of a request for renewals: what it was for, as the fields of `renewal.model.Selection` that are set."""
+    """Of a request for renewals or a rollout: what it is for, as the set fields of `renewal.model.Selection`."""
+    rollout_id: str = ""
+    """Of the rollout that it is a step of, or follows from."""
 
     def encode(self) -> str:
         """The event as JSON in ASCII: RFC 3339 times with microseconds and `Z`, empty fields left out."""

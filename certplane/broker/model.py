@@ -173,6 +173,10 @@ class OrderDraft:
     """In which retry epoch it is asked for."""
     renewal_request_id: str = ""
     """The operators' request that wants it, with the cause OPERATOR; the audit log names it."""
+    rollout_id: str = ""
+    """The rollout that wants it, with the cause OPERATOR; the audit log names it."""
+    to_issuer: str = ""
+    """The issuer that it must come from, since that rollout moves to it; empty: any that the profile allows."""
 
     @property
     def key(self) -> tuple[str, str, tuple[str, ...], str, str]:

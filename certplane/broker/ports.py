@@ -919,11 +919,16 @@ class ChallengeSolver(Protocol):
 
 
 class Wanted(NamedTuple):
-    """Why a certificate is to be renewed by now, since when, and by which request of operators, if by one."""
+    """Why a certificate is to be renewed by now, since when, and by which request or rollout of operators, if by one.
+
+    `to_issuer` is the issuer that a rollout moves it to; empty for any.
+    """
 
     cause: OrderCause
     since: datetime
     renewal_request_id: str = ""
+    rollout_id: str = ""
+    to_issuer: str = ""
 
 
 class RenewalTimes(Protocol):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from certplane.broker.events import AuditEventType
 from certplane.broker.model import CertificateRecord, KeyUse, RevocationReason
 from certplane.broker.ports import CertificateQuery
 from certplane.errors import Reason, RefusalError
@@ -247,6 +248,22 @@ async def test_a_compromised_key_is_blocked(
     for reason in reasons:
         await store.stores.certificates.mark_revoked(record.certificate_id, reason, store.clock.now(), [])
     assert await store.stores.keys.key_use("key-a") == KeyUse(WEB1, blocked=blocked, spent=True)
+
+
+async def test_keys_of_certificates_are_blocked_together(store: StoreHarness) -> None:
+    """Those alone, however many; the first time stays, and the certificates stay as they are."""
+    keys, certificates = store.stores.keys, store.stores.certificates
+    records = [await store.issue(key=f"key-{number}") for number in range(3)]
+    ids = [record.certificate_id for record in records[:2]]
+    event = store.event(AuditEventType.ROLLOUT_KEYS_BLOCKED)
+    for events in ([event], []):  # asked again, as after a kill
+        await certificates.block_keys([*ids, "nothing"], store.clock.now(), events)
+
+    uses = [await keys.key_use(record.public_key_sha256) for record in records]
+    assert [use is not None and use.blocked for use in uses] == [True, True, False]
+    assert await certificates.get_certificate(ids[0]) == records[0]
+    assert await cached(store, records[0]) is None
+    assert (await store.event_ids()).count(event.event_id) == 1
 
 
 async def test_the_certificates_of_one_key(store: StoreHarness) -> None:

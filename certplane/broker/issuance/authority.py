@@ -254,6 +254,18 @@ class RegistrationAuthority:
             work = self._revocation.revoke_of_anybody(certificate_id, reason, why, events)
             return await self._dispatcher.protect(work)
 
+    async def revoke_replaced(
+        self, rollout_id: str, operator: str, certificate_id: str, reason: RevocationReason, why: str
+    ) -> CertificateRecord:
+        """Revoke what a rollout of this `operator` has replaced; whoever asks is cancelled, it isn't stopped half way.
+
+        Raises:
+            RefusalError: see `Revocation.revoke_replaced`; DRAINING.
+        """
+        events = self._events.of_rollout(rollout_id, operator)
+        work = self._revocation.revoke_replaced(certificate_id, reason, why, events)
+        return await self._dispatcher.protect(work)
+
     async def _find_or_open(
         self, caller: Caller, command: IssueCommand, asked: AuthorisedRequest, events: CallEvents
     ) -> IssueResult | Flight:
@@ -274,7 +286,7 @@ class RegistrationAuthority:
                 break
             self._authorisation.check_uncontested(caller)
             claim = await self._wants.claim(draft, asked.replaced)
-            authorised = (events.received(), events.authorized("miss", draft.issuer))
+            authorised = (events.received(), events.authorized("miss", claim.draft.issuer))
             try:
                 result = await self._dispatcher.open(claim.draft, authorised, look)
             except RefusalError as error:

@@ -48,6 +48,10 @@ class EventFactory:
         trail.learn(profile_name=profile_name[:_LONGEST_QUOTE])
         return CallEvents(trail, self._directories)
 
+    def of_rollout(self, rollout_id: str, operator: str) -> CallEvents:
+        """The events of what a rollout of this operator does to one certificate."""
+        return CallEvents(self._trail.carrying(rollout_id=rollout_id, identity=operator), self._directories)
+
     def of_order(self, order: Order) -> OrderEvents:
         """The events of one order under way."""
         return OrderEvents(self._trail.carrying(**_of_order(order)), self._directories, order.issuer)
@@ -281,4 +285,5 @@ def _why(order: Order) -> dict[str, Any]:
         "cause": order.cause.value,
         "replaces_certificate_id": order.replaces_certificate_id,
         "renewal_request_id": order.renewal_request_id if order.cause is OrderCause.OPERATOR else "",
+        "rollout_id": order.rollout_id if order.cause is OrderCause.OPERATOR else "",
     }

@@ -342,7 +342,7 @@ class OrderExecution:
         for minutes.
         """
         profile = self._ports.profile_of(self.order)
-        if profile is None or not fails_over(end.refusal):
+        if profile is None or self.order.to_issuer or not fails_over(end.refusal):
             return end.refusal, end.pause
         others = [issuer for issuer in self._ports.issuers_of(profile) if issuer != self.order.issuer]
         if not others:

@@ -51,6 +51,8 @@ class OrderContext:
 
     def next_issuer(self, order: Order, profile: Profile, left: frozenset[str]) -> str:
         """The next of the profile's issuers that isn't out, beside those that the order has `left`; empty for none."""
+        if order.to_issuer:
+            return ""  # a rollout moves there, perhaps since no other is to be trusted any more
         issuers, now = self.ports.issuers_of(profile), self.ports.clock.now()
         return self.choice.choose(issuers, order.dns_names, profile.acme_profile, now, but=left | {order.issuer})
 

@@ -5,7 +5,8 @@ The decision is durable in the audit log before the CA is asked, and the revocat
 A revoked certificate is no cache answer any more, and its key is spent: nobody gets a new certificate of it.
 `keyCompromise` blocks the key altogether, also when the certificate was revoked for another reason before, and takes
 the identity's other certificates of that key with it (`key_rotation: reuse`): who has the key can use them all. Whoever
-holds a certificate may revoke it, whatever policy says by now; an operator may revoke anybody's.
+holds a certificate may revoke it, whatever policy says by now; an operator may revoke anybody's; a rollout revokes what
+it has replaced (ADR 0054).
 """
 
 from __future__ import annotations
@@ -85,15 +86,36 @@ class Revocation:
         Raises:
             RefusalError: CERTIFICATE_NOT_FOUND, there is none; and as `revoke`.
         """
-        record = await self._ports.certificates.get_certificate(certificate_id)
-        if record is None:
-            message = "there is no such certificate; ListFleetCertificates, `certplanectl certs`, has those in use"
-            raise RefusalError(Reason.CERTIFICATE_NOT_FOUND, message)
+        record = await self._of_anybody(certificate_id)
         events.learn_purpose(f"of {record.identity}: {why}")
         was_revoked = record.revoke_time is not None
         return RevokedByOperator(
             await self._revoke_with_key(record, reason, events, by_holder=False), was_revoked=was_revoked
         )
+
+    async def revoke_replaced(
+        self, certificate_id: str, reason: RevocationReason, why: str, events: CallEvents
+    ) -> CertificateRecord:
+        """Revoke a certificate whose successor is in use, and record it with the `why`; else as `revoke_of_anybody`.
+
+        This one alone, whatever the reason: the holder's other certificates of a compromised key, which may be in use
+        still, are revoked when they are replaced themselves. The key is blocked all the same.
+
+        Raises:
+            RefusalError: as `revoke_of_anybody`.
+        """
+        record = await self._of_anybody(certificate_id)
+        events.learn_purpose(f"of {record.identity}: {why}")
+        if await is_left_to_revoke(record, reason, self._ports.keys, by_holder=False):
+            record = await self._revoke(record, reason, events, by_holder=False)
+        return record
+
+    async def _of_anybody(self, certificate_id: str) -> CertificateRecord:
+        record = await self._ports.certificates.get_certificate(certificate_id)
+        if record is None:
+            message = "there is no such certificate; ListFleetCertificates, `certplanectl certs`, has those in use"
+            raise RefusalError(Reason.CERTIFICATE_NOT_FOUND, message)
+        return record
 
     async def _revoke_with_key(
         self, record: CertificateRecord, reason: RevocationReason, events: CallEvents, *, by_holder: bool

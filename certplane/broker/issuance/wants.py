@@ -60,11 +60,27 @@ class Wants:
             return Claim(replace(draft, cause=cause, ask_time=certificate.revoke_time), certificate)
         wanted = await self._ports.renewals.wanted(certificate, now)
         if wanted is not None:
-            cause, since, request_id = wanted
-            wish = replace(draft, cause=cause, ask_time=since, renewal_request_id=request_id)
-            return Claim(wish, certificate)
+            wish = replace(
+                draft,
+                cause=wanted.cause,
+                ask_time=wanted.since,
+                renewal_request_id=wanted.renewal_request_id,
+                rollout_id=wanted.rollout_id,
+            )
+            return Claim(self._moved(wish, wanted.to_issuer), certificate)
         early = replaced is not None and _is_far_from_due(replaced, now)
         return Claim(replace(draft, cause=OrderCause.EARLY) if early else draft, certificate)
+
+    def _moved(self, draft: OrderDraft, issuer: str) -> OrderDraft:
+        """The draft at the issuer that a rollout moves to, as long as policy and configuration allow it.
+
+        What is no longer allowed must not keep a host from its next certificate: the rollout says that it didn't move.
+        """
+        policy = self._ports.policy
+        profile = policy.find_profile(draft.profile) if policy is not None else None
+        if not issuer or profile is None or issuer not in self._ports.issuers_of(profile):
+            return draft
+        return replace(draft, issuer=issuer, to_issuer=issuer)
 
     def hasten(self, error: RefusalError, claim: Claim) -> RefusalError:
         """RATE_LIMITED as `claim` meets it: its certificate may be due before the limit has room again.

@@ -169,6 +169,18 @@ class RevokedCertificates(Protocol):
         ...
 
 
+class KeyBlocks(Protocol):
+    """Keys that get no certificate any more."""
+
+    async def block_keys(self, certificate_ids: Sequence[str], time: datetime, events: Sequence[AuditEvent]) -> None:
+        """Block the keys of these certificates, durable, in one transaction with the events; the first time stays.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE, AUDIT_UNAVAILABLE; nothing changed.
+        """
+        ...
+
+
 class RenewalInfoSource(Protocol):
     """A CA that may tell when its certificates should be renewed (RFC 9773)."""
 

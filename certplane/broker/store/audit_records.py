@@ -112,6 +112,7 @@ FIELDS: Final[tuple[tuple[str, _Form], ...]] = (
     ("count", _COUNT),
     ("renewal_request_id", _ID),
     ("selection", _TEXT),
+    ("rollout_id", _ID),
 )
 """The fields by their numbers, which stand in databases: the list only grows at its end."""
 

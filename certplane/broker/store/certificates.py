@@ -31,7 +31,7 @@ from typing_extensions import override
 from certplane.broker.events import AuditEvent
 from certplane.broker.model import CertificateRecord, ChangeKind, RevocationReason
 from certplane.broker.ports import CertificateQuery, CertificateStore
-from certplane.broker.renewal.ports import RevokedCertificates
+from certplane.broker.renewal.ports import KeyBlocks, RevokedCertificates
 from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done
 from certplane.broker.store.cells import CERTIFICATE
@@ -40,7 +40,7 @@ from certplane.broker.store.plan_rows import PlanRows
 from certplane.broker.store.rows import to_micros
 from certplane.broker.store.schema import certificates, keys, orders
 from certplane.broker.store.session import Database, Session
-from certplane.broker.store.statements import limited_to
+from certplane.broker.store.statements import HOSTS, hosts_parameters, limited_to
 from certplane.broker.store.writer import Writer
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.remembered import Remembered
@@ -53,7 +53,7 @@ _RECORD_OCTETS: Final = 1024
 """A record without its PEM, about."""
 
 
-class SqlCertificateStore(CertificateStore, RevokedCertificates):
+class SqlCertificateStore(CertificateStore, RevokedCertificates, KeyBlocks):
     """`CertificateStore` over the database."""
 
     def __init__(self, database: Database, writer: Writer, audit: SqlAuditLog, changes: ChangeLog) -> None:
@@ -148,6 +148,12 @@ class SqlCertificateStore(CertificateStore, RevokedCertificates):
         )
         insert_key = compiler.insert(keys)
         ends = ("block_time", "spend_time")
+        of = select(certificates.c.public_key_sha256).where(certificates.c.certificate_id.in_(HOSTS))
+        self._block_keys = compiler(
+            update(keys)
+            .where(keys.c.public_key_sha256.in_(of))
+            .values(block_time=func.coalesce(keys.c.block_time, bindparam("time")))
+        )
         self._end_key = compiler(
             insert_key.on_conflict_do_update(
                 index_elements=["public_key_sha256"],
@@ -280,6 +286,18 @@ class SqlCertificateStore(CertificateStore, RevokedCertificates):
             return Done(record)
 
         return await self._writer.write(change, self._audit.encode(events))
+
+    @override
+    async def block_keys(self, certificate_ids: Sequence[str], time: datetime, events: Sequence[AuditEvent]) -> None:
+        micros = to_micros(time)
+        arguments = [self._block_keys.arguments({**some, "time": micros}) for some in hosts_parameters(certificate_ids)]
+
+        def change(session: Session) -> Done[None]:
+            for each in arguments:
+                session.execute(self._block_keys, each)
+            return Done(None)
+
+        await self._writer.write(change, self._audit.encode(events))
 
 
 def _not_found() -> RefusalError:

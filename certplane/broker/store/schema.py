@@ -81,6 +81,8 @@ orders = Table(
     # What it is at, where a step fails or waits for long: for operators, and who takes the order.
     Column("progress", _Text),
     Column("renewal_request_id", _Text, nullable=False, server_default=""),
+    Column("rollout_id", _Text, nullable=False, server_default=""),
+    Column("to_issuer", _Text, nullable=False, server_default=""),
     sqlite_strict=True,
 )
 

@@ -297,6 +297,34 @@ async def test_a_key_that_is_spent_keeps_its_other_certificates() -> None:
     assert shown.serial_number == second.certificate.serial_number
 
 
+async def test_a_rollout_revokes_what_it_has_replaced_and_no_other_certificate_of_the_key() -> None:
+    """Another of a compromised key may be in use: it is revoked when it is replaced itself. The key is blocked at once."""
+    world = World()
+    authority = await world.started()
+    first = await authority.issue(caller(), issue())
+    assert first.certificate is not None
+    world.clock.advance(first.certificate.renew_time - world.clock.now())
+    old = first.certificate.certificate_id
+    second = await authority.issue(caller(), issue(replaces=old))
+    assert second.certificate is not None
+
+    reason = RevocationReason.KEY_COMPROMISE
+    for _ in range(2):  # asked again, as after a kill, nothing more happens
+        await authority.revoke_replaced("r-1", "alice.test", old, reason, "replaced: ticket 7")
+
+    assert world.database.certificates[old].revocation_reason is reason
+    assert world.database.certificates[second.certificate.certificate_id].revoke_time is None
+    assert world.database.keys[second.certificate.public_key_sha256].blocked
+    assert world.logged(AuditEventType.CERTIFICATE_REVOKED) == 1
+    event = world.database.events[-1]
+    assert (event.event_type, event.identity, event.rollout_id, event.reason) == (
+        AuditEventType.CERTIFICATE_REVOKED,
+        "alice.test",
+        "r-1",
+        f"of {caller().name}: replaced: ticket 7",
+    )
+
+
 @pytest.mark.parametrize("cut_off", [False, True])
 async def test_a_compromised_key_takes_its_other_certificates_with_it(cut_off: bool) -> None:
     """Where a renewal kept the key, the certificate in use is as bad as the old one; what is cut off is completed."""

@@ -17,6 +17,7 @@ _text = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 def upgrade() -> None:
     """Older brokers beside this one neither write nor read any of it."""
     _add_rollouts()
+    _add_to_orders()
 
 
 def _add_rollouts() -> None:
@@ -79,7 +80,15 @@ def _add_rollouts() -> None:
     op.create_index("ix_rollout_items_certificate_id", "rollout_items", ["certificate_id"])
 
 
+def _add_to_orders() -> None:
+    """Which rollout wants an order, and where it moves it to."""
+    for name in ("rollout_id", "to_issuer"):
+        op.add_column("orders", sa.Column(name, _text, nullable=False, server_default=""))
+
+
 def downgrade() -> None:
     """What was asked for is forgotten; hosts go on with what they were told."""
+    for name in ("to_issuer", "rollout_id"):
+        op.drop_column("orders", name)
     op.drop_table("rollout_items")
     op.drop_table("rollouts")
