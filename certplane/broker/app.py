@@ -351,7 +351,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             ),
             budget=BudgetWatch(
                 stores.order_listing,
-                lambda: prepared.policy.current.profiles,
+                lambda: [*prepared.policy.current.issued_profiles],
                 lambda: authority.limits,
                 clock=clock,
                 meter=meter,

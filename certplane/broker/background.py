@@ -113,18 +113,20 @@ async def watch_dns_accounts(
     And while profiles are `blocked`, look whether credentials can be used again that couldn't: what was mended at the
     provider tells nobody, and whoever waits for it is to ask again (`mended`).
     """
-    for finding in await solver.check_accounts(policy.current.profiles, _ACCOUNT_CHECK):
+    for finding in await solver.check_accounts(policy.current.issued_profiles, _ACCOUNT_CHECK):
         level = logging.ERROR if finding.fatal else logging.WARNING
         _logger.log(level, "DNS provider: %s", finding.message, extra={"fields": {"remedy": finding.remedy}})
     broken: Collection[str] = frozenset()
     while True:
         await clock.sleep(_MENDED_LOOK)
-        profiles = {profile.name: profile for profile in policy.current.profiles}
-        names = blocked([*profiles])
+        current = policy.current
+        names = blocked([profile.name for profile in current.profiles])
         before, broken = broken, frozenset()
         if names:
             try:
-                found = await solver.check_accounts([profiles[name] for name in sorted(names)], _ACCOUNT_CHECK)
+                found = await solver.check_accounts(
+                    [each for name in sorted(names) for each in current.issued(name)], _ACCOUNT_CHECK
+                )
             except RuntimeError:  # of a bug there, which the log has: the next look may find out
                 broken = before
                 continue

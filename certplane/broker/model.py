@@ -7,7 +7,7 @@ canonical (lower case, A-labels, `certplane.pki.names`) and tuples of them sorte
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -26,8 +26,12 @@ class IdentityKind(StrEnum):
     OPERATOR = "operator"
 
 
-ROLES: Final = frozenset({"viewer", "operator"})
-"""The roles that open something at the broker; policy may have other words, which only `GetIdentity` shows."""
+ROLES: Final = frozenset({"viewer", "operator", "admin"})
+"""The roles that open something at the broker; policy may have other words, which only `GetIdentity` shows.
+
+An operator may do what a viewer may, an admin what an operator may, and besides what takes certificates away from a
+whole fleet.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,8 @@ class Grant:
     label: str
     profiles: tuple[str, ...] = ()
     roles: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Of a host: for names, selections, rings and tables; not to be changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,7 @@ class Profile:
     kind: str
     """`wildcard`, `multi_san` or `mixed`."""
     dns_names: tuple[str, ...]
+    """Those of one identity (`Policy.granted`), or as they are written, with placeholders (`Policy.find_profile`)."""
     hash: str
     challenge: str = "dns-01"
     credentials: str = ""

@@ -113,14 +113,14 @@ class BrokersPolicyDesk(PolicyDesk):
         limit = settings.rate_limits.durable_limits.certificates_per_name_set_per_week
         directories = {name: ca.directory_url for name, ca in settings.cas.items()}
         private = settings.private_issuers
-        counting = partial(effort, changes, policy.find_profile, directories, private, same_names_per_week=limit)
+        counting = partial(effort, changes, policy.granted, directories, private, same_names_per_week=limit)
         orders = await self._reloader.on_thread(counting)
         lost = await self._hosts_lost(before, policy)
         plan = PolicyPlan(
             policy.hash, changes, tuple([each async for each in found]), confirmation, replace(orders, hosts_lost=lost)
         )
         # What a large one was is freed in pieces, as a reload does.
-        left: list[object] = [*policy.profiles, *policy.grants]
+        left: list[object] = [*policy.profiles, *policy.issued_profiles, *policy.grants]
         del policy, found, counting
         await self._reloader.on_thread(lambda: let_go(left))
         return plan

@@ -22,7 +22,7 @@ wait never undoes or tears what was begun.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -51,6 +51,7 @@ from certplane.broker.model import (
     RevocationReason,
     TxtRecord,
 )
+from certplane.broker.standing_rules import IncidentRules, RolloutRules
 from certplane.errors import Refusal
 
 
@@ -783,11 +784,32 @@ class Policy(Protocol):
         ...
 
     def find_profile(self, name: str) -> Profile | None:
-        """The profile of this name."""
+        """The profile of this name as it is written: what it says of issuers, keys and times.
+
+        Its names may have placeholders: those of a certificate are `granted`'s.
+        """
+        ...
+
+    def granted(self, identity: str, profile: str) -> Profile | None:
+        """The profile with the names that this identity gets by it; None if the policy doesn't give it to it."""
+        ...
+
+    @property
+    def rollouts(self) -> RolloutRules:
+        """What it says of rollouts."""
+        ...
+
+    @property
+    def incidents(self) -> IncidentRules:
+        """What it says of incidents."""
         ...
 
     def find_host(self, label: str) -> Grant | None:
         """What the policy gives to the host of this label."""
+        ...
+
+    def hosts_with(self, labels: Iterable[str]) -> frozenset[str]:
+        """The identities of the hosts that have one of these labels, as KEY=VALUE."""
         ...
 
     def identities_of(self, name_or_label: str) -> frozenset[str]:

@@ -45,10 +45,12 @@ async def preflight(
     rng = random.SystemRandom()
     policy = FilePolicySource(settings.policy.path, settings.cas.keys(), settings.private_issuers)
     locating(settings, policy.reload, key="policy.path")
-    profiles = [one for one in policy.current.profiles if profile_name in {None, one.name}]
+    profiles = [one for one in policy.current.issued_profiles if profile_name in {None, one.name}]
     if not profiles:
         known = ", ".join(one.name for one in policy.current.profiles) or "none"
         what = "no profile" if profile_name is None else f"no profile {profile_name!r}"
+        if profile_name is not None and policy.current.find_profile(profile_name) is not None:
+            what = f"nobody who has the profile {profile_name!r}, whose names are made of its holders' labels"
         raise OperationError(f"the policy has {what}", remedy=f"it has {known}")
     async with AsyncExitStack() as stack:
         files = BlockingPool("preflight-files", 2)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from certplane.broker.model import Grant, IdentityKind, Profile
 from certplane.broker.ports import Policy
+from certplane.broker.standing_rules import IncidentRules, RolloutRules
 from certplane.errors import Reason, RefusalError
 
 
@@ -17,6 +18,7 @@ class FakePolicy:
 
     grants: dict[str, Grant] = field(default_factory=dict)
     profiles: dict[str, Profile] = field(default_factory=dict)
+    rules: tuple[RolloutRules, IncidentRules] = (RolloutRules(), IncidentRules())
 
     @classmethod
     def of(cls, grants: Iterable[Grant] = (), profiles: Iterable[Profile] = ()) -> FakePolicy:
@@ -32,9 +34,29 @@ class FakePolicy:
     def find_profile(self, name: str) -> Profile | None:
         return self.profiles.get(name)
 
+    def granted(self, identity: str, profile: str) -> Profile | None:
+        grant = self.grants.get(identity)
+        return self.profiles.get(profile) if grant is not None and profile in grant.profiles else None
+
+    @property
+    def rollouts(self) -> RolloutRules:
+        return self.rules[0]
+
+    @property
+    def incidents(self) -> IncidentRules:
+        return self.rules[1]
+
     def find_host(self, label: str) -> Grant | None:
         hosts = (grant for grant in self.grants.values() if grant.kind is IdentityKind.HOST)
         return next((grant for grant in hosts if grant.label == label), None)
+
+    def hosts_with(self, labels: Iterable[str]) -> frozenset[str]:
+        wanted = {*labels}
+        return frozenset(
+            grant.name
+            for grant in self.grants.values()
+            if not wanted.isdisjoint(f"{key}={value}" for key, value in grant.labels.items())
+        )
 
     def identities_of(self, name_or_label: str) -> frozenset[str]:
         return frozenset(grant.name for grant in self.grants.values() if name_or_label in {grant.name, grant.label})

@@ -163,7 +163,7 @@ class MemoryIndex(FleetIndex, FleetListener):
     def reported(self, host: str, certificate: CertificateStatus) -> None:
         known = self._touch(host)
         certificates = {each.name: each for each in known.certificates}
-        after = self._kept.certificate(certificate, certificates.get(certificate.name))
+        after = self._kept.certificate(host, certificate, certificates.get(certificate.name))
         self._issues.note_host(host, [after])
         certificates[after.name] = after
         self._kept.put(replace(known, certificates=tuple(certificates[name] for name in sorted(certificates))))
@@ -369,7 +369,9 @@ class MemoryIndex(FleetIndex, FleetListener):
                 continue
             known = self._kept.known(record.host)
             before = {each.name: each for each in known.certificates}
-            certificates = tuple(self._kept.certificate(each, before.get(each.name)) for each in record.certificates)
+            certificates = tuple(
+                self._kept.certificate(record.host, each, before.get(each.name)) for each in record.certificates
+            )
             self._issues.note_host(record.host, certificates)
             # Whoever said that it is to be read has told those who watch.
             host = self._kept.present(replace(known, certificates=certificates), record.stream)

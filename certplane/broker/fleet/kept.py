@@ -152,10 +152,12 @@ class KeptHosts:
             broker_roots=tuple(map(self._texts.share, stream.facts.broker_roots_sha256)),
         )
 
-    def certificate(self, status: CertificateStatus, before: IndexedCertificate | None) -> IndexedCertificate:
-        """What was reported of a certificate; judged as it was before, until it is judged."""
+    def certificate(
+        self, host: str, status: CertificateStatus, before: IndexedCertificate | None
+    ) -> IndexedCertificate:
+        """What `host` reported of a certificate; judged as it was before, until it is judged."""
         facts = facts_as(IndexedCertificate, status)
-        profile = self._policies.current.find_profile(facts.profile)
+        profile = self._policies.current.granted(host, facts.profile)
         changes: dict[str, object] = {
             "name": self._texts.share(facts.name),
             "profile": self._texts.share(facts.profile),

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from certplane.broker.model import ROLES, Caller, IdentityKind
+from certplane.broker.model import Caller, IdentityKind
 from certplane.errors import Reason, RefusalError
 
 
@@ -23,7 +23,7 @@ class Access:
         kinds: The kinds of identities that may call it.
         cost: Tokens that a call takes out of the caller's bucket.
         issuing: Whether it may start an order: refused while the broker drains.
-        roles: Of which the caller must have one; none are asked for where it is empty.
+        roles: Of which the caller must have one; none are asked for where it is empty. Where operator is one, admin is.
     """
 
     kinds: frozenset[IdentityKind]
@@ -36,7 +36,7 @@ _ANYONE: Final = Access(frozenset(IdentityKind))
 _HOLDERS: Final = frozenset({IdentityKind.HOST, IdentityKind.SERVICE})
 _OPERATORS: Final = Access(frozenset({IdentityKind.OPERATOR}))
 _STAFF: Final = frozenset({IdentityKind.OPERATOR, IdentityKind.SERVICE})
-_VIEWERS: Final = Access(_STAFF, roles=ROLES)
+_VIEWERS: Final = Access(_STAFF, roles=frozenset({"viewer", "operator"}))
 """An operator may do what a viewer may."""
 _OPERATING: Final = Access(_STAFF, roles=frozenset({"operator"}))
 
@@ -149,6 +149,12 @@ METHODS: Final[Mapping[str, Access]] = {
 }
 
 
+def _held(caller: Caller) -> frozenset[str]:
+    """The caller's roles; an admin may do what an operator may."""
+    roles = frozenset(caller.roles)
+    return roles | {"operator"} if "admin" in roles else roles
+
+
 def check_access(access: Access | None, caller: Caller) -> Access:
     """The rules of the method, if `caller` may call it; None stands for a method without a row.
 
@@ -162,7 +168,7 @@ def check_access(access: Access | None, caller: Caller) -> Access:
         raise RefusalError(
             Reason.ROLE_REQUIRED, f"only {allowed} may call this method; the caller is of the kind {caller.kind}"
         )
-    if access.roles and access.roles.isdisjoint(caller.roles):
+    if access.roles and access.roles.isdisjoint(_held(caller)):
         wanted = " or ".join(sorted(access.roles))
         raise RefusalError(
             Reason.ROLE_REQUIRED, f"this method requires the role {wanted}, which the policy doesn't give to the caller"

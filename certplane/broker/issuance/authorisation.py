@@ -17,7 +17,7 @@ from datetime import timedelta
 
 from certplane.broker.identity.standing import check_standing, check_uncontested
 from certplane.broker.issuance.commands import IssueCommand
-from certplane.broker.issuance.context import IssuancePorts
+from certplane.broker.issuance.context import IssuancePorts, known_profile
 from certplane.broker.issuance.events import CallEvents
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuance.verified_csrs import VerifiedCsrs
@@ -57,7 +57,7 @@ class CallAuthorisation:
                 CERTIFICATE_NOT_FOUND, POLICY_UNAVAILABLE or STORE_UNAVAILABLE.
         """
         policy = self._ports.policies.current
-        profile = policy.find_profile(command.profile)
+        profile = known_profile(policy, caller.name, command.profile)
         try:
             # Whose profile it is comes later; here it only spares validating names that policy has.
             known = profile.dns_names if profile else ()

@@ -1,5 +1,7 @@
 """What the limits leave: how many certificates of each profile's names may be ordered within this week.
 
+Of a profile whose names differ from host to host it is the least that any of them has left.
+
 A public CA counts certificates of exactly the same names, and the broker keeps below that
 (`rate_limits.certificates_per_name_set_per_week`): a profile that has none left renews nothing that nobody asked for.
 """
@@ -39,7 +41,7 @@ class BudgetWatch:
         clock: Clock,
         meter: Meter,
     ) -> None:
-        """`profiles` are those of the policy in force, `limits` those that are kept now."""
+        """`profiles` are those of the policy in force, as they are issued, `limits` those that are kept now."""
         self._listing, self._profiles, self._limits = listing, profiles, limits
         self._clock, self._meter = clock, meter
 
@@ -63,6 +65,7 @@ class BudgetWatch:
         profiles = [] if most is None else self._profiles()
         for profile in profiles if len(profiles) <= _MOST_PROFILES else ():
             found = await self._listing.count_certificates([profile.dns_names], self._clock.now() - WEEK)
-            left[(profile.name,)] = float(max(0, (most or 0) - found[profile.dns_names]))
+            own = float(max(0, (most or 0) - found[profile.dns_names]))
+            left[(profile.name,)] = min(left.get((profile.name,), own), own)
             await asyncio.sleep(0)
         self._meter.table(metrics.CERTIFICATES_LEFT, left)

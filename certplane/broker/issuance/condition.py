@@ -170,9 +170,10 @@ class ConditionFollower(ChangeFollower):
         """
         self._profiles.add(name)
         ended = await undisturbed(partial(self._orders.last_ended, name), lambda: self._condition.ends[name])
-        profile = self._policies.current.find_profile(name)
+        policy = self._policies.current
         said: list[Order] = []
         for order in ended:
+            profile = policy.granted(order.identity, name) or policy.find_profile(name)
             if profile is None or order.profile_hash != profile.hash:
                 break
             said.append(order)

@@ -39,6 +39,11 @@ from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock
 
 
+def known_profile(policy: Policy, identity: str, profile: str) -> Profile | None:
+    """The profile with the identity's names; as it is written, if the policy doesn't give it to it."""
+    return policy.granted(identity, profile) or policy.find_profile(profile)
+
+
 @dataclass(frozen=True, slots=True)
 class IssuancePorts:
     """Everything outside.
@@ -83,7 +88,7 @@ class IssuancePorts:
     def profile_of(self, order: Order) -> Profile | None:
         """The order's profile as policy has it now, allowed or not."""
         policy = self.policy
-        return policy.find_profile(order.profile) if policy is not None else None
+        return known_profile(policy, order.identity, order.profile) if policy is not None else None
 
     async def newest_certificate(self, identity: str, profile: str) -> CertificateRecord | None:
         """The certificate in use, as far as is known.

@@ -11,7 +11,7 @@ from __future__ import annotations
 from certplane.broker import metrics
 from certplane.broker.events import AuditEvent, EventKind
 from certplane.broker.issuance.authorisation import AuthorisedRequest, CallAuthorisation
-from certplane.broker.issuance.context import IssuancePorts
+from certplane.broker.issuance.context import IssuancePorts, known_profile
 from certplane.broker.issuance.events import CallEvents
 from certplane.broker.model import Caller, CertificateRecord, Order
 from certplane.errors import RefusalError
@@ -49,7 +49,7 @@ class Delivery:
         self, caller: Caller, record: CertificateRecord, events: CallEvents, source: str, order: Order | None = None
     ) -> None:
         policy = await self._authorisation.ask_again(caller, record)
-        events.learn_policy(policy, policy.find_profile(record.profile))
+        events.learn_policy(policy, known_profile(policy, caller.name, record.profile))
         event = events.delivered(record, order)
         await self._record(events.handing_out(record, event), record, event)
         self._ports.meter.count(metrics.DELIVERIES, source=source)

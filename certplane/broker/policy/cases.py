@@ -102,7 +102,7 @@ def run_cases(document: Document, policy: PolicyDocument) -> list[CaseResult]:
 
 
 def _outcome(case: Case, policy: PolicyDocument) -> tuple[Outcome, str]:
-    profile = policy.find_profile(case.profile)
+    profile = policy.granted(case.identity, case.profile) or policy.find_profile(case.profile)
     names = case.dns_names or (() if profile is None else profile.dns_names)
     try:
         decide(policy, case.identity, case.profile, _Requested(tuple(sorted(set(names))), case.key_type))

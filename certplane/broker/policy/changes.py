@@ -131,11 +131,8 @@ def compare(before: PolicyDocument, after: PolicyDocument) -> PolicyChanges:
         PolicyChange(Change.ISSUED_AGAIN, Subject.CERTIFICATE, grant.name, profile, detail=_why_again(old, new))
         for grant in before.grants
         for profile in grant.profiles
-        if profile in changed
-        and (kept := after.find_grant(grant.name)) is not None
-        and profile in kept.profiles
-        and (old := before.find_profile(profile)) is not None
-        and (new := after.find_profile(profile)) is not None
+        if (old := before.granted(grant.name, profile)) is not None
+        and (new := after.granted(grant.name, profile)) is not None
         and old.hash != new.hash
     ]
     return PolicyChanges(
@@ -146,6 +143,7 @@ def compare(before: PolicyDocument, after: PolicyDocument) -> PolicyChanges:
             *(PolicyChange(Change.LOST, *key) for key in lost),
             *(PolicyChange(Change.GAINED, *key) for key in gained),
             *details,
+            *_changed_labels(before, after),
             *sorted(again, key=lambda change: (change.identity, change.profile)),
         ),
     )
@@ -167,8 +165,10 @@ def _lost(before: PolicyDocument, after: PolicyDocument) -> Iterator[_Key]:
         other = after.find_profile(profile.name)
         if other is None:
             yield Subject.PROFILE, "", profile.name, ""
-        names = () if other is None else other.dns_names
-        yield from ((Subject.NAME, "", profile.name, name) for name in profile.dns_names if name not in names)
+        names = after.names_of(profile.name)
+        yield from (
+            (Subject.NAME, "", profile.name, name) for name in before.names_of(profile.name) if name not in names
+        )
 
 
 def _counts(
@@ -189,7 +189,7 @@ def _sizes(policy: PolicyDocument) -> Counter[Subject]:
         sizes[Subject.ROLE] += len(grant.roles)
         sizes[Subject.GRANT] += len(grant.profiles)
     sizes[Subject.PROFILE] = len(policy.profiles)
-    sizes[Subject.NAME] = sum(len(profile.dns_names) for profile in policy.profiles)
+    sizes[Subject.NAME] = sum(len(policy.names_of(profile.name)) for profile in policy.profiles)
     return sizes
 
 
@@ -208,6 +208,16 @@ def _changed_profiles(before: PolicyDocument, after: PolicyDocument) -> Iterator
                 f"{key}: {_shown(_FACTS[key](old))} -> {_shown(_FACTS[key](new))}" for key in keys if key != "dns_names"
             )
             yield old.name, "; ".join(texts)
+
+
+def _changed_labels(before: PolicyDocument, after: PolicyDocument) -> Iterator[PolicyChange]:
+    """Hosts of both that have other labels, with which."""
+    for grant in before.grants:
+        kept = after.find_grant(grant.name)
+        if kept is not None and kept.kind is grant.kind and kept.labels != grant.labels:
+            old, new = (sorted(f"{key}={value}" for key, value in each.labels.items()) for each in (grant, kept))
+            detail = f"labels: {_shown(old)} -> {_shown(new)}"
+            yield PolicyChange(Change.CHANGED, Subject.HOST, grant.name, detail=detail)
 
 
 def _changed_facts(old: Profile, new: Profile) -> list[str]:

@@ -62,10 +62,9 @@ def decide_again(policy: Policy, caller_name: str, profile: str, dns_names: Coll
     Raises:
         RefusalError: IDENTITY_UNKNOWN, PROFILE_NOT_ALLOWED, NAMES_NOT_ALLOWED.
     """
-    grant = policy.find_grant(caller_name)
-    if grant is None:
+    if policy.find_grant(caller_name) is None:
         raise RefusalError(Reason.IDENTITY_UNKNOWN, NOT_ALLOWED)
-    allowed = policy.find_profile(profile) if profile in grant.profiles else None
+    allowed = policy.granted(caller_name, profile)
     if allowed is None:
         raise RefusalError(Reason.PROFILE_NOT_ALLOWED, NOT_ALLOWED)
     missing = set(allowed.dns_names).difference(dns_names)

@@ -44,7 +44,7 @@ NO_EFFORT: Final = PolicyEffort()
 
 def effort(
     changes: PolicyChanges,
-    find_profile: Callable[[str], Profile | None],
+    granted: Callable[[str, str], Profile | None],
     directories: Mapping[str, str],
     private: Collection[str],
     *,
@@ -54,12 +54,12 @@ def effort(
 
     Args:
         changes: What it changes.
-        find_profile: Its profiles.
+        granted: Its profiles, by identity and name.
         directories: The directory's URL of each issuer, by name; the first is that of profiles that name none.
         private: Issuers that are no public CAs.
         same_names_per_week: The broker's own limit; None or 0 is none.
     """
-    wanted = Counter(_ordered(changes.changes, find_profile, next(iter(directories), ""), private))
+    wanted = Counter(_ordered(changes.changes, granted, next(iter(directories), ""), private))
     duration = timedelta()
     of_issuer = Counter[str]()
     for (issuer, _), count in wanted.items():
@@ -82,7 +82,7 @@ def _waits(count: int, most: int) -> int:
 
 def _ordered(
     changes: tuple[PolicyChange, ...],
-    find_profile: Callable[[str], Profile | None],
+    granted: Callable[[str, str], Profile | None],
     default: str,
     private: Collection[str],
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -90,7 +90,7 @@ def _ordered(
     for change in changes:
         again = change.change is Change.ISSUED_AGAIN
         if again or (change.change is Change.GAINED and change.subject is Subject.GRANT):
-            profile = find_profile(change.profile)
+            profile = granted(change.identity, change.profile)
             issuer = next(iter(profile.issuers), default) if profile is not None else ""
             if profile is not None and issuer not in private:
                 yield issuer, profile.dns_names

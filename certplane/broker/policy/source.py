@@ -120,7 +120,7 @@ class FilePolicySource(PolicySource):
         # What a large one and its text were is freed in pieces: the event loop has its turn between them.
         left: list[object] = [*document.entries()]
         if before is not None:
-            left += (*before.profiles, *before.grants)
+            left += (*before.profiles, *before.issued_profiles, *before.grants)
         said = "" if changes is None else summary(changes)
         self._loaded = LoadedPolicy(policy, zlib.compress(content, 1), changes, said, len(content))
         del document, before

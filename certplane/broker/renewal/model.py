@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
+from operator import attrgetter
+from typing import Any, Final, NamedTuple
 
 from certplane.fleet_report.model import RenewalCause
 
@@ -128,6 +130,22 @@ class Selection:
     """Certificates in force that match every field that isn't empty; nothing when all are empty and `all` is False.
 
     With `identities` it is the identities of `hosts`, or of `all` hosts, instead.
+
+    Attributes:
+        all: All that there are, as far as other fields don't narrow it.
+        hosts: Of these hosts, by identity.
+        profiles: Of these profiles.
+        issuers: Of these issuers.
+        certificate_ids: These.
+        dns_names: With one of these names.
+        identities: Identities instead.
+        labels: Of hosts that have one of these labels in the policy, as KEY=VALUE. Only for people: whoever sets it
+            has looked them up, and `hosts` are those that have one (and were named, if some were).
+        serial_numbers: With one of these serial numbers.
+        public_keys_sha256: Of one of these keys.
+        issued_before: That the broker had before this time.
+        window_open: Whose CA wants them replaced now: its window (RFC 9773) has begun.
+        incident_id: Of this incident.
     """
 
     all: bool = False
@@ -137,35 +155,73 @@ class Selection:
     certificate_ids: tuple[str, ...] = ()
     dns_names: tuple[str, ...] = ()
     identities: bool = False
+    labels: tuple[str, ...] = ()
+    serial_numbers: tuple[str, ...] = ()
+    public_keys_sha256: tuple[str, ...] = ()
+    issued_before: datetime | None = None
+    window_open: bool = False
+    incident_id: str = ""
 
     def __str__(self) -> str:
         """The fields that are set, for people: `hosts: web1, web2; profiles: shop`."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
-        parts = (
-            name if value is True else f"{name.replace('_', ' ')}: {', '.join(value)}"
-            for name, value in given.items()
-            if value
-        )
-        return "; ".join(parts)
+        return "; ".join(f"{name.replace('_', ' ')}{_shown(value)}" for name, value in given.items() if value)
 
-    def matcher(self) -> Callable[[str, str, str, str, Sequence[str]], bool]:
-        """Says whether a certificate's id, host, profile, issuer and names are what is selected."""
-        ids, hosts, profiles, issuers, names = map(
-            frozenset, (self.certificate_ids, self.hosts, self.profiles, self.issuers, self.dns_names)
-        )
-        some = self.all or bool(ids or hosts or profiles or issuers or names)
+    def matcher(self, now: datetime) -> Callable[[Candidate], bool]:
+        """Says whether a certificate is what is selected at this time, but for its incident."""
+        if self == Selection() or (self.labels and not self.hosts):
+            return lambda _: False
+        tests = [
+            _is_one(attribute, frozenset(wanted))
+            for field, attribute in _ONE_OF.items()
+            if (wanted := getattr(self, field))
+        ]
+        if self.dns_names:
+            names = frozenset(self.dns_names)
+            tests.append(lambda one: not names.isdisjoint(one.dns_names))
+        if (end := self.issued_before) is not None:
+            tests.append(lambda one: one.create_time < end)
+        if self.window_open:
+            tests.append(lambda one: one.window_start is not None and one.window_start <= now)
+        return lambda one: all(passes(one) for passes in tests)
 
-        def matches(certificate_id: str, host: str, profile: str, issuer: str, dns_names: Sequence[str]) -> bool:
-            return (
-                some
-                and (not ids or certificate_id in ids)
-                and (not hosts or host in hosts)
-                and (not profiles or profile in profiles)
-                and (not issuers or issuer in issuers)
-                and (not names or not names.isdisjoint(dns_names))
-            )
 
-        return matches
+class Candidate(NamedTuple):
+    """Of a certificate in force what a selection looks at."""
+
+    certificate_id: str
+    host: str
+    profile: str
+    issuer: str
+    dns_names: Sequence[str]
+    serial_number: str
+    public_key_sha256: str
+    create_time: datetime
+    window_start: datetime | None
+
+
+_ONE_OF: Final = {
+    "certificate_ids": "certificate_id",
+    "hosts": "host",
+    "profiles": "profile",
+    "issuers": "issuer",
+    "serial_numbers": "serial_number",
+    "public_keys_sha256": "public_key_sha256",
+}
+"""Fields of `Selection`, and what of a certificate must be among their values."""
+
+
+def _is_one(attribute: str, of: frozenset[str]) -> Callable[[Candidate], bool]:
+    value = attrgetter(attribute)
+    return lambda one: value(one) in of
+
+
+def _shown(value: Any) -> str:
+    if value is True:
+        return ""
+    if isinstance(value, datetime):
+        return f": {value:%Y-%m-%dT%H:%M:%SZ}"
+    return f": {value if isinstance(value, str) else ', '.join(value)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any, Final, Protocol
 
 import grpc
@@ -85,7 +86,7 @@ class EnrollmentServicer(enrollment_pb2_grpc.EnrollmentServiceServicer):
             broker_time=timestamp(self._clock.now()),
             policy_hash=self._policy.current.hash,
             broker_version=__version__,
-            granted_profiles=_granted(caller.profiles, self._policy.current.find_profile),
+            granted_profiles=_granted(caller.profiles, partial(self._policy.current.granted, caller.name)),
         )
 
     async def GetTrustBundle(

@@ -31,6 +31,7 @@ from typing_extensions import override
 from certplane.broker.events import AuditEvent
 from certplane.broker.model import ChangeKind
 from certplane.broker.renewal.model import (
+    Candidate,
     DueCheck,
     FollowedItem,
     InForce,
@@ -102,6 +103,10 @@ class SqlRenewalPlanStore(RenewalPlanStore, RenewalRequestLog, RequestItems, Ren
                 certificates.c.profile,
                 certificates.c.issuer,
                 certificates.c.dns_names,
+                certificates.c.serial_number,
+                certificates.c.public_key_sha256,
+                certificates.c.create_time,
+                plans.window_start,
                 plans.renew_time,
                 plans.renewal_request_id,
             )
@@ -259,7 +264,7 @@ class SqlRenewalPlanStore(RenewalPlanStore, RenewalRequestLog, RequestItems, Ren
         if selection == Selection():
             return []
         now_values = {"now": to_micros(now)}
-        matches = selection.matcher()
+        matches = selection.matcher(now)
         found: list[Selected] = []
         with reading():
             if selection.certificate_ids or selection.hosts:
@@ -367,10 +372,15 @@ def _place(one: InForce | Selected) -> tuple[str, str]:
     return (one.host, one.certificate_id)
 
 
-def _matching(rows: Sequence[Row], matches: Callable[[str, str, str, str, Sequence[str]], bool]) -> Iterator[Selected]:
-    for certificate_id, host, profile, issuer, dns_names, renew_time, request_id in rows:
-        if matches(certificate_id, host, profile, issuer, decode_names(dns_names)):
-            yield Selected(certificate_id, host, from_micros(renew_time), request_id)
+def _matching(rows: Sequence[Row], matches: Callable[[Candidate], bool]) -> Iterator[Selected]:
+    for row in rows:
+        certificate_id, host, profile, issuer, names, serial_number, key, created, window, renew_time, request_id = row
+        start = None if window is None else from_micros(window)
+        one = Candidate(
+            certificate_id, host, profile, issuer, decode_names(names), serial_number, key, from_micros(created), start
+        )
+        if matches(one):
+            yield Selected(one.certificate_id, one.host, from_micros(renew_time), request_id)
 
 
 def _in_force_from_row(row: Sequence[Any]) -> InForce:

@@ -24,7 +24,7 @@ def again(profile: str, count: int = 1) -> list[PolicyChange]:
     return [PolicyChange(Change.ISSUED_AGAIN, Subject.CERTIFICATE, f"h{n}", profile) for n in range(count)]
 
 
-def find(name: str) -> Profile | None:
+def granted(_identity: str, name: str) -> Profile | None:
     if name == "gone":
         return None
     issuers = {"private": ("inside",), "other": ("other",)}.get(name, ())
@@ -33,7 +33,7 @@ def find(name: str) -> Profile | None:
 
 def spent(*changes: PolicyChange, limit: int | None = None, first: str = LE) -> tuple[int, timedelta]:
     directories = {"acme": first, "other": OTHER, "inside": "https://inside/acme"}
-    found = effort(of(*changes), find, directories, {"inside"}, same_names_per_week=limit)
+    found = effort(of(*changes), granted, directories, {"inside"}, same_names_per_week=limit)
     return found.orders, found.duration
 
 

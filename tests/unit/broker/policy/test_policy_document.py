@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from certplane.broker.commands import policy_notices, policy_rows
 from certplane.broker.model import Grant, IdentityKind
 from certplane.broker.policy.document import PolicyDocument, load_policy, read_policy
+from certplane.broker.standing_rules import IncidentRules, RolloutRules
 from certplane.config.document import Document
 from certplane.errors import ConfigurationError
 
@@ -437,7 +438,8 @@ def test_who_is_called_so() -> None:
     """A name is one identity's; a label may be of a host, a service and an operator at once."""
     kinds = {"h.example": IdentityKind.HOST, "s.example": IdentityKind.SERVICE, "o.example": IdentityKind.OPERATOR}
     grants = {name: Grant(name, kind, "api") for name, kind in kinds.items()}
-    policy = PolicyDocument("policy.yml", "hash", {}, grants)
+    rules = (RolloutRules(), IncidentRules())
+    policy = PolicyDocument("policy.yml", "hash", {}, grants, expanded={}, rules=rules)
     assert policy.identities_of("api") == {*kinds}
     assert policy.identities_of("s.example") == {"s.example"}
     assert policy.identities_of("nobody") == frozenset()
