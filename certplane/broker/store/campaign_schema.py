@@ -80,6 +80,8 @@ rollout_items: Final = Table(
     Column("reason", _Text, nullable=False),
     Column("attempt", _Sequence, nullable=False),
     Column("new_certificate_id", _Text, nullable=False),
+    # Of the last failure that was seen: another one is another failure.
+    Column("failure_mark", _Text, nullable=False),
     Column("release_time", _Time),
     Column("done_time", _Time),
     Column("revoke_time", _Time),

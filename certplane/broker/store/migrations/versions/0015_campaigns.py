@@ -69,6 +69,7 @@ def _add_rollouts() -> None:
         sa.Column("reason", _text, nullable=False),
         sa.Column("attempt", _time, nullable=False),
         sa.Column("new_certificate_id", _text, nullable=False),
+        sa.Column("failure_mark", _text, nullable=False),
         sa.Column("release_time", _time),
         sa.Column("done_time", _time),
         sa.Column("revoke_time", _time),

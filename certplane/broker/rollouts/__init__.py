@@ -1,0 +1,1 @@
+"""New certificates for many hosts, ring by ring: what a rollout is, and what decides (ADR 0053)."""
