@@ -398,6 +398,8 @@ class ChangeKind(StrEnum):
     """Something is asked of a broker, or answered; the key is the broker_id, or the request's."""
     MEMBER = "member"
     """A broker has come or left, or another policy, say, is in force there; the key is its broker_id."""
+    ACTIVATION = "activation"
+    """A certificate that a host holds for a rollout was released, or abandoned; the key is the host's name."""
 
 
 @dataclass(frozen=True, slots=True)

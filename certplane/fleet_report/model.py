@@ -119,6 +119,8 @@ class CertificateStatus:
     next_attempt_time: datetime | None = None
     activate_time: datetime | None = None
     update_time: datetime | None = None
+    held_by_rollout_id: Annotated[str, _NAME_OR_NONE] = ""
+    """The rollout that holds back what is `issued`; `activate_time` is then when the host activates it by itself."""
 
     @property
     def outcome(self) -> str:
@@ -146,6 +148,8 @@ class Report:
 
 IDENTITY_FEATURE: Final = "identity"
 """Of an agent that renews its host's identity when it is told to (`Renewal.identity`)."""
+ROLLOUT_FEATURE: Final = "rollout"
+"""Of an agent that can hold a certificate back (`Renewal.hold_activation`), and hears of activations."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -93,6 +93,54 @@ async def test_a_plan_is_given_back_whole(store: StoreHarness) -> None:
     (found,) = await in_force(store)
     assert found.plan == plan
     assert found.renew_time == plan.renew_time
+
+
+def rollouts_plan(record: CertificateRecord, now: datetime) -> RenewalPlan:
+    """A rollout's, every field set."""
+    return plan_of(
+        record,
+        renew_time=now,
+        cause=RenewalCause.OPERATOR,
+        renewal_request_id="",
+        rollout_id="rollout-1",
+        hold_activation=True,
+        activate_by_time=now + 40 * DAY,
+        new_key=True,
+        to_issuer="other",
+    )
+
+
+async def test_a_rollout_s_plan_is_given_back_whole_and_ends_with_the_next_plan(store: StoreHarness) -> None:
+    """Whoever plans anew asks for nothing of it."""
+    record = await store.issue()
+    plans = store.stores.renewal_plans
+    wanted = rollouts_plan(record, store.clock.now())
+    await plans.set_plans([wanted])
+    (found,) = await in_force(store)
+    assert found.plan == wanted
+    assert await plans.planned([record.certificate_id]) == [wanted]
+    assert await plans.replace_plan(wanted, replace(wanted, reason="the CA was asked"))
+    await plans.set_plans([plan_of(record)])
+    (found,) = await in_force(store)
+    assert found.plan == plan_of(record)
+
+
+async def test_a_broker_without_rollouts_leaves_nothing_of_one_in_its_own_plans(store: StoreHarness) -> None:
+    """It doesn't know the columns, and leaves them: what it plans is still an operator's request, or the CA's window."""
+    if store.place.kind == "memory":
+        pytest.skip("there are no columns")
+    record = await store.issue()
+    await store.stores.renewal_plans.set_plans([rollouts_plan(record, store.clock.now())])
+    for change in (
+        "UPDATE renewal_plans SET renewal_request_id = 'r-1'",
+        "UPDATE renewal_plans SET cause = 'issuer'",
+    ):
+        store.place.execute(change)
+        (found,) = await in_force(store)
+        assert found.plan is not None
+        assert (found.plan.rollout_id, found.plan.hold_activation, found.plan.new_key) == ("", False, False)
+        assert await store.stores.renewal_plans.planned([record.certificate_id]) == [found.plan]
+        assert await store.stores.renewal_plans.replace_plan(found.plan, replace(found.plan, reason="again"))
 
 
 async def test_a_certificate_has_one_plan_at_most(store: StoreHarness) -> None:

@@ -10,14 +10,17 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
+from typing_extensions import override
+
 from certplane.broker.audit import RepeatCoalescer
 from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.messages import Directive, DirectiveResult, Hello, Outgoing
 from certplane.broker.fleet.model import HostRecord
-from certplane.broker.fleet.ports import RecordedReports
+from certplane.broker.fleet.ports import Activations, RecordedReports
 from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.fleet.stream import ServedStream
+from certplane.broker.renewal.model import HostActivation
 from certplane.errors import Refusal
 from certplane.fleet_report.model import CertificateState, CertificateStatus, HostFacts, Report
 from tests.fakes.audit import FakeMeter
@@ -58,6 +61,19 @@ class FaultyStore:
         return recorded
 
 
+class FakeActivations(Activations):
+    """`Activations` of a list; `reads` are the hosts of each question."""
+
+    def __init__(self) -> None:
+        self.released: list[HostActivation] = []
+        self.reads: list[tuple[str, ...]] = []
+
+    @override
+    async def activations_of(self, hosts: Sequence[str]) -> Sequence[HostActivation]:
+        self.reads.append(tuple(hosts))
+        return [each for each in self.released if each.host in hosts]
+
+
 class World:
     """A hub and its hosts."""
 
@@ -68,6 +84,7 @@ class World:
         self.store = FaultyStore(self.stores.fleet)
         self.meter = FakeMeter()
         self.hashes = ("p0", "t0", "e0")
+        self.activations = FakeActivations()
         numbers = itertools.count(1)
         self.hub = FleetHub(
             store=self.store,
@@ -83,6 +100,7 @@ class World:
             rng=random.Random(1),
             trail=AuditTrail(self.clock, lambda: f"event-{next(numbers)}"),
             settings=settings,
+            activations=self.activations,
         )
 
     async def pass_time(self, span: timedelta, step: timedelta = SECOND) -> None:
@@ -127,8 +145,8 @@ class Host:
         finally:
             hub.detach(stream)
 
-    async def report(self, sequence: int) -> None:
-        self._inbox.put_nowait(Report(sequence, CertificateStatus("web", CertificateState.DUE)))
+    async def report(self, sequence: int, status: CertificateStatus | None = None) -> None:
+        self._inbox.put_nowait(Report(sequence, status or CertificateStatus("web", CertificateState.DUE)))
         await settled()
 
     async def answer(self, error: Refusal | None = None) -> None:

@@ -29,6 +29,7 @@ def follow_others(
     plans.subscribe_identities(hub.identities_wanted)
     feed.follow(ChangeKind.PLAN, plans, what="renewal plans")
     feed.follow(ChangeKind.IDENTITY_RENEWAL, IdentitiesWanted(hub), what="renewals of identities")
+    feed.follow(ChangeKind.ACTIVATION, ActivationsWanted(hub), what="released certificates")
     feed.follow(ChangeKind.CERTIFICATE_REVOKED, Revocations(revoked, plans, clock), what="recent revocations")
     feed.follow(ChangeKind.STREAM, hub.displacement, what="which hosts have gone to another broker")
     feed.follow(ChangeKind.REPORT, ReportsElsewhere(hub.watchers, clock), what="reports to other brokers")
@@ -66,6 +67,21 @@ class IdentitiesWanted(ChangeFollower):
     @override
     async def reread(self, since: datetime) -> None:
         self._hub.plans_unknown()
+
+
+class ActivationsWanted(ChangeFollower):
+    """Certificates that hosts hold, and that a rollout has released or abandoned at another broker."""
+
+    def __init__(self, hub: FleetHub) -> None:
+        self._hub = hub
+
+    @override
+    async def changed(self, keys: Collection[str]) -> None:
+        self._hub.activations_wanted(keys)
+
+    @override
+    async def reread(self, since: datetime) -> None:
+        self._hub.plans_unknown()  # which has all that hosts don't know told
 
 
 class HostsElsewhere(ChangeFollower):

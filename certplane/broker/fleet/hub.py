@@ -31,8 +31,8 @@ from certplane.broker.fleet.displacement import CountDisplacement, Displacement
 from certplane.broker.fleet.knowledge import revoked_plan
 from certplane.broker.fleet.messages import DirectiveResult, Goodbye, Hello, Outgoing, Welcome
 from certplane.broker.fleet.model import RevokedCertificate
-from certplane.broker.fleet.plan_teller import PlanTeller, ToldPlans
-from certplane.broker.fleet.ports import FleetStore, StreamPlaces
+from certplane.broker.fleet.plan_teller import NoActivations, PlanTeller, ToldPlans
+from certplane.broker.fleet.ports import Activations, FleetStore, StreamPlaces
 from certplane.broker.fleet.recording import Recorder
 from certplane.broker.fleet.refusals import draining, invalid
 from certplane.broker.fleet.registry import StreamRegistry
@@ -43,7 +43,7 @@ from certplane.broker.fleet.supervision import StreamSupervision
 from certplane.broker.fleet.watching import Watchers
 from certplane.broker.model import Caller, CertificateRecord
 from certplane.broker.ports import EventRecorder, Meter
-from certplane.broker.renewal.model import RenewalPlan
+from certplane.broker.renewal.model import HostActivation, RenewalPlan
 from certplane.fleet_report.model import Report
 from certplane.runtime.clock import Clock
 from certplane.runtime.rarely import Rarely
@@ -73,6 +73,7 @@ class FleetHub:
         rng: random.Random,
         trail: AuditTrail,
         settings: StreamSettings | None = None,
+        activations: Activations | None = None,
     ) -> None:
         """No stream yet.
 
@@ -88,18 +89,31 @@ class FleetHub:
             rng: For nonces and waiting times.
             trail: Makes audit events.
             settings: The limits.
+            activations: Where it is read which of the certificates that hosts hold were released; None: none ever was.
         """
         settings = settings or StreamSettings()
         self.watchers = Watchers(settings.watchers, meter)
         self.registry = StreamRegistry(meter)
+        self._teller = PlanTeller(
+            store=store,
+            plans=plans,
+            activations=activations or NoActivations(),
+            find_certificate=find_certificate,
+            tell=self._tell,
+            clock=clock,
+            rng=rng,
+        )
         self._recorder = Recorder(
-            store=store, repeats=repeats, watchers=self.watchers, clock=clock, meter=meter, trail=trail
+            store=store,
+            repeats=repeats,
+            watchers=self.watchers,
+            clock=clock,
+            meter=meter,
+            trail=trail,
+            held=self._teller.tell_activations_soon,
         )
         self.context = StreamContext(
             self._recorder, InForceHashes(hashes()), settings, clock, meter, rng, Rarely(clock)
-        )
-        self._teller = PlanTeller(
-            store=store, plans=plans, find_certificate=find_certificate, tell=self._tell, clock=clock, rng=rng
         )
         self.supervision = StreamSupervision(
             registry=self.registry, teller=self._teller, hashes=hashes, context=self.context
@@ -134,6 +148,12 @@ class FleetHub:
         for host in hosts:
             if host in self.registry:
                 self._teller.tell_soon(host)
+
+    def activations_wanted(self, hosts: Iterable[str]) -> None:
+        """What these hosts hold was released or abandoned, and that is durable: tell those that have a stream."""
+        for host in hosts:
+            if host in self.registry:
+                self._teller.tell_activations_soon(host)
 
     def was_elsewhere(self, host: str) -> None:
         """A host has come to another broker, has left it, or has answered it: nobody here knows what it refuses now."""
@@ -290,9 +310,10 @@ class FleetHub:
     def _goodbye(self) -> Goodbye:
         return self.context.goodbye(len(self.registry), self._away)
 
-    def _tell(self, host: str, plans: list[RenewalPlan]) -> None:
-        """Tell a host plans that were read some moments ago: what has changed since is newer."""
+    def _tell(self, host: str, plans: list[RenewalPlan], activations: list[HostActivation]) -> None:
+        """Tell a host what was read some moments ago: plans that have changed since are newer."""
         stream = self.registry.place_of(host)
         if stream is not None:
             stream.session.want(plans, older=True)
+            stream.session.activate(activations)
             stream.wake()

@@ -9,7 +9,7 @@ from typing import Final
 from certplane.broker.fleet.filter import IDENTITY
 from certplane.broker.fleet.model import HostRecord
 from certplane.broker.model import CertificateRecord
-from certplane.broker.renewal.model import InForce, RenewalPlan
+from certplane.broker.renewal.model import HostActivation, InForce, RenewalPlan
 from certplane.fleet_report.model import IDENTITY_FEATURE, CertificateStatus, RenewalCause
 
 PlanMark = tuple[str, datetime]
@@ -48,6 +48,18 @@ def unknown_plans(
         if _is_unknown(plan, renews[plan.certificate_id], waits.get(plan.certificate_id)):
             unknown.append(plan)
     return unknown
+
+
+def unknown_activations(
+    activations: Iterable[HostActivation], certificates: Iterable[CertificateStatus]
+) -> list[HostActivation]:
+    """Those of certificates that the host says it holds: it is told until it doesn't say so any more."""
+    held = {
+        status.issued.certificate_id
+        for status in certificates
+        if status.held_by_rollout_id and status.issued is not None
+    }
+    return [each for each in activations if each.certificate_id in held]
 
 
 def unknown_identity_plan(
@@ -98,6 +110,8 @@ _Wait = tuple[datetime | None, datetime | None]
 
 def _is_unknown(plan: RenewalPlan, meant: datetime | None, waits: _Wait | None) -> bool:
     """Whether a host that means to renew something then, or doesn't say when, has to be told of the plan."""
+    if plan.hold_activation or plan.new_key:
+        return True  # by when it means to renew nobody can tell whether it knows how
     failed, again = waits or (None, None)
     if plan.cause in _ASKED and failed is not None and again is not None and failed < plan.renew_time < again:
         return True  # it was asked for after the failure for which the host waits

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeAlias
 
-from certplane.broker.renewal.model import RenewalPlan
+from certplane.broker.renewal.model import HostActivation, RenewalPlan
 from certplane.errors import Refusal
 from certplane.fleet_report.model import HostFacts, Report
 
@@ -59,6 +59,7 @@ class Directive:
     policy_hash: str
     trust_bundle_hash: str
     retry_epoch: str = ""
+    activations: tuple[HostActivation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

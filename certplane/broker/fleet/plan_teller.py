@@ -1,5 +1,7 @@
 """Tells hosts that have connected the renewal plans that they don't know, except those that they have refused.
 
+And which of the certificates that they hold for a rollout they may use, until their reports show that they know.
+
 Some hosts at a time, so that a fleet's return is not slowed by it. Computed from durable state, so that it is the same
 after any restart; which refusals stand is in memory, and a broker that is started again, or to which a host comes from
 another one, asks once more. A host that could not take a directive over *for now* (its disk is full) is told again
@@ -14,25 +16,28 @@ import asyncio
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Container, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from datetime import timedelta
 from itertools import islice
 from typing import Final, Protocol
+
+from typing_extensions import override
 
 from certplane.broker.fleet.knowledge import (
     PlanMark,
     held_certificates,
     mark,
     revoked_plan,
+    unknown_activations,
     unknown_identity_plan,
     unknown_plans,
 )
 from certplane.broker.fleet.messages import Directive
 from certplane.broker.fleet.model import HostRecord
-from certplane.broker.fleet.ports import FleetStore
+from certplane.broker.fleet.ports import Activations, FleetStore
 from certplane.broker.fleet.settings import RETRY
 from certplane.broker.model import CertificateRecord
-from certplane.broker.renewal.model import InForce, RenewalPlan
+from certplane.broker.renewal.model import HostActivation, InForce, RenewalPlan
 from certplane.broker.renewal.ports import RenewalPlanStore, RequestItems
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import Clock
@@ -53,6 +58,14 @@ class ToldPlans(RenewalPlanStore, RequestItems, Protocol):
     """What hosts are told of: plans for certificates, and requests for identities."""
 
 
+class NoActivations(Activations):
+    """Nothing was ever held."""
+
+    @override
+    async def activations_of(self, hosts: Sequence[str]) -> Sequence[HostActivation]:
+        return ()
+
+
 class PlanTeller:
     """Tells the hosts of one broker their plans, and knows what each has refused."""
 
@@ -61,14 +74,16 @@ class PlanTeller:
         *,
         store: FleetStore,
         plans: ToldPlans,
+        activations: Activations,
         find_certificate: Callable[[str], Awaitable[CertificateRecord | None]],
-        tell: Callable[[str, list[RenewalPlan]], None],
+        tell: Callable[[str, list[RenewalPlan], list[HostActivation]], None],
         clock: Clock,
         rng: random.Random,
     ) -> None:
-        """No host has connected yet; `tell` is called with a host and the plans that it doesn't know."""
+        """No host has connected yet; `tell` is called with a host and what it doesn't know of both."""
         self._store = store
         self._plans = plans
+        self._activations = activations
         self._find_certificate = find_certificate
         self._tell_host = tell
         self._clock = clock
@@ -77,12 +92,18 @@ class PlanTeller:
         self._taken_back: list[tuple[str, int]] = []
         self._postponed: dict[str, float] = {}
         """Hosts that could not take a directive over, and the monotonic time to tell them again, the soonest first."""
-        self._arrived: dict[str, None] = {}
+        self._arrived: dict[str, bool] = {}
+        """Who is to be told soon: everything, or of activations alone."""
         self._arrival = asyncio.Event()
 
     def tell_soon(self, host: str) -> None:
         """Tell the host what it doesn't know, with others that come now."""
-        self._arrived[host] = None
+        self._arrived[host] = True
+        self._arrival.set()
+
+    def tell_activations_soon(self, host: str) -> None:
+        """Tell the host which of the certificates that it holds it may use, with others."""
+        self._arrived.setdefault(host, False)
         self._arrival.set()
 
     def tell_postponed(self, connected: Container[str]) -> None:
@@ -139,7 +160,7 @@ class PlanTeller:
             await self._arrival.wait()
             while self._arrived:
                 await self._clock.sleep(_GATHERING)
-                hosts = tuple(islice(self._arrived, _TOGETHER))
+                hosts = dict(islice(self._arrived.items(), _TOGETHER))
                 for host in hosts:
                     del self._arrived[host]
                 try:
@@ -148,38 +169,46 @@ class PlanTeller:
                     failures += 1
                     if failures == 1:
                         _logger.warning("could not read renewal plans; will retry: %s", error)
-                    self._arrived.update(dict.fromkeys(hosts))
+                    for host, whole in hosts.items():
+                        self._arrived[host] = whole or self._arrived.get(host, False)
                     await self._clock.sleep(RETRY.wait(failures, self._rng))
                 except Exception as error:  # noqa: BLE001 - of one of them, and said there
                     _logger.warning("could not read the plans of several hosts; reading one by one: %r", error)
-                    for host in hosts:
-                        await self._tell_alone(host)
+                    for host, whole in hosts.items():
+                        await self._tell_alone(host, whole=whole)
                 else:
                     failures = 0
             self._arrival.clear()
 
-    async def _tell_alone(self, host: str) -> None:
+    async def _tell_alone(self, host: str, *, whole: bool) -> None:
         """Tell one host of several of which one can't be read, so that the others hear of their plans."""
         try:
-            await self._tell((host,))
+            await self._tell({host: whole})
         except RefusalError:
-            self._arrived[host] = None
+            self._arrived[host] = whole or self._arrived.get(host, False)
         except Exception:
             # It goes on without: its certificates have times of their own, and each change is told.
             _logger.exception("could not tell a host its renewal plans", extra={"fields": {"host": host}})
 
-    async def _tell(self, hosts: tuple[str, ...]) -> None:
-        identities = {found[1].host: found for found in await self._plans.identity_renewals(hosts)}
+    async def _tell(self, hosts: Mapping[str, bool]) -> None:
+        whole = [host for host, everything in hosts.items() if everything]
+        identities = {found[1].host: found for found in await self._plans.identity_renewals(whole)}
         in_force = defaultdict(list)
-        for certificate in await self._plans.in_force_of(hosts, self._clock.now()):
+        for certificate in await self._plans.in_force_of(whole, self._clock.now()):
             in_force[certificate.host].append(certificate)
-        for record in await self._store.list_hosts(hosts=hosts):
-            plans = await self._plans_for(record, in_force[record.host])
-            refused = self._refused.get(record.host, frozenset())
-            if (identity := unknown_identity_plan(identities.get(record.host), record, refused)) is not None:
-                plans.append(identity)
-            if plans:
-                self._tell_host(record.host, plans)
+        released = defaultdict(list)
+        for activation in await self._activations.activations_of([*hosts]):
+            released[activation.host].append(activation)
+        for record in await self._store.list_hosts(hosts=[*hosts]):
+            plans: list[RenewalPlan] = []
+            if hosts[record.host]:
+                plans += await self._plans_for(record, in_force[record.host])
+                refused = self._refused.get(record.host, frozenset())
+                if (identity := unknown_identity_plan(identities.get(record.host), record, refused)) is not None:
+                    plans.append(identity)
+            activations = unknown_activations(released[record.host], record.certificates)
+            if plans or activations:
+                self._tell_host(record.host, plans, activations)
 
     async def _plans_for(self, record: HostRecord, in_force: Sequence[InForce]) -> list[RenewalPlan]:
         refused = self._refused.get(record.host, frozenset())

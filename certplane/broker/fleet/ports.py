@@ -9,6 +9,7 @@ from typing import Protocol
 
 from certplane.broker.events import AuditEvent
 from certplane.broker.fleet.model import HostRecord, HostStream, IssuedCertificate, RecordedStream, RevokedCertificate
+from certplane.broker.renewal.model import HostActivation
 from certplane.errors import Refusal
 from certplane.fleet_report.model import Report
 
@@ -159,6 +160,21 @@ class StreamPlaces(Protocol):
 
     async def find_streams(self, hosts: Sequence[str]) -> Sequence[RecordedStream]:
         """The last streams of these hosts; of those that never had one, none.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        ...
+
+
+class Activations(Protocol):
+    """Which certificates that hosts hold for a rollout were released, or abandoned."""
+
+    async def activations_of(self, hosts: Sequence[str]) -> Sequence[HostActivation]:
+        """Those of these hosts: what was released and isn't known to be in use, and what was abandoned.
+
+        Some may be over: a host is told of those alone that it says it holds. Of one certificate there is one at most.
+        Asked once for many hosts, each time some of them have come or hold another certificate.
 
         Raises:
             RefusalError: STORE_UNAVAILABLE.

@@ -35,6 +35,8 @@ class Recorder:
     clock: Clock
     meter: Meter
     trail: AuditTrail
+    held: Callable[[str], None] = lambda _: None
+    """Told of each host that durably holds a certificate for a rollout: it may have been released meanwhile."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _pausing: set[asyncio.Task[Any]] = field(default_factory=set)
     """Those of the tasks that wait for another try."""
@@ -76,6 +78,8 @@ class Recorder:
         for report in recorded.new:
             self.meter.count(metrics.REPORTS, result="durable")
             self.watchers.certificate_changed(caller.name, report.certificate, now)
+            if report.certificate.held_by_rollout_id:
+                self.held(caller.name)
         for name in recorded.forgotten:
             self.watchers.certificate_removed(caller.name, name, now)
         repeated = [told[sequence] for sequence in recorded.telling if sequence not in first]

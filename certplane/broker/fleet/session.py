@@ -4,8 +4,8 @@ Pure: messages and events go in, messages come out; times are given, nothing is 
 sends, `hub` and `recording` have reports made durable.
 
 What is to be said is state, never a queue: the highest durable sequence, whether a heartbeat wants its answer, the
-plans that the host doesn't know. `next_message` makes a message of it at the moment of sending, so that a host that
-reads slowly costs what a fast one costs, and ten thousand changes of one certificate are one directive.
+plans and activations that the host doesn't know. `next_message` makes a message of it at the moment of sending, so that
+a host that reads slowly costs what a fast one costs, and ten thousand changes of one certificate are one directive.
 
 Directives: one at a time. The next one waits for the answer, and says what is wanted by then. What a host has refused
 isn't said again until it changes.
@@ -19,7 +19,7 @@ Ten thousand of these are held: they have slots, and no list or dict before ther
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Final
@@ -35,11 +35,13 @@ from certplane.broker.fleet.messages import (
     Welcome,
 )
 from certplane.broker.fleet.refusals import invalid
-from certplane.broker.renewal.model import RenewalPlan
-from certplane.fleet_report.model import HostFacts, Report
+from certplane.broker.renewal.model import HostActivation, RenewalPlan
+from certplane.fleet_report.model import ROLLOUT_FEATURE, HostFacts, Report
 
 MOST_RENEWALS: Final = 100
 """Renewals of one directive (proto, Directive.renewals): with the longest reasons still under 64 KiB together."""
+MOST_ACTIVATIONS: Final = 100
+"""Activations of one directive (proto, Directive.activations)."""
 
 _ROOM: Final = 48 * 1024
 """Bytes of texts in one directive, so that the message stays under 64 KiB."""
@@ -95,6 +97,7 @@ class HostSession:
     refusal_may_stand: bool = True
     _names: frozenset[str] = frozenset()
     _wanted: dict[str, RenewalPlan] | None = None
+    _activations: dict[str, HostActivation] | None = None
     _told: tuple[str, str, str] = ("", "", "")
     _welcome: Welcome | None = None
     _welcomed: bool = False
@@ -183,6 +186,11 @@ class HostSession:
                 if self._wanted.get(plan.certificate_id) == plan:
                     del self._wanted[plan.certificate_id]
             self._wanted = self._wanted or None
+        if self._activations is not None:
+            for activation in directive.activations:
+                if self._activations.get(activation.certificate_id) == activation:
+                    del self._activations[activation.certificate_id]
+            self._activations = self._activations or None
         return directive
 
     def note_refusal(self, *, stands: bool) -> None:
@@ -200,12 +208,25 @@ class HostSession:
         self._acknowledge = False
 
     def want(self, plans: Iterable[RenewalPlan], *, older: bool = False) -> None:
-        """Let the host know these plans; the latest of each certificate counts: `older` ones replace none."""
+        """Let the host know these plans; the latest of each certificate counts: `older` ones replace none.
+
+        A host whose agent can't hold a certificate back hears of none that it should: it would use it at once.
+        """
+        holds = ROLLOUT_FEATURE in self.facts.features
         for plan in plans:
+            if plan.hold_activation and not holds:
+                continue
             if self._wanted is None:
                 self._wanted = {}
             if not older or plan.certificate_id not in self._wanted:
-                self._wanted[plan.certificate_id] = plan
+                self._wanted[plan.certificate_id] = plan if holds else replace(plan, rollout_id="", new_key=False)
+
+    def activate(self, activations: Iterable[HostActivation]) -> None:
+        """Let the host know that it may use certificates that it holds; of each what was said last."""
+        for activation in activations:
+            if self._activations is None:
+                self._activations = {}
+            self._activations[activation.certificate_id] = activation
 
     def say_goodbye(self, message: Goodbye) -> None:
         """End the stream when all else is said."""
@@ -233,7 +254,7 @@ class HostSession:
             or self._acknowledge
             or self._heartbeat is not None
             or self._goodbye is not None
-            or (self.unanswered is None and (self._asks or self._wanted is not None or self._told != hashes.told))
+            or (self.unanswered is None and self._has_wishes(hashes))
         )
 
     def next_message(self, now: float, hashes: InForceHashes, new_nonce: Callable[[], str]) -> Outgoing | None:
@@ -257,27 +278,30 @@ class HostSession:
         return message
 
     def _directive(self, now: float, hashes: InForceHashes, new_nonce: Callable[[], str]) -> Directive | None:
-        if self.unanswered is not None:
-            return None
-        if self._wanted is None and self._told == hashes.told and not self._asks:
+        if self.unanswered is not None or not self._has_wishes(hashes):
             return None
         self._asks = False
-        renewals = _first_due(self._wanted.values()) if self._wanted else ()
-        self.unanswered = Directive(new_nonce(), renewals, *hashes.told)
+        activations = tuple(islice(self._activations.values(), MOST_ACTIVATIONS)) if self._activations else ()
+        room = _ROOM - sum(len(each.certificate_id) + len(each.rollout_id) + 16 for each in activations)
+        renewals = _first_due(self._wanted.values(), room) if self._wanted else ()
+        self.unanswered = Directive(new_nonce(), renewals, *hashes.told, activations)
         self.asked_time = now
         # Told, whatever the answer: a refusal is final until something changes.
         self._told = hashes.told
         return self.unanswered
+
+    def _has_wishes(self, hashes: InForceHashes) -> bool:
+        has_news = self._wanted is not None or self._activations is not None or self._told != hashes.told
+        return has_news or self._asks
 
     def _check_begun(self) -> None:
         if self.connect_time is None:
             raise invalid("hello", "is required as the first message of a stream")
 
 
-def _first_due(plans: Iterable[RenewalPlan]) -> tuple[RenewalPlan, ...]:
-    """As many as fit into a directive, the soonest first."""
+def _first_due(plans: Iterable[RenewalPlan], room: int) -> tuple[RenewalPlan, ...]:
+    """As many as fit into so many bytes of a directive, the soonest first."""
     chosen: list[RenewalPlan] = []
-    room = _ROOM
     for plan in islice(sorted(plans, key=lambda plan: plan.renew_time), MOST_RENEWALS):
         room -= len(plan.reason.encode()) + len(plan.explanation_url) + len(plan.certificate_id) + 128
         if room < 0 and chosen:

@@ -55,6 +55,10 @@ class RenewalPlan:
     in it once, at random. `next_check_time` is when the CA is asked again, None before it was asked for the first time.
     `renewal_request_id` names the operator's request for cause OPERATOR. One with an empty `certificate_id` is for the
     host's identity: it is an item of that request, and has no row of its own.
+
+    The last five are a rollout's, whose plans have the cause OPERATOR and no request: the new certificate is held until
+    it is released (`HostActivation`) or `activate_by_time` has come, has a new key, and comes from the issuer
+    `to_issuer` (empty: as policy says).
     """
 
     certificate_id: str
@@ -68,6 +72,11 @@ class RenewalPlan:
     next_check_time: datetime | None = None
     check_failures: int = 0
     renewal_request_id: str = ""
+    rollout_id: str = ""
+    hold_activation: bool = False
+    activate_by_time: datetime | None = None
+    new_key: bool = False
+    to_issuer: str = ""
 
     @property
     def is_of_identity(self) -> bool:
@@ -77,7 +86,21 @@ class RenewalPlan:
     @property
     def told(self) -> tuple[object, ...]:
         """What its host is told of it."""
-        return (self.renew_time, self.cause, self.reason, self.explanation_url, self.renewal_request_id)
+        wanted = (self.renew_time, self.cause, self.reason, self.explanation_url, self.renewal_request_id)
+        return (*wanted, self.rollout_id, self.hold_activation, self.activate_by_time, self.new_key)
+
+
+@dataclass(frozen=True, slots=True)
+class HostActivation:
+    """A certificate that its host holds for a rollout, and may use from now on.
+
+    `abandoned`: the rollout was aborted, and the host uses it no sooner than the one in use is due.
+    """
+
+    host: str
+    certificate_id: str
+    rollout_id: str
+    abandoned: bool = False
 
 
 @dataclass(frozen=True, slots=True)

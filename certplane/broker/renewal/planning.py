@@ -102,22 +102,21 @@ def _on_answer(
     if latest < moment:
         moment, cause = latest, RenewalCause.LIFETIME
         reason = f"before the CA's window {_span(info)} ends: the latest time that the lifetime allows"
-    request = ""
+    after = RenewalPlan(certificate.certificate_id, certificate.host, moment, cause)
     if plan is not None and plan.cause in _OTHERS_CAUSES:
-        cause, request = plan.cause, plan.renewal_request_id
+        after, cause = plan, plan.cause  # with all else that the request, or a rollout, asks for
         if plan.renew_time <= moment:
             moment, reason = plan.renew_time, plan.reason
-    return RenewalPlan(
-        certificate.certificate_id,
-        certificate.host,
-        moment,
-        cause,
-        reason,
-        info.explanation_url,
-        info.window_start,
-        info.window_end,
-        now + _wait(_USUAL_WAIT if info.retry_after is None else info.retry_after, rng),
-        renewal_request_id=request,
+    return replace(
+        after,
+        renew_time=moment,
+        cause=cause,
+        reason=reason,
+        explanation_url=info.explanation_url,
+        window_start=info.window_start,
+        window_end=info.window_end,
+        next_check_time=now + _wait(_USUAL_WAIT if info.retry_after is None else info.retry_after, rng),
+        check_failures=0,
     )
 
 

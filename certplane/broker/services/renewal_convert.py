@@ -175,6 +175,10 @@ def outgoing_message(message: Outgoing, broker_version: str) -> pb.StreamRenewal
             response.directive.policy_hash = message.policy_hash
             response.directive.trust_bundle_hash = message.trust_bundle_hash
             response.directive.retry_epoch = message.retry_epoch
+            for each in message.activations:
+                response.directive.activations.add(
+                    certificate_id=each.certificate_id, rollout_id=each.rollout_id, abandoned=each.abandoned
+                )
         case Welcome():
             welcome = response.welcome
             put_time(message.broker_time, welcome.broker_time)
@@ -201,6 +205,11 @@ def renewal_message(plan: RenewalPlan, message: pb.Renewal | None = None) -> pb.
     message.reason = plan.reason
     message.explanation_url = plan.explanation_url
     message.renewal_request_id = plan.renewal_request_id
+    message.rollout_id = plan.rollout_id
+    message.hold_activation = plan.hold_activation
+    if plan.activate_by_time is not None:
+        put_time(plan.activate_by_time, message.activate_by_time)
+    message.new_key = plan.new_key
     return message
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -60,6 +61,7 @@ from certplane.broker.store.schema import certificates, orders, renewal_plans
 from certplane.broker.store.session import Database, Session
 from certplane.broker.store.statements import HOSTS, Row, hosts_parameters, limited_to
 from certplane.broker.store.writer import Writer
+from certplane.fleet_report.model import RenewalCause
 
 _CERTIFICATE_COLUMNS: Final = (
     "certificate_id",
@@ -315,7 +317,8 @@ class SqlRenewalPlanStore(RenewalPlanStore, RenewalRequestLog, RequestItems, Ren
     async def planned(self, certificate_ids: Collection[str]) -> Sequence[RenewalPlan]:
         with reading():
             which = hosts_parameters([*certificate_ids])
-            return [PLAN.value(row) for some in which for row in await self._database.all(self._planned, some)]
+            rows = [row for some in which for row in await self._database.all(self._planned, some)]
+        return [plan for row in rows if (plan := _plan_from_row(row)) is not None]
 
     @override
     async def renew_times(self, after: str, limit: int) -> Sequence[tuple[str, datetime | None]]:
@@ -399,5 +402,12 @@ def _in_force_from_row(row: Sequence[Any]) -> InForce:
 
 
 def _plan_from_row(row: Sequence[Any]) -> RenewalPlan | None:
+    """The plan of a row; None if it has none.
+
+    A broker of a release without rollouts that plans anew leaves what a rollout asked for as it was: it counts for
+    nothing then.
+    """
     plan = PLAN.value(row)
+    if plan.rollout_id and (plan.cause is not RenewalCause.OPERATOR or plan.renewal_request_id):
+        return replace(plan, rollout_id="", hold_activation=False, activate_by_time=None, new_key=False, to_issuer="")
     return plan if plan.cause else None

@@ -213,6 +213,12 @@ renewal_plans = Table(
     Column("next_check_time", _Time),
     Column("check_failures", Integer, nullable=False),
     Column("renewal_request_id", _Text, nullable=False),
+    # What a rollout asks for besides.
+    Column("rollout_id", _Text, nullable=False, server_default=""),
+    Column("hold_activation", Integer, nullable=False, server_default="0"),
+    Column("activate_by_time", _Time),
+    Column("new_key", Integer, nullable=False, server_default="0"),
+    Column("to_issuer", _Text, nullable=False, server_default=""),
     # The certificate's, for the indexes.
     Column("issuer", _Text, nullable=False, server_default=""),
     Column("not_after", _Time, nullable=False, server_default="0"),

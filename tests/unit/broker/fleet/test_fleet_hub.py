@@ -15,7 +15,7 @@ from certplane.broker.fleet.messages import Goodbye, Hello, Outgoing, Welcome
 from certplane.broker.fleet.model import HostRecord
 from certplane.broker.fleet.plan_teller import PlanTeller
 from certplane.broker.fleet.settings import AGE_JITTER, StreamSettings
-from certplane.broker.renewal.model import RenewalPlan
+from certplane.broker.renewal.model import HostActivation, RenewalPlan
 from certplane.errors import Reason, Refusal, RefusalError
 from certplane.fleet_report.model import (
     CertificateState,
@@ -156,6 +156,80 @@ async def test_a_directive_that_could_not_be_kept_for_now_is_told_again(
             world.hub.heartbeat(host.stream, world.clock.now())
             await world.pass_time(timedelta(minutes=1))
         assert len(host.directives) == times
+
+
+def holding(certificate_id: str, rollout_id: str = "r1") -> CertificateStatus:
+    """What a host reports that holds a certificate."""
+    issued = HeldCertificate("1f", certificate_id=certificate_id)
+    return CertificateStatus("web", CertificateState.ISSUED, issued=issued, held_by_rollout_id=rollout_id)
+
+
+def told_of(host: Host) -> list[str]:
+    """The activations that a host was told, in order."""
+    return [each.certificate_id for directive in host.directives for each in directive.activations]
+
+
+async def test_a_released_certificate_is_told_until_its_host_shows_that_it_knows(world: World) -> None:
+    """When the host is connected, when it comes again, and not after its report holds nothing any more."""
+    async with running(world, "web1.example", "web2.example") as (first, second):
+        await first.report(1, holding("c1"))
+        await second.report(1, holding("c2"))
+        await world.pass_time(3 * SECOND)
+        assert told_of(first) == []
+        world.activations.released = [HostActivation("web1.example", "c1", "r1")]
+        world.hub.activations_wanted(["web1.example", "web9.example"])
+        await world.pass_time(3 * SECOND)
+        assert told_of(first) == ["c1"]
+        await first.answer()
+        assert told_of(second) == []
+        again = Host(world, "web1.example")
+        await world.pass_time(3 * SECOND)
+        assert told_of(again) == ["c1"], "its report still holds it"
+        await again.answer()
+        await again.report(2, holding("c1", ""))
+        world.hub.activations_wanted(["web1.example"])
+        await world.pass_time(3 * SECOND)
+        assert told_of(again) == ["c1"]
+        again.task.cancel()
+        await asyncio.wait({again.task})
+
+
+async def test_a_certificate_that_was_released_before_its_host_had_it_is_told_once_it_has(world: World) -> None:
+    """The report that it holds it and the release may cross, as where an aborted rollout's last order comes late."""
+    world.activations.released = [HostActivation("web1.example", "c1", "r1", abandoned=True)]
+    async with running(world, "web1.example") as (host,):
+        world.hub.activations_wanted(["web1.example"])
+        await world.pass_time(3 * SECOND)
+        assert told_of(host) == []
+        await host.report(1, holding("c1"))
+        await world.pass_time(3 * SECOND)
+        assert told_of(host) == ["c1"]
+        assert host.directives[-1].activations[0].abandoned
+
+
+async def test_hosts_that_hold_nothing_cost_no_question_about_it_but_when_they_come(world: World) -> None:
+    """Ten thousand reports of other things are read by nobody."""
+    async with running(world, "web1.example") as (host,):
+        await world.pass_time(3 * SECOND)
+        before = len(world.activations.reads)
+        for number in range(1, 20):
+            await host.report(number)
+        await world.pass_time(3 * SECOND)
+        assert len(world.activations.reads) == before
+
+
+async def test_an_activation_that_could_not_be_kept_for_now_is_told_again(world: World) -> None:
+    """The host's disk was full: after ten minutes, without anybody asking."""
+    world.activations.released = [HostActivation("web1.example", "c1", "r1")]
+    async with running(world, "web1.example") as (host,):
+        await host.report(1, holding("c1"))
+        await world.pass_time(3 * SECOND)
+        await host.answer(Refusal(Reason.STORE_UNAVAILABLE, "disk full"))
+        for _ in range(11):
+            assert host.stream is not None
+            world.hub.heartbeat(host.stream, world.clock.now())
+            await world.pass_time(timedelta(minutes=1), timedelta(seconds=10))
+        assert told_of(host) == ["c1", "c1"]
 
 
 async def test_what_hosts_refuse_takes_no_more_room_with_each_change(world: World) -> None:

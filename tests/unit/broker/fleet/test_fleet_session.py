@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import settings, strategies
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from certplane.broker.fleet.knowledge import mark, unknown_plans
+from certplane.broker.fleet.knowledge import mark, unknown_activations, unknown_plans
 from certplane.broker.fleet.messages import (
     Acknowledgement,
     Directive,
@@ -19,10 +20,11 @@ from certplane.broker.fleet.messages import (
     Hello,
     Welcome,
 )
-from certplane.broker.fleet.session import MOST_RENEWALS, HostSession, InForceHashes
-from certplane.broker.renewal.model import InForce, RenewalPlan
+from certplane.broker.fleet.session import MOST_ACTIVATIONS, MOST_RENEWALS, HostSession, InForceHashes
+from certplane.broker.renewal.model import HostActivation, InForce, RenewalPlan
 from certplane.errors import Reason, Refusal
 from certplane.fleet_report.model import (
+    ROLLOUT_FEATURE,
     CertificateState,
     CertificateStatus,
     HeldCertificate,
@@ -35,14 +37,14 @@ T0 = datetime(2026, 11, 23, 12, tzinfo=UTC)
 REFUSED = Refusal(Reason.REQUEST_INVALID, "no")
 
 
-def greeted() -> HostSession:
+def greeted(*features: str) -> HostSession:
     made = HostSession()
-    made.hello(Hello(HostFacts("0.1.0"), "epoch-1", ("web",), (), T0), T0)
+    made.hello(Hello(HostFacts("0.1.0", features=features), "epoch-1", ("web",), (), T0), T0)
     return made
 
 
-def welcomed(acknowledged: int = 0) -> HostSession:
-    made = greeted()
+def welcomed(acknowledged: int = 0, *features: str) -> HostSession:
+    made = greeted(*features)
     made.welcome(Welcome(T0, acknowledged, timedelta(minutes=1), "p0", "t0"))
     assert isinstance(made.next_message(0.0, InForceHashes(("p0", "t0", "")), str), Welcome)
     return made
@@ -57,6 +59,15 @@ def plan(number: int, minutes: int = 0, reason: str = "") -> RenewalPlan:
     return RenewalPlan(f"certificate-{number}", "web1.example", time, RenewalCause.OPERATOR, reason)
 
 
+def held_plan(number: int) -> RenewalPlan:
+    wanted = plan(number)
+    return replace(wanted, rollout_id="r1", hold_activation=True, activate_by_time=T0 + timedelta(days=9), new_key=True)
+
+
+def activation(number: int, *, abandoned: bool = False) -> HostActivation:
+    return HostActivation("web1.example", f"certificate-{number}", "r1", abandoned)
+
+
 class StreamMachine(RuleBasedStateMachine):
     """A host and a broker that say what they may at any moment; `model` fields are what must come of it."""
 
@@ -65,6 +76,7 @@ class StreamMachine(RuleBasedStateMachine):
         self.session = welcomed()
         self.hashes = InForceHashes(("p0", "t0", ""))
         self.wanted: dict[str, RenewalPlan] = {}
+        self.released: dict[str, HostActivation] = {}
         self.outstanding: Directive | None = None
         self.told = ("p0", "t0", "")
         self.sent: list[int] = []
@@ -95,6 +107,12 @@ class StreamMachine(RuleBasedStateMachine):
         self.session.want([changed])
         self.wanted[changed.certificate_id] = changed
 
+    @rule(number=strategies.integers(1, 5), abandoned=strategies.booleans())
+    def a_certificate_is_released(self, number: int, abandoned: bool) -> None:
+        changed = activation(number, abandoned=abandoned)
+        self.session.activate([changed])
+        self.released[changed.certificate_id] = changed
+
     @rule(
         policy=strategies.sampled_from(["p0", "p1"]),
         trust=strategies.sampled_from(["t0", "t1"]),
@@ -116,6 +134,9 @@ class StreamMachine(RuleBasedStateMachine):
         for each in self.outstanding.renewals:
             if self.wanted.get(each.certificate_id) == each:
                 del self.wanted[each.certificate_id]
+        for told_of in self.outstanding.activations:
+            if self.released.get(told_of.certificate_id) == told_of:
+                del self.released[told_of.certificate_id]
         self.old_nonces.append(self.outstanding.nonce)
         self.outstanding = None
 
@@ -137,15 +158,15 @@ class StreamMachine(RuleBasedStateMachine):
                 assert self.outstanding is None, "one at a time"
                 assert message.nonce not in self.old_nonces
                 assert {each.certificate_id: each for each in message.renewals} == self.wanted, "the latest of each"
+                assert {each.certificate_id: each for each in message.activations} == self.released
                 told = (message.policy_hash, message.trust_bundle_hash, message.retry_epoch)
                 assert told == self.hashes.told
-                assert self.wanted or self.told != told, "it says something"
+                assert self.wanted or self.released or self.told != told, "it says something"
                 self.told = told
                 self.outstanding = message
             case None:
-                assert self.outstanding is not None or (not self.wanted and self.told == self.hashes.told), (
-                    "what is wanted is said"
-                )
+                wishes = self.wanted or self.released or self.told != self.hashes.told
+                assert self.outstanding is not None or not wishes, "what is wanted is said"
                 assert not self.stored or (self.sent and self.sent[-1] == self.stored), (
                     "what is durable is acknowledged"
                 )
@@ -205,10 +226,56 @@ def test_directives_stay_under_a_message_s_size() -> None:
     assert len(told) == 150
 
 
-def held(certificate_id: str, renew: datetime | None) -> CertificateStatus:
+def test_an_activation_leaves_room_for_renewals_and_is_told_first() -> None:
+    """A hundred of the longest, beside renewals with the longest reasons, stay under a message's size."""
+    made = welcomed(0, ROLLOUT_FEATURE)
+    made.want([plan(number, reason="é" * 250) for number in range(100)])
+    made.activate(HostActivation("web1.example", f"{number:0>64}", "r" * 64) for number in range(150))
+    nonces = map(str, count())
+    told: list[int] = []
+    while (message := made.next_message(0.0, InForceHashes(("p0", "t0", "")), nonces.__next__)) is not None:
+        assert isinstance(message, Directive)
+        texts = sum(len(each.reason.encode()) for each in message.renewals)
+        assert texts + sum(len(each.certificate_id + each.rollout_id) for each in message.activations) < 60_000
+        told.append(len(message.activations))
+        made.answer(DirectiveResult(message.nonce))
+    assert told[:2] == [MOST_ACTIVATIONS, 50]
+    assert made.pending_renewals() == ()
+
+
+def test_a_host_that_can_not_hold_a_certificate_hears_of_no_plan_that_asks_for_it() -> None:
+    """It would use the certificate at once; what else a rollout asks for it wouldn't understand."""
+    made = welcomed()
+    made.want([held_plan(1), replace(held_plan(2), hold_activation=False)])
+    assert made.pending_renewals() == (replace(plan(2), activate_by_time=T0 + timedelta(days=9)),)
+    able = welcomed(0, ROLLOUT_FEATURE)
+    able.want([held_plan(1)])
+    assert able.pending_renewals() == (held_plan(1),)
+
+
+def held(certificate_id: str, renew: datetime | None, rollout_id: str = "") -> CertificateStatus:
     return CertificateStatus(
-        "web", CertificateState.SERVING, issued=HeldCertificate("1", certificate_id=certificate_id), renew_time=renew
+        "web",
+        CertificateState.SERVING,
+        issued=HeldCertificate("1", certificate_id=certificate_id),
+        renew_time=renew,
+        held_by_rollout_id=rollout_id,
     )
+
+
+@pytest.mark.parametrize(
+    ("certificate", "told"),
+    [
+        pytest.param(held("certificate-1", T0, "r1"), True, id="holds-it"),
+        pytest.param(held("certificate-1", T0, "r0"), True, id="for-an-older-rollout"),
+        pytest.param(held("certificate-1", T0), False, id="knows"),
+        pytest.param(held("certificate-2", T0, "r1"), False, id="has-another-one"),
+    ],
+)
+def test_which_activations_a_host_is_told(certificate: CertificateStatus, told: bool) -> None:
+    """As long as it says that it holds the certificate; one that comes later is told when it says so."""
+    wanted = [activation(1)]
+    assert unknown_activations(wanted, [certificate]) == (wanted if told else [])
 
 
 def in_force(wanted: RenewalPlan | None) -> InForce:
@@ -222,6 +289,7 @@ def in_force(wanted: RenewalPlan | None) -> InForce:
         pytest.param(plan(1), held("certificate-1", T0 + timedelta(days=1)), False, True, id="means-to-renew-later"),
         pytest.param(plan(1), held("certificate-1", None), False, True, id="does-not-say-when"),
         pytest.param(plan(1), held("certificate-1", T0), False, False, id="knows"),
+        pytest.param(held_plan(1), held("certificate-1", T0), False, True, id="may-not-know-that-it-is-to-hold-it"),
         pytest.param(plan(1), held("certificate-1", T0 - timedelta(days=1)), False, False, id="sooner-by-itself"),
         pytest.param(plan(1), held("certificate-0", T0 + timedelta(days=1)), False, False, id="does-not-hold-it"),
         pytest.param(plan(1), held("certificate-1", None), True, False, id="has-refused-it"),

@@ -219,6 +219,15 @@ def test_an_operator_s_plan_is_never_put_off() -> None:
     assert planned(WINDOW, forward, now=START + 2 * HOUR).renew_time == START + HOUR
 
 
+def test_what_a_rollout_asks_for_stays_while_the_ca_is_asked() -> None:
+    """Also where the CA's window brings the renewal forward: its host still holds the new certificate back."""
+    asked = {"rollout_id": "r1", "hold_activation": True, "activate_by_time": START + DAY, "new_key": True}
+    wanted = replace(operators(START + 3 * HOUR), renewal_request_id="", to_issuer="other", **asked)  # type: ignore[arg-type]
+    for plan in (planned(WINDOW, wanted), planned(PAST, wanted, now=START + HOUR), planned(DOWN, wanted)):
+        assert replace(plan, renew_time=wanted.renew_time).told[5:] == wanted.told[5:]
+        assert plan.to_issuer == "other"
+
+
 times = st.integers(-200 * 86_400, 200 * 86_400).map(lambda seconds: START + timedelta(seconds=seconds))
 infos = st.builds(
     lambda start, length, wait: RenewalInfo(start, start + timedelta(seconds=length), retry_after=wait),

@@ -18,6 +18,7 @@ def upgrade() -> None:
     """Older brokers beside this one neither write nor read any of it."""
     _add_rollouts()
     _add_to_orders()
+    _add_plans_of_rollouts()
 
 
 def _add_rollouts() -> None:
@@ -87,9 +88,20 @@ def _add_to_orders() -> None:
         op.add_column("orders", sa.Column(name, _text, nullable=False, server_default=""))
 
 
+def _add_plans_of_rollouts() -> None:
+    """What a rollout asks for besides."""
+    op.add_column("renewal_plans", sa.Column("rollout_id", _text, nullable=False, server_default=""))
+    op.add_column("renewal_plans", sa.Column("hold_activation", sa.Integer(), nullable=False, server_default="0"))
+    op.add_column("renewal_plans", sa.Column("activate_by_time", _time))
+    op.add_column("renewal_plans", sa.Column("new_key", sa.Integer(), nullable=False, server_default="0"))
+    op.add_column("renewal_plans", sa.Column("to_issuer", _text, nullable=False, server_default=""))
+
+
 def downgrade() -> None:
     """What was asked for is forgotten; hosts go on with what they were told."""
     for name in ("to_issuer", "rollout_id"):
         op.drop_column("orders", name)
+    for name in ("to_issuer", "new_key", "activate_by_time", "hold_activation", "rollout_id"):
+        op.drop_column("renewal_plans", name)
     op.drop_table("rollout_items")
     op.drop_table("rollouts")
