@@ -15,21 +15,24 @@ from pathlib import Path
 from typing import Any, Final
 
 from certplane import __version__
-from certplane.ctl.arguments import broker, fleet
+from certplane.ctl.arguments import broker, fleet, rollouts
 from certplane.ctl.arguments.command import Command, add_output
 from certplane.ctl.formats import Format
 from certplane.runtime import command
 from certplane.runtime.command import interruptible
 from certplane.runtime.logging import LineHandler
 
-COMMANDS: Final = (*fleet.COMMANDS, *broker.COMMANDS)
+COMMANDS: Final = (*fleet.COMMANDS, *rollouts.COMMANDS, *broker.COMMANDS)
 """All of them, in the order of the help."""
+
+_GROUPS: Final = {**rollouts.GROUPS, **broker.GROUPS}
 
 _EPILOG: Final = """\
 exit statuses:
   0  done; nothing that was asked about is wrong
   1  failed, or refused, or nothing matched a selection to change; --check has found what needs a person, `brokers` what
-     differs, `health` who doesn't serve, `audit verify` what doesn't hold, --wait a certificate that failed
+     differs, `health` who doesn't serve, `audit verify` what doesn't hold, --wait a certificate that failed or a
+     rollout that halted
   2  ctl.yml or an argument is wrong; each problem is a line on standard error
 128+ a signal ended it: 130 for Ctrl-C, 141 for a reader that has gone
 
@@ -71,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="certplanectl",
         description="Shows the hosts, certificates, orders and audit log of a fleet, renews and revokes certificates, "
-        "and looks after policy and brokers.",
+        "one by one or in rollouts, and looks after policy and brokers.",
         epilog=_EPILOG,
         formatter_class=_Help,
         parents=[common],
@@ -82,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     for each in COMMANDS:
         group, _, name = each.name.rpartition(" ")
         if group and group not in groups:
-            text = broker.GROUPS[group]
+            text = _GROUPS[group]
             description = f"{_sentence(text)[:-1]}; {broker.OWN_POLICY}." if group == "policy" else _sentence(text)
             made = commands.add_parser(group, help=text, description=description)
             groups[group] = made.add_subparsers(dest="action", metavar="COMMAND", required=True)
@@ -109,9 +112,8 @@ def _sentence(text: str) -> str:
 
 
 def _examples(each: Command) -> str | None:
-    if not each.examples:
-        return None
-    return "\n".join(["examples:", *(f"  {line}\n      {what}" for line, what in each.examples)])
+    examples = "\n".join(["examples:", *(f"  {line}\n      {what}" for line, what in each.examples)])
+    return "\n\n".join(filter(None, (examples if each.examples else "", each.footer))) or None
 
 
 async def _run(options: argparse.Namespace) -> int:

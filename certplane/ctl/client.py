@@ -1,19 +1,19 @@
 """The broker's operator calls, one method each. Messages go in and out as they are: `certplane.ctl.show` shows them.
 
-Lists come page by page, so that a long one is shown as it comes and a page has its totals. All that a method raises is
+Those about rollouts, incidents and budgets are in `campaign_calls`, and what all have in common in `calls`. Lists come
+page by page, so that a long one is shown as it comes and a page has its totals. All that a method raises is
 `Connection`'s.
 """
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from typing import Any, Final, Protocol, Self, TypeVar
+from typing import Any, Final
 
 import grpc
 
-from certplane.ctl.connection import Connection
-from certplane.ctl.settings import Context
+from certplane.ctl.calls import request_id
+from certplane.ctl.campaign_calls import CampaignCalls
 from certplane.errors import OperationError, Reason, RefusalError
 from certplane.v1 import (
     audit_pb2,
@@ -32,10 +32,6 @@ from certplane.v1 import (
     renewal_pb2_grpc,
 )
 
-T = TypeVar("T")
-P = TypeVar("P", bound="_Page")
-
-PAGE: Final = 200
 _PIECE: Final = 12_000
 """Characters of a policy's text in a message, which has room for as many of four octets each."""
 _LONG_SECONDS: Final = 180.0
@@ -51,38 +47,8 @@ _Broker: Final = broker_pb2_grpc.BrokerServiceStub
 _Enrollment: Final = enrollment_pb2_grpc.EnrollmentServiceStub
 
 
-class _Page(Protocol):
-    next_page_token: str
-
-
-class Client:
-    """Calls of one identity at the brokers of one context. An async context manager; on one event loop.
-
-    Args:
-        context: The fleet.
-        urls: Only these of its brokers; all without it.
-    """
-
-    def __init__(self, context: Context, urls: Sequence[str] = ()) -> None:
-        """Read the files and open the channel; nothing is sent.
-
-        Raises:
-            ConfigurationError: a file that the settings name can't be used.
-        """
-        self._connection = Connection(context, urls)
-
-    async def __aenter__(self) -> Self:
-        """The client itself."""
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        """End the channel."""
-        await self._connection.__aexit__()
-
-    @property
-    def url(self) -> str:
-        """The broker that answers."""
-        return self._connection.url
+class Client(CampaignCalls):
+    """Calls of one identity at the brokers of one context. An async context manager; on one event loop."""
 
     # The fleet.
 
@@ -286,29 +252,6 @@ class Client:
         answer = await self._connection.answer(check)
         return answer == b"\x08\x01"  # HealthCheckResponse.status = SERVING
 
-    @property
-    def _seconds(self) -> float:
-        return self._connection.seconds
-
-    async def _one(
-        self, request: Any, of: Callable[[grpc.aio.Channel], Callable[..., Awaitable[T]]], seconds: float = 0
-    ) -> T:
-        """The answer to one call; it gets a request id unless its caller has chosen one."""
-        request.request_id = request.request_id or request_id()
-        return await self._connection.answer(lambda channel: of(channel)(request, timeout=max(seconds, self._seconds)))
-
-    async def _pages(
-        self, request: Any, of: Callable[[grpc.aio.Channel], Callable[..., Awaitable[P]]]
-    ) -> AsyncGenerator[P, None]:
-        """Each page of a list, one or more."""
-        request.page_size = request.page_size or PAGE
-        while True:
-            page = await self._one(request, of)
-            yield page
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
-
 
 async def _plan(channel: grpc.aio.Channel, text: str) -> policy_pb2.PlanPolicyResponse:
     whole = policy_pb2.PlanPolicyResponse()
@@ -326,8 +269,3 @@ async def _plan(channel: grpc.aio.Channel, text: str) -> policy_pb2.PlanPolicyRe
     async for message in call:
         whole.MergeFrom(message)
     return whole
-
-
-def request_id() -> str:
-    """A new name of a call."""
-    return secrets.token_hex(16)

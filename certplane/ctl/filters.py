@@ -13,6 +13,7 @@ from typing import Any, Final
 from certplane.config.durations import HOW_TO_TYPE_A_MOMENT, DurationError, parse_moment, parse_span
 from certplane.ctl.arguments.broker import ORDER_STATES
 from certplane.ctl.arguments.command import SORTS
+from certplane.ctl.arguments.fleet import REVOCATION_REASONS
 from certplane.ctl.session import misuse
 from certplane.ctl.show.words import HEALTHS, STATES
 from certplane.rpc.times import put_time
@@ -33,6 +34,20 @@ _ORDERS: Final = dict(
         strict=True,
     )
 )
+REVOCATIONS: Final = dict(
+    zip(
+        REVOCATION_REASONS,
+        (
+            certificate_pb2.REVOCATION_REASON_UNSPECIFIED,
+            certificate_pb2.REVOCATION_REASON_KEY_COMPROMISE,
+            certificate_pb2.REVOCATION_REASON_AFFILIATION_CHANGED,
+            certificate_pb2.REVOCATION_REASON_SUPERSEDED,
+            certificate_pb2.REVOCATION_REASON_CESSATION_OF_OPERATION,
+        ),
+        strict=True,
+    )
+)
+"""Reasons of a revocation as they are typed."""
 _ORDER_STATES: Final = {word: certificate_pb2.Order.State.Value(f"STATE_{word.upper()}") for word in ORDER_STATES}
 
 Word = Callable[[str], Any]
@@ -199,6 +214,15 @@ def _span(what: str, text: str) -> timedelta:
 def order_of(options: argparse.Namespace) -> fleet_pb2.FleetOrder.ValueType:
     """What --sort stands for."""
     return _ORDERS[options.sort]
+
+
+def words_of(key: str, words: Iterable[str], known: Mapping[str, Any]) -> list[Any]:
+    """What words of a repeated option stand for; `known` has them in lower case with underscores.
+
+    Raises:
+        ConfigurationError: one stands for nothing.
+    """
+    return list(map(_one_of(key, known), words))
 
 
 def order_filter(options: argparse.Namespace) -> order_pb2.OrderFilter:

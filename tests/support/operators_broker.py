@@ -17,12 +17,26 @@ from certplane.errors import Refusal
 from certplane.rpc.credentials import KeyPair, ServerTls
 from certplane.rpc.status import grpc_status, status_from_refusal
 from certplane.sandbox.certificates import CertificateAuthority
-from certplane.v1 import audit_pb2, broker_pb2, enrollment_pb2, fleet_pb2, order_pb2, policy_pb2, renewal_pb2
+from certplane.v1 import (
+    audit_pb2,
+    broker_pb2,
+    budget_pb2,
+    enrollment_pb2,
+    fleet_pb2,
+    incident_pb2,
+    order_pb2,
+    policy_pb2,
+    renewal_pb2,
+    rollout_pb2,
+)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Said = Message | Refusal | grpc.StatusCode
 Answer = Said | list[Any] | Callable[[Any], Any]
-_FILES = (audit_pb2, broker_pb2, enrollment_pb2, fleet_pb2, order_pb2, policy_pb2, renewal_pb2)
+_FILES = (
+    audit_pb2, broker_pb2, budget_pb2, enrollment_pb2, fleet_pb2, incident_pb2, order_pb2, policy_pb2, renewal_pb2,
+    rollout_pb2,
+)  # fmt: skip
 
 
 @dataclass

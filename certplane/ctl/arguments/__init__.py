@@ -2,6 +2,7 @@
 
     command.py   a command, and the options that many share
     fleet.py     fleet, host, certs, summary, watch, renew, revoke, forget
+    rollouts.py  rollout, incident
     broker.py    orders, audit, policy, brokers, broker, trust, health, context
 
 What a command does is in `certplane.ctl.commands`, named by `Command.run`.

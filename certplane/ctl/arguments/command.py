@@ -36,6 +36,7 @@ class Command:
         add: Adds its arguments.
         more: What else its help says, in sentences.
         examples: Commands to type, each with what it shows.
+        footer: What stands below those, in lines of its own.
         formats: Of its results; empty for one that has none.
         offline: Whether it needs no broker.
     """
@@ -48,6 +49,7 @@ class Command:
     examples: tuple[tuple[str, str], ...] = ()
     formats: tuple[Format, ...] = MESSAGES
     offline: bool = False
+    footer: str = ""
 
 
 def add_output(parser: argparse.ArgumentParser, formats: tuple[Format, ...]) -> None:

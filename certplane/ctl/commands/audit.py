@@ -9,7 +9,7 @@ import secrets
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
-from certplane.ctl.client import PAGE
+from certplane.ctl.calls import PAGE
 from certplane.ctl.filters import audit_filter, put_period
 from certplane.ctl.session import Session
 from certplane.ctl.show.audit import COLUMNS, event_line, finding_line, result_facts, style_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from certplane.ctl.client import PAGE
+from certplane.ctl.calls import PAGE
 from certplane.ctl.filters import order_filter
 from certplane.ctl.session import Session
 from certplane.ctl.show.orders import columns, order_facts, order_line, style_of

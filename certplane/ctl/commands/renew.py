@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from certplane.config.durations import DurationError, parse_span
-from certplane.ctl.client import Client, request_id
+from certplane.ctl.calls import request_id
+from certplane.ctl.client import Client
 from certplane.ctl.filters import newer_part, selection
 from certplane.ctl.session import Session, misuse
 from certplane.ctl.show import renewals

@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from typing import Final
 
-from certplane.ctl.arguments.fleet import REVOCATION_REASONS
+from certplane.ctl.filters import REVOCATIONS
 from certplane.ctl.session import Session
 from certplane.ctl.show.words import clock_text
 from certplane.runtime.command import FAILED, OK
-from certplane.v1 import certificate_pb2, fleet_pb2
-
-_REASONS: Final = dict(
-    zip(
-        REVOCATION_REASONS,
-        (
-            certificate_pb2.REVOCATION_REASON_UNSPECIFIED,
-            certificate_pb2.REVOCATION_REASON_KEY_COMPROMISE,
-            certificate_pb2.REVOCATION_REASON_AFFILIATION_CHANGED,
-            certificate_pb2.REVOCATION_REASON_SUPERSEDED,
-            certificate_pb2.REVOCATION_REASON_CESSATION_OF_OPERATION,
-        ),
-        strict=True,
-    )
-)
+from certplane.v1 import fleet_pb2
 
 
 async def revoke(options: argparse.Namespace, session: Session) -> int:
     """Revoke one certificate; one that is revoked already stays as it is, which is told."""
     request = fleet_pb2.FleetServiceRevokeCertificateRequest(
-        certificate_id=options.id, revocation_reason=_REASONS[options.revocation_reason], reason=options.reason
+        certificate_id=options.id, revocation_reason=REVOCATIONS[options.revocation_reason], reason=options.reason
     )
     async with session.client() as client:
         if not options.yes and not await session.agreed(

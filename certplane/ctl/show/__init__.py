@@ -6,6 +6,10 @@ host.py          one host in full
 summary.py       the five questions of a night
 renewals.py      what a renewal will do, does, and did
 orders.py        orders
+rollout_words.py rollouts in words: states, rings, bars
+rollouts.py      rollouts: plans, facts, rows, what has changed
+selections.py    which certificates are picked
+incidents.py     incidents
 audit.py         audit events
 policy.py        plans, problems, versions
 brokers.py       brokers, reloads

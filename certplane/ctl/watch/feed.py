@@ -14,8 +14,9 @@ from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import Clock
 from certplane.v1 import audit_pb2, fleet_pb2, order_pb2, renewal_pb2
 
-_AGAIN: Final = Backoff(first=timedelta(seconds=1), most=timedelta(seconds=30), floor=timedelta(milliseconds=200))
-_PASSING: Final = OF_ONE_BROKER | {Reason.RATE_LIMITED}
+AGAIN: Final = Backoff(first=timedelta(seconds=1), most=timedelta(seconds=30), floor=timedelta(milliseconds=200))
+"""Between two watches."""
+PASSING: Final = OF_ONE_BROKER | {Reason.RATE_LIMITED}
 """Refusals that every watch outlives."""
 MOST: Final = 50
 """Orders, or audit events, of a page: the newest."""
@@ -102,7 +103,7 @@ class Feed:
                     raise
                 text, wait = str(error), retry_after(error)
             failures = 1 if told else failures + 1
-            pause = max(_AGAIN.wait(failures, rng), wait or timedelta())
+            pause = max(AGAIN.wait(failures, rng), wait or timedelta())
             display.interrupted(text, pause)
             await self._wait(pause)
 
@@ -128,7 +129,7 @@ class Feed:
         file has a new one.
         """
         if isinstance(error, RefusalError):
-            stays = error.refusal.reason not in _PASSING
+            stays = error.refusal.reason not in PASSING
             return stays and (not self._begun or not (told or self._patient))
         if isinstance(error, NoSuchHostError):
             return True
