@@ -486,3 +486,33 @@ async def test_a_large_selection_is_read_in_pages(store: StoreHarness, monkeypat
     found = await store.stores.renewal_plans.select(Selection(all=True), store.clock.now())
     assert [(one.host, one.certificate_id) for one in found] == wanted
     assert await selected(store, profiles=("api",)) == [records[5].certificate_id]
+
+
+async def test_what_a_compromise_or_an_issuer_picks(store: StoreHarness) -> None:
+    """By serial number, key, age, and the CA's window: an open one, an ended one, not one that begins later or none."""
+    first = await store.issue(key="key-of-two")
+    store.clock.advance(HOUR)
+    second, third = await store.issue(), await store.issue()
+    now = store.clock.now()
+    await store.stores.renewal_plans.set_plans(
+        [
+            plan_of(first, window_start=now - 2 * HOUR, window_end=now - HOUR),
+            plan_of(second, window_start=now, window_end=now + HOUR),
+            plan_of(third, window_start=now + HOUR, window_end=now + 2 * HOUR),
+        ]
+    )
+    ids = [each.certificate_id for each in (first, second, third)]
+    assert await selected(store, serial_numbers=(third.serial_number, "0")) == ids[2:]
+    assert await selected(store, public_keys_sha256=("key-of-two",)) == ids[:1]
+    assert await selected(store, issued_before=now) == ids[:1]
+    assert await selected(store, window_open=True) == ids[:2]
+    assert await selected(store, window_open=True, issued_before=now) == ids[:1]
+    assert await selected(store, all=True, issued_before=now) == ids[:1]
+
+
+async def test_labels_that_no_host_has_pick_nothing(store: StoreHarness) -> None:
+    """Who makes a selection has looked them up; that nobody has them doesn't make it one of all."""
+    record = await store.issue()
+    assert await selected(store, labels=("ring=canary",), hosts=(WEB1,)) == [record.certificate_id]
+    assert await selected(store, labels=("ring=typo",)) == []
+    assert await selected(store, labels=("ring=typo",), all=True) == []

@@ -26,7 +26,8 @@ IDENTITY: Final = "identity"
 class FleetFilter:
     """What is asked for; the proto file's message of this name has each field's meaning. Empty or None: not asked.
 
-    `serial_numbers` are as they are stored: lower-case hexadecimal without leading zeros.
+    `serial_numbers` are as they are stored: lower-case hexadecimal without leading zeros. `labels` are pairs of key and
+    value.
     """
 
     hosts: frozenset[str] = frozenset()
@@ -46,6 +47,7 @@ class FleetFilter:
     dns_names: frozenset[str] = frozenset()
     serial_numbers: frozenset[str] = frozenset()
     public_keys_sha256: frozenset[str] = frozenset()
+    labels: frozenset[tuple[str, str]] = frozenset()
 
     def at(self, now: datetime, *, identities: bool = False) -> PickedAt:
         """The filter at a moment.
@@ -104,6 +106,8 @@ def _host_tests(wanted: FleetFilter, now: datetime) -> list[_HostTest]:
     tests: list[_HostTest] = []
     if wanted.hosts:
         tests.append(lambda host: host.name in wanted.hosts or (host.label != "" and host.label in wanted.hosts))
+    if wanted.labels:
+        tests.append(lambda host: not wanted.labels.isdisjoint(host.labels.items()))
     if wanted.kinds:
         tests.append(lambda host: host.kind in wanted.kinds)
     if wanted.disconnected_only or wanted.unheard_for is not None:

@@ -13,7 +13,7 @@ them uses `walk`, which gives others their turn.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -70,6 +70,7 @@ class IndexedHost:
         blocked: Why it gets no certificates whatever it asks for, for people; empty if it does.
         change_time: When time alone may next change the health of one of its certificates; None if it can't.
         unheard_since: Since when it has been silent for longer than its mode allows; None if it isn't, or never came.
+        labels: In the policy: the grant's own mapping, not to be changed.
         certificates: By name; the identity among them.
     """
 
@@ -88,6 +89,7 @@ class IndexedHost:
     blocked: str = ""
     change_time: datetime | None = None
     unheard_since: datetime | None = None
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
     certificates: tuple[IndexedCertificate, ...] = ()
 
     @property

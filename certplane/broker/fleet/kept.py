@@ -260,10 +260,13 @@ def _superseded(certificate: IndexedCertificate, *, now: bool) -> IndexedCertifi
 
 
 def named(host: IndexedHost, policy: Policy) -> IndexedHost:
-    """The host with its label in the policy."""
+    """The host with its label and its labels in the policy."""
     grant = policy.find_grant(host.name)
-    label = "" if grant is None else grant.label
-    return host if host.label == label else replace(host, label=label)
+    if grant is None:
+        return replace(host, label="", labels={}) if host.label or host.labels else host
+    if (host.label, host.labels) == (grant.label, grant.labels):
+        return host
+    return replace(host, label=grant.label, labels=grant.labels)
 
 
 def _with(certificate: IndexedCertificate, finding: Finding, now: datetime | None) -> IndexedCertificate:

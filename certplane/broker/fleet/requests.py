@@ -267,7 +267,7 @@ class RenewalRequests:
 
     async def _hosts_of(self, selection: Selection) -> AsyncIterator[HostRecord]:
         """What is known of the hosts of a selection of identities."""
-        hosts = None if selection.all else sorted(selection.hosts)
+        hosts = None if selection.all and not selection.labels else sorted(selection.hosts)
         if hosts is not None:
             for start in range(0, len(hosts), _READ):
                 for record in await self._fleet.list_hosts(hosts=hosts[start : start + _READ]):

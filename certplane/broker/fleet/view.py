@@ -7,8 +7,8 @@ import contextlib
 import heapq
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from certplane.broker.fleet.circumstances import HostCircumstances, Presence, Revoked
@@ -59,6 +59,7 @@ class HostView:
         kind: Host or service.
         blocked: Why it gets no certificates whatever it asks for, for people; empty if it does.
         word: The worst of its certificates, or UNHEARD.
+        labels: In the policy.
     """
 
     record: HostRecord
@@ -71,6 +72,7 @@ class HostView:
     kind: IdentityKind = IdentityKind.HOST
     blocked: str = ""
     word: HealthWord = HealthWord.OK
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,10 @@ class FleetView:
     def identities(self, name_or_label: str) -> frozenset[str]:
         """The identities of this name or label: of a host, a service, an operator."""
         return self._policy.current.identities_of(name_or_label) or frozenset({name_or_label})
+
+    def hosts_with(self, labels: Iterable[str]) -> frozenset[str]:
+        """The identities of the hosts that have one of these labels in the policy, as KEY=VALUE."""
+        return self._policy.current.hosts_with(labels)
 
     def why_none(self, name: str) -> str:
         """Why the identity can't be told to get a new certificate, or gets none; empty if it can and does."""
@@ -361,6 +367,7 @@ class FleetView:
             word=HealthWord.UNHEARD if word is HealthWord.OK and host.is_unheard(now) else word,
             record=record,
             label="" if grant is None else grant.label,
+            labels={} if grant is None else grant.labels,
             broker=self._broker_of(record),
             pending=self._pending(record, wanted),
             displaced_streams=0 if known is None else known.displaced_count,

@@ -67,11 +67,12 @@ def filter_of(message: fleet_pb2.FleetFilter, field: str = "filter") -> FleetFil
         issuers=texts("issuers"),
         dns_names=frozenset(_dns_names(f"{field}.dns_names", message.dns_names)),
         serial_numbers=frozenset(
-            serial_digits(_hexadecimal(f"{field}.serial_numbers", text)) for text in texts("serial_numbers")
+            serial_digits(hexadecimal(f"{field}.serial_numbers", text)) for text in texts("serial_numbers")
         ),
         public_keys_sha256=frozenset(
-            _hexadecimal(f"{field}.public_keys_sha256", text) for text in texts("public_keys_sha256")
+            hexadecimal(f"{field}.public_keys_sha256", text) for text in texts("public_keys_sha256")
         ),
+        labels=frozenset(label_of(f"{field}.labels", text) for text in texts("labels")),
     )
 
 
@@ -108,7 +109,19 @@ def _dns_names(field: str, texts: Collection[str]) -> Iterable[str]:
         yield name
 
 
-def _hexadecimal(field: str, text: str) -> str:
+def label_of(field: str, text: str) -> tuple[str, str]:
+    """Key and value of a label in the policy.
+
+    Raises:
+        EdgeRefusalError: REQUEST_INVALID, with the field's name.
+    """
+    key, _, value = text.partition("=")
+    if not (key and value):
+        raise invalid_request(field, f"has {shown_name(text)}, which isn't KEY=VALUE, such as ring=canary")
+    return key, value
+
+
+def hexadecimal(field: str, text: str) -> str:
     """As it is stored, from what other programs show: with colons between octets, or in upper case."""
     digits = text.replace(":", "").lower()
     if _HEXADECIMAL.fullmatch(digits) is None:
@@ -117,7 +130,7 @@ def _hexadecimal(field: str, text: str) -> str:
 
 
 def _root(field: str, text: str) -> str:
-    digits = _hexadecimal(field, text) if text else ""
+    digits = hexadecimal(field, text) if text else ""
     if digits and len(digits) != _SHA256_DIGITS:
         raise invalid_request(field, "must be a SHA-256, 64 hexadecimal digits")
     return digits

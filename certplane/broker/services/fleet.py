@@ -98,7 +98,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         if not request.HasField("selection"):
             raise invalid_request("selection", "is required")
         order = RenewalRequest(
-            selection=selection_of(request.selection, self._view.identities),
+            selection=selection_of(request.selection, self._view),
             reason=text_of("reason", request.reason),
             request_id=request_id,
             chosen_id=bool(request.request_id),

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from datetime import timedelta
-from typing import Final
+from collections.abc import Collection, Iterable, Mapping
+from datetime import datetime, timedelta
+from typing import Final, Protocol
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from certplane.broker.fleet.view import CertificateView, HostView
 from certplane.broker.renewal.model import HeldUp, Selection
 from certplane.broker.services.convert import invalid_request
-from certplane.broker.services.filter_convert import HOST_KINDS, known_words
+from certplane.broker.services.filter_convert import HOST_KINDS, hexadecimal, known_words, label_of
 from certplane.broker.services.renewal_convert import renewal_message, status_message
 from certplane.fleet_report.messages import HEALTH_NUMBERS, HEALTHS, STATES, write_facts
 from certplane.fleet_report.model import CertificateState, CertificateStatus
 from certplane.pki.names import has_dns_syntax, shown_name
 from certplane.rpc.channel import MAX_MESSAGE_BYTES
 from certplane.rpc.status import status_from_refusal
-from certplane.rpc.times import put_time, span_of
+from certplane.rpc.times import put_time, span_of, time_of
 from certplane.runtime.health import Health, HealthWord
-from certplane.runtime.text import printable
+from certplane.runtime.text import printable, serial_digits
 from certplane.v1 import fleet_pb2, renewal_pb2
 
 MESSAGE_ROOM: Final = MAX_MESSAGE_BYTES - 4096
@@ -45,6 +46,7 @@ def host_message(view: HostView) -> renewal_pb2.Host:
         blocked_reason=printable(view.blocked, _MAX_REASON),
         health=HEALTH_NUMBERS[view.word],
         certificate_count=len(view.record.certificates),
+        labels=view.labels,
     )
     if view.broker is not None:
         message.broker_id, message.broker_name = view.broker.broker_id, view.broker.name
@@ -152,8 +154,34 @@ def healths_of(numbers: Iterable[int]) -> frozenset[HealthWord]:
     return known_words("healths", numbers, HEALTHS)
 
 
-def selection_of(message: fleet_pb2.Selection, identities: Callable[[str], frozenset[str]]) -> Selection:
-    """Which certificates are selected; `identities` finds those that are called by their labels.
+class Named(Protocol):
+    """Who is called how in the policy: `FleetView`."""
+
+    def identities(self, name_or_label: str) -> frozenset[str]:
+        """The identities of this name or label; the name itself, if policy doesn't have it."""
+        ...
+
+    def hosts_with(self, labels: Iterable[str]) -> frozenset[str]:
+        """The identities of the hosts that have one of these labels, as KEY=VALUE."""
+        ...
+
+
+_OF_CERTIFICATES: Final = (
+    "profiles",
+    "issuers",
+    "certificate_ids",
+    "dns_names",
+    "serial_numbers",
+    "public_keys_sha256",
+    "issued_before_time",
+    "window_open",
+    "incident_id",
+)
+"""Fields of a selection that identities don't have."""
+
+
+def selection_of(message: fleet_pb2.Selection, named: Named) -> Selection:
+    """Which certificates are selected, by what hosts are called at this moment.
 
     Raises:
         EdgeRefusalError: REQUEST_INVALID.
@@ -165,19 +193,39 @@ def selection_of(message: fleet_pb2.Selection, identities: Callable[[str], froze
             raise invalid_request("selection.dns_names", f"has {shown_name(text)}, which is no DNS name")
         names.append(name)
     if message.identities:
-        for field in ("profiles", "issuers", "certificate_ids", "dns_names"):
-            if getattr(message, field):
-                problem = "can't be set with identities, which have none: name hosts, or all"
+        set_fields = {field.name for field, _ in message.ListFields()}
+        for field in _OF_CERTIFICATES:
+            if field in set_fields:
+                problem = "can't be set with identities, which have none: name hosts or labels, or all"
                 raise invalid_request(f"selection.{field}", problem)
+    hosts = frozenset(name for host in _texts("selection.hosts", message.hosts) for name in named.identities(host))
+    labels = _texts("selection.labels", message.labels)
+    if labels:
+        found = named.hosts_with("=".join(label_of("selection.labels", text)) for text in labels)
+        hosts = found & hosts if hosts else found
+    serials, keys = "selection.serial_numbers", "selection.public_keys_sha256"
     return Selection(
         identities=message.identities,
         all=message.all,
-        hosts=tuple(name for host in _texts("selection.hosts", message.hosts) for name in sorted(identities(host))),
+        hosts=tuple(sorted(hosts)),
         profiles=_texts("selection.profiles", message.profiles),
         issuers=_texts("selection.issuers", message.issuers),
         certificate_ids=_texts("selection.certificate_ids", message.certificate_ids),
         dns_names=tuple(names),
+        labels=labels,
+        serial_numbers=tuple(serial_digits(hexadecimal(serials, text)) for text in message.serial_numbers),
+        public_keys_sha256=tuple(hexadecimal(keys, text) for text in message.public_keys_sha256),
+        issued_before=_moment(message.issued_before_time) if message.HasField("issued_before_time") else None,
+        window_open=message.window_open,
+        incident_id="".join(_texts("selection.incident_id", [message.incident_id] if message.incident_id else ())),
     )
+
+
+def _moment(stamp: Timestamp) -> datetime:
+    moment = time_of(stamp)
+    if moment is None:
+        raise invalid_request("selection.issued_before_time", "is no moment between the years 1 and 9999")
+    return moment
 
 
 def _texts(field: str, texts: Collection[str]) -> tuple[str, ...]:

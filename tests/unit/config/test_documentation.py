@@ -18,6 +18,7 @@ import yaml
 from certplane.agent import settings as agent
 from certplane.broker import settings as broker
 from certplane.broker.policy import document as policy
+from certplane.broker.policy.entries import PolicyFile
 from certplane.config.document import Source
 from certplane.config.durations import format_duration
 from certplane.ctl import settings as ctl
@@ -26,7 +27,7 @@ _DOCUMENT = Path(__file__).parents[3] / "docs" / "configuration.md"
 _FILES = {
     "agent.yml": agent.AgentSettings,
     "broker.yml": broker.BrokerSettings,
-    "policy.yml": policy._PolicyFile,
+    "policy.yml": PolicyFile,
     "ctl.yml": ctl.CtlSettings,
 }
 _LOADERS: dict[str, Callable[[Path], object]] = {

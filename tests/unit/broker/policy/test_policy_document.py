@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from certplane.broker.commands import policy_notices, policy_rows
 from certplane.broker.model import Grant, IdentityKind
 from certplane.broker.policy.document import PolicyDocument, load_policy, read_policy
-from certplane.broker.standing_rules import IncidentRules, RolloutRules
+from certplane.broker.standing_rules import Approval, IncidentRollout, IncidentRules, RingRule, RolloutRules
 from certplane.config.document import Document
 from certplane.errors import ConfigurationError
 
@@ -48,8 +48,9 @@ def test_every_key_of_the_format() -> None:
     assert apex is not None
     assert (apex.kind, apex.dns_names) == ("mixed", ("*.example.net", "example.net"))
     assert policy.profiles == (web, mail, apex)
+    labels = {"dc": "fra1", "ring": "canary"}
     assert policy.grants == (
-        Grant("web1.example", IdentityKind.HOST, "web1", ("web-wildcard", "apex")),
+        Grant("web1.example", IdentityKind.HOST, "web1", ("web-wildcard", "apex"), labels=labels),
         Grant("spiffe://example/host/mail1", IdentityKind.HOST, "mail1", ("mail",)),
         Grant("spiffe://example/service/deployer", IdentityKind.SERVICE, "deployer", ("apex",), ("renewal_watcher",)),
         Grant("alice.ops.example", IdentityKind.OPERATOR, "alice", (), ("operator", "viewer")),
@@ -57,6 +58,16 @@ def test_every_key_of_the_format() -> None:
     assert policy.find_grant("web1.example") == policy.grants[0]
     assert policy.find_grant("Web1.example") is None
     assert policy.find_profile("nothing") is None
+    assert policy.rollouts == RolloutRules(
+        Approval.REQUIRED,
+        100,
+        (
+            RingRule("canary", {"ring": "canary"}, bake=timedelta(hours=1)),
+            RingRule("tenth", {}, percent=10),
+            RingRule("rest", {}, rest=True),
+        ),
+    )
+    assert policy.incidents == IncidentRules(IncidentRollout.RINGS, 20)
 
 
 @pytest.mark.parametrize(
@@ -443,3 +454,49 @@ def test_who_is_called_so() -> None:
     assert policy.identities_of("api") == {*kinds}
     assert policy.identities_of("s.example") == {"s.example"}
     assert policy.identities_of("nobody") == frozenset()
+
+
+RINGS = "rollouts:\n  rings:\n    - {name: canary, labels: {ring: canary}}\n    - {name: rest, rest: true}\n"
+
+
+def test_without_rules() -> None:
+    """Nothing begins by itself and nobody is asked."""
+    policy = _read("")
+    assert (policy.rollouts, policy.incidents) == (RolloutRules(), IncidentRules(IncidentRollout.NONE, 10))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param("rollouts: {approval: yes}\n", "must be one of none, required", id="approval"),
+        pytest.param("rollouts: {approval_above_hosts: 3}\n", "is of no use without approval", id="a-number-alone"),
+        pytest.param("rollouts: {approval: required, approval_above_hosts: -1}\n", "must be 0 or more", id="below-0"),
+        pytest.param("rollouts: {rings: [{name: a}]}\n", "is of a ring that picks no host", id="no-way"),
+        pytest.param(
+            "rollouts: {rings: [{name: a, percent: 10, rest: true}]}\n",
+            "picks its hosts in several ways",
+            id="two-ways",
+        ),
+        pytest.param("rollouts: {rings: [{name: a, percent: 0}, {name: b, rest: true}]}\n", "is 0, must be", id="0%"),
+        pytest.param("rollouts: {rings: [{name: a, percent: 101}, {name: b, rest: true}]}\n", "is 101", id="101%"),
+        pytest.param("rollouts: {rings: [{name: a b, rest: true}]}\n", "must be 1 to 64 of", id="a-name"),
+        pytest.param(RINGS + "    - {name: late, percent: 5}\n", "is of a ring after the rest", id="after-the-rest"),
+        pytest.param(RINGS.replace("rest,", "canary,"), "is canary again", id="a-name-again"),
+        pytest.param(
+            "rollouts: {rings: [{name: a, percent: 50}]}\n", "hosts may be left that no ring has", id="no-rest"
+        ),
+        pytest.param("incidents: {rollout: rings}\n", "is rings, and there are none", id="no-rings"),
+        pytest.param("incidents: {at_least: 0}\n", "must be more than zero", id="at-least-0"),
+        pytest.param("incidents: {within: 1h}\n", "is not a known key", id="an-unknown-key"),
+        pytest.param(
+            "rollouts: {rings: ["
+            + ", ".join(f"{{name: r{n}, percent: 1}}" for n in range(20))
+            + ", {name: z, rest: true}]}\n",
+            "has 21 rings, more than 20",
+            id="too-many",
+        ),
+    ],
+)
+def test_refuses_rules(text: str, expected: str) -> None:
+    """Rings that leave hosts out, overlap by rule or pick nobody, and what would have no effect."""
+    assert any(expected in problem for problem in _problems(text)), _problems(text)
