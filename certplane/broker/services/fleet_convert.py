@@ -31,6 +31,7 @@ MOST_OF_BRIEF: Final = 5
 """Certificates of a host in a brief list (proto, ListHostsRequest.brief)."""
 _MAX_REASON: Final = 500
 _MAX_SPREAD: Final = timedelta(days=30)
+_MOST_LABELS: Final = 100
 _PENDING_ROOM: Final = MESSAGE_ROOM // 4
 
 
@@ -200,6 +201,8 @@ def selection_of(message: fleet_pb2.Selection, named: Named) -> Selection:
                 raise invalid_request(f"selection.{field}", problem)
     hosts = frozenset(name for host in _texts("selection.hosts", message.hosts) for name in named.identities(host))
     labels = _texts("selection.labels", message.labels)
+    if len(labels) > _MOST_LABELS:
+        raise invalid_request("selection.labels", f"has more than {_MOST_LABELS} labels")
     if labels:
         found = named.hosts_with("=".join(label_of("selection.labels", text)) for text in labels)
         hosts = found & hosts if hosts else found

@@ -48,6 +48,8 @@ HOST = IndexedHost(
     agent_version="0.2.0",
     certificates=(IDENTITY, MAIL, WEB),
 )
+LABELLED = replace(HOST, labels={"ring": "canary", "dc": "fra1"})
+ALL = ["identity", "mail", "web"]
 AWAY = replace(HOST, connected=False, end_time=NOW - 3 * DAY, last_seen_time=NOW - 4 * DAY)
 NEVER = IndexedHost(name="new.example", label="new")
 SERVICE = IndexedHost(name="api", label="api", kind=IdentityKind.SERVICE, certificates=(WEB,))
@@ -64,6 +66,9 @@ def one(**fields: object) -> FleetFilter:
         pytest.param(one(hosts=frozenset({"web1"})), HOST, ["identity", "mail", "web"], id="by-label"),
         pytest.param(one(hosts=frozenset({"web2", "web1.example"})), HOST, ["identity", "mail", "web"], id="by-name"),
         pytest.param(one(hosts=frozenset({""})), replace(HOST, label=""), [], id="no-label-is-no-name"),
+        pytest.param(one(labels=frozenset({("ring", "canary"), ("a", "b")})), LABELLED, ALL, id="one-of-its-labels"),
+        pytest.param(one(labels=frozenset({("ring", "rest")})), LABELLED, [], id="another-value"),
+        pytest.param(one(labels=frozenset({("ring", "canary")})), SERVICE, [], id="a-service-has-no-labels"),
         pytest.param(one(kinds=frozenset({IdentityKind.SERVICE})), SERVICE, ["web"], id="services"),
         pytest.param(one(kinds=frozenset({IdentityKind.SERVICE})), HOST, [], id="not-a-service"),
         pytest.param(one(disconnected_only=True), HOST, [], id="connected"),
