@@ -104,6 +104,7 @@ def policy_rows(path: Path, private_issuers: Collection[str] | None = None) -> R
             "label": grant.label,
             "profiles": list(grant.profiles),
             "roles": list(grant.roles),
+            "labels": [f"{key}={value}" for key, value in grant.labels.items()],
         }
         for grant in policy.grants
     ]

@@ -45,7 +45,9 @@ def _validate(options: argparse.Namespace) -> int:
     print(f"{escape(str(options.policy))} is valid, hash {found['policy_hash']}\n")
     print_table(found["profiles"], ("profile", "type", "dns_names"))
     print()
-    print_table(found["identities"], ("identity", "kind", "label", "profiles", "roles"))
+    labelled = any(each["labels"] for each in found["identities"])
+    columns = ("identity", "kind", "label", "profiles", "roles", *(["labels"] if labelled else []))
+    print_table(found["identities"], columns)
     return 0
 
 

@@ -8,6 +8,8 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Final
 
+from certplane.runtime.tables import span_text
+
 AT_LEAST: Final = 10
 """Certificates whose windows a CA must have moved before it is an incident, where policy doesn't say."""
 
@@ -46,6 +48,14 @@ class RingRule:
     percent: int = 0
     rest: bool = False
     bake: timedelta = timedelta()
+
+    def __str__(self) -> str:
+        """For people: `canary (ring=canary, 1h 0m)`."""
+        picked = [f"{key}={value}" for key, value in self.labels.items()]
+        picked += [f"{self.percent}%"] if self.percent else []
+        picked += ["rest"] if self.rest else []
+        picked += [span_text(self.bake)] if self.bake else []
+        return f"{self.name} ({', '.join(picked)})"
 
 
 @dataclass(frozen=True, slots=True)

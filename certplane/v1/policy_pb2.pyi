@@ -229,19 +229,19 @@ class PolicyChange(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     change: _builtins.str
-    """What happens: lost, gained, changed (what a profile says), issued_again (a certificate: the broker orders a new one at
-    the next request).
+    """What happens: lost, gained, changed (what a profile says, a host's labels, a rule), issued_again (a certificate: the
+    broker orders a new one at the next request).
     """
     subject: _builtins.str
-    """To what: as in PolicyCount, or certificate."""
+    """To what: as in PolicyCount, or certificate, or rule (what the policy says of rollouts and incidents)."""
     identity: _builtins.str
     """The identity's name: of a host, service, operator, role, grant or certificate."""
     profile: _builtins.str
     """The profile's name: of a profile, grant, name or certificate."""
     name: _builtins.str
-    """The DNS name, or the role."""
+    """The DNS name, the role, or the rule's key."""
     detail: _builtins.str
-    """What of a profile changes, or why a certificate is issued again. For people."""
+    """What of a profile, a host's labels or a rule changes, or why a certificate is issued again. For people."""
     def __init__(
         self,
         *,

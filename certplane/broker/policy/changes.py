@@ -41,6 +41,8 @@ class Subject(StrEnum):
     PROFILE = "profile"
     NAME = "name"
     CERTIFICATE = "certificate"
+    RULE = "rule"
+    """What policy says of rollouts and incidents."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,8 @@ class PolicyChange:
         subject: To what.
         identity: Of hosts, services, operators, roles, grants, certificates.
         profile: Of grants, profiles, names, certificates.
-        name: The DNS name of a name, the role of a role.
-        detail: What of a profile changes, for people.
+        name: The DNS name of a name, the role of a role, the key of a rule.
+        detail: What of a profile, a host's labels or a rule changes, for people.
     """
 
     change: Change
@@ -85,7 +87,7 @@ class PolicyChanges:
     changes: tuple[PolicyChange, ...]
 
     def count(self, subject: Subject) -> Count:
-        """The count of a subject; certificates have none."""
+        """The count of a subject; certificates and rules have none."""
         return next(count for count in self.counts if count.subject is subject)
 
     @property
@@ -116,6 +118,15 @@ _FACTS: Final[Mapping[str, Callable[[Profile], object]]] = {
 }
 """What a profile says, by its keys in the file."""
 
+_RULES: Final[Mapping[str, Callable[[PolicyDocument], object]]] = {
+    "rollouts.approval": lambda policy: policy.rollouts.approval,
+    "rollouts.approval_above_hosts": lambda policy: "" if (n := policy.rollouts.approval_above_hosts) is None else n,
+    "rollouts.rings": lambda policy: [str(ring) for ring in policy.rollouts.rings],
+    "incidents.rollout": lambda policy: policy.incidents.rollout,
+    "incidents.at_least": lambda policy: policy.incidents.at_least,
+}
+"""What it says besides, likewise."""
+
 
 def compare(before: PolicyDocument, after: PolicyDocument) -> PolicyChanges:
     """What `after` takes away from `before`, and what it adds."""
@@ -144,6 +155,7 @@ def compare(before: PolicyDocument, after: PolicyDocument) -> PolicyChanges:
             *(PolicyChange(Change.GAINED, *key) for key in gained),
             *details,
             *_changed_labels(before, after),
+            *_changed_rules(before, after),
             *sorted(again, key=lambda change: (change.identity, change.profile)),
         ),
     )
@@ -179,7 +191,7 @@ def _counts(
     return tuple(
         Count(subject, old[subject], new[subject], come[subject], gone[subject])
         for subject in Subject
-        if subject is not Subject.CERTIFICATE
+        if subject not in {Subject.CERTIFICATE, Subject.RULE}
     )
 
 
@@ -218,6 +230,14 @@ def _changed_labels(before: PolicyDocument, after: PolicyDocument) -> Iterator[P
             old, new = (sorted(f"{key}={value}" for key, value in each.labels.items()) for each in (grant, kept))
             detail = f"labels: {_shown(old)} -> {_shown(new)}"
             yield PolicyChange(Change.CHANGED, Subject.HOST, grant.name, detail=detail)
+
+
+def _changed_rules(before: PolicyDocument, after: PolicyDocument) -> Iterator[PolicyChange]:
+    """Who is asked, and what begins by itself: as much a matter of who may do what as a role is."""
+    for key, rule in _RULES.items():
+        old, new = rule(before), rule(after)
+        if old != new:
+            yield PolicyChange(Change.CHANGED, Subject.RULE, name=key, detail=f"{_shown(old)} -> {_shown(new)}")
 
 
 def _changed_facts(old: Profile, new: Profile) -> list[str]:

@@ -16,6 +16,7 @@ from certplane.ctl.show.words import (
     health_word,
     held,
     is_well,
+    labels_text,
     link_style,
     link_text,
     moment,
@@ -92,6 +93,7 @@ def host_columns(hosts: Sequence[renewal_pb2.Host], now: datetime) -> list[Colum
         Column("SERVED", lambda row: "" if row.status is None else served_text(row.status), 7),
         Column("AGENT", lambda row: row.host.agent_version if row.first else " ", 8),
         Column("NAMES", lambda row: "" if row.status is None else " ".join(row.status.dns_names), None),
+        Column("LABELS", lambda row: labels_text(row.host) if row.first else " ", None),
         Column("IDENTITY", lambda row: row.host.name if row.first else " ", None),
     ]
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Final
 
-from certplane.ctl.show.words import ACTORS, by_health, health_word, held, held_ones, link_text, moment, state_text
+from certplane.ctl.show.words import (
+    ACTORS,
+    by_health,
+    health_word,
+    held,
+    held_ones,
+    labels_text,
+    link_text,
+    moment,
+    state_text,
+)
 from certplane.rpc.times import signed_span_of, span_of
 from certplane.runtime.tables import span_text
 from certplane.runtime.text import counted
@@ -33,6 +43,7 @@ def host_facts(host: renewal_pb2.Host, now: datetime) -> Facts:
     total = max(host.certificate_count, len(host.certificates))
     return [
         ("host", host.name if not host.label else f"{host.name} ({host.label} in the policy)"),
+        ("labels", labels_text(host)),
         ("link", link_text(host, now) + (f" from {host.source_ip}" if host.source_ip else "")),
         ("broker", _broker(host) if host.broker_id else ""),
         ("agent", _agent(host)),

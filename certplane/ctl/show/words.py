@@ -132,6 +132,11 @@ def served_text(status: renewal_pb2.CertificateStatus) -> str:
     return "older" if served == status.installed.serial_number else f"ANOTHER ({served[:8]}...)"
 
 
+def labels_text(host: renewal_pb2.Host) -> str:
+    """Its labels in the policy, as they are picked by: `dc=fra1 ring=canary`."""
+    return " ".join(f"{key}={value}" for key, value in sorted(host.labels.items()))
+
+
 def link_text(host: renewal_pb2.Host, now: datetime) -> str:
     """Whether it is there, and since when: where its stream has ended, since that end."""
     if host.kind == renewal_pb2.HOST_KIND_SERVICE:

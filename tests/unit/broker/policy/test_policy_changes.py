@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,19 @@ HOST, GRANT, NAME, PROFILE = Subject.HOST, Subject.GRANT, Subject.NAME, Subject.
                 PolicyChange(GAINED, HOST, "new.example"), PolicyChange(GAINED, GRANT, "new.example", "web"),
             ],
             id="another identity under the label",
+        ),
+        pytest.param(
+            "profiles: [web]}", "profiles: [web], labels: {ring: canary, dc: fra1}}",
+            [PolicyChange(CHANGED, HOST, "web1.example", detail="labels: - -> dc=fra1, ring=canary")],
+            id="labels",
+        ),
+        pytest.param(
+            "operators:\n", "rollouts: {approval: required, rings: [{name: a, percent: 5, bake: 1h}, {name: b, rest: true}]}\noperators:\n",
+            [
+                PolicyChange(CHANGED, Subject.RULE, name="rollouts.approval", detail="none -> required"),
+                PolicyChange(CHANGED, Subject.RULE, name="rollouts.rings", detail="- -> a (5%, 1h 0m), b (rest)"),
+            ],
+            id="rules",
         ),
         pytest.param("web1: {", "www: {", [], id="another label"),
         pytest.param(
@@ -149,3 +163,72 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().err
     assert f"{new}:1: hosts.a.profiles[0]: is 'none', which is no profile" in said
     assert f"{new}:2: profile: is not a known key" in said
+
+
+OWN = """\
+profiles:
+  web: {type: multi_san, dns_names: ["{label}.{labels.dc}.example"]}
+hosts:
+  web1: {identity: web1.example, profiles: [web], labels: {dc: fra1}}
+  web2: {identity: web2.example, profiles: [web], labels: {dc: fra1}}
+"""
+NAMES = "the profile's names change: what the caller asks for (agent.yml) has to change too"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        pytest.param(
+            "labels: {dc: fra1}}\n  web2",
+            "labels: {dc: ams1}}\n  web2",
+            [
+                PolicyChange(LOST, NAME, profile="web", name="web1.fra1.example"),
+                PolicyChange(GAINED, NAME, profile="web", name="web1.ams1.example"),
+                PolicyChange(CHANGED, HOST, "web1.example", detail="labels: dc=fra1 -> dc=ams1"),
+                PolicyChange(AGAIN, Subject.CERTIFICATE, "web1.example", "web", detail=NAMES),
+            ],
+            id="another label of one host",
+        ),
+        pytest.param(
+            "web1: {",
+            "www: {",
+            [
+                PolicyChange(LOST, NAME, profile="web", name="web1.fra1.example"),
+                PolicyChange(GAINED, NAME, profile="web", name="www.fra1.example"),
+                PolicyChange(AGAIN, Subject.CERTIFICATE, "web1.example", "web", detail=NAMES),
+            ],
+            id="another name of the entry",
+        ),
+        pytest.param(
+            "  web2: {identity: web2.example, profiles: [web], labels: {dc: fra1}}\n",
+            "",
+            [
+                PolicyChange(LOST, HOST, "web2.example"),
+                PolicyChange(LOST, GRANT, "web2.example", "web"),
+                PolicyChange(LOST, NAME, profile="web", name="web2.fra1.example"),
+            ],
+            id="a host",
+        ),
+        pytest.param(
+            "dns_names: [",
+            "key_types: [ec-p256], dns_names: [",
+            [
+                PolicyChange(CHANGED, PROFILE, profile="web", detail="key_types: KEYS -> ec-p256"),
+                PolicyChange(
+                    AGAIN, Subject.CERTIFICATE, "web1.example", "web", detail="the profile's key_types changes"
+                ),
+                PolicyChange(
+                    AGAIN, Subject.CERTIFICATE, "web2.example", "web", detail="the profile's key_types changes"
+                ),
+            ],
+            id="what all have",
+        ),
+        pytest.param('"{label}.{labels.dc}.example"', '"{label}.fra1.example"', [], id="the same names otherwise made"),
+    ],
+)
+def test_names_of_labels(old: str, new: str, expected: list[PolicyChange]) -> None:
+    """Each identity's own names are what is lost, gained and issued again."""
+    assert old in OWN
+    changes = _compare(OWN, OWN.replace(old, new)).changes
+    keys = "ec-p256, ec-p384, rsa-2048, rsa-3072, rsa-4096"
+    assert [*changes] == [replace(each, detail=each.detail.replace("KEYS", keys)) for each in expected]
