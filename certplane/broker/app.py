@@ -36,6 +36,7 @@ from certplane.broker.fleet.requests import RenewalRequests
 from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.fleet.summaries import FleetSummaries
 from certplane.broker.forwarding import copying_audit
+from certplane.broker.incident_desk import also_of_incidents, incident_watch
 from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.issuance.budget import BudgetWatch
 from certplane.broker.issuance.context import IssuancePorts
@@ -64,6 +65,7 @@ from certplane.broker.services.certificates import CertificateServicer
 from certplane.broker.services.enrollment import EnrollmentServicer
 from certplane.broker.services.fleet import FleetServicer
 from certplane.broker.services.fleet_lists import FleetLists
+from certplane.broker.services.incidents import IncidentServicer
 from certplane.broker.services.interceptors.edge import Edge
 from certplane.broker.services.orders import OrderServicer
 from certplane.broker.services.renewal import RenewalServicer
@@ -298,6 +300,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 clock=clock,
             ),
             BrokerServicer(desk),
+            IncidentServicer(stores.incidents),
         )
         listener = stack.enter_context(metrics_listener(settings, meter))
         broker = Broker(
@@ -340,10 +343,21 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             membership,
             planner=planner,
             health=health,
+            incidents=(
+                incidents := incident_watch(stores, fleet.index, plans, prepared, clock=clock, meter=meter, trail=trail)
+            ),
             retention=own.retention,
             soundness=own.soundness,
             notifications=await stack.enter_async_context(
-                notifying(settings, secrets, stores.outbox, fleet, own, clock=clock, meter=meter)
+                notifying(
+                    settings,
+                    secrets,
+                    stores.outbox,
+                    fleet,
+                    also_of_incidents(own, incidents.known),
+                    clock=clock,
+                    meter=meter,
+                )
             ),
             seals=seals,
             forwarding=await stack.enter_async_context(

@@ -69,6 +69,8 @@ class AuditEventType(StrEnum):
     IDENTITY_ALLOWED = "identity_allowed"
     IDENTITY_CONTESTED = "identity_contested"
     IDENTITY_DENIED = "identity_denied"
+    INCIDENT_CLOSED = "incident_closed"
+    INCIDENT_OPENED = "incident_opened"
     ISSUER_FAILED_OVER = "issuer_failed_over"
     ORDER_ABANDONED = "order_abandoned"
     RENEWAL_REPORTED = "renewal_reported"
@@ -107,6 +109,8 @@ CHANGE_EVENTS: Final = frozenset(
         AuditEventType.IDENTITY_ALLOWED,
         AuditEventType.IDENTITY_CONTESTED,
         AuditEventType.IDENTITY_DENIED,
+        AuditEventType.INCIDENT_CLOSED,
+        AuditEventType.INCIDENT_OPENED,
         AuditEventType.ISSUER_FAILED_OVER,
         AuditEventType.POLICY_LOADED,
         AuditEventType.POLICY_REJECTED,

@@ -210,6 +210,18 @@ RENEWAL_CHECKS: Final = Counter(
 RENEWAL_PLANS_MOVED: Final = Counter(
     "certplane_renewal_plans_moved_total", "Renewals that a CA has moved.", ("issuer",)
 )
+INCIDENTS: Final = Gauge("certplane_incidents", "Incidents that are open: CAs that want many certificates replaced.")
+INCIDENT_CERTIFICATES: Final = Table(
+    "certplane_incident_certificates",
+    "Certificates of open incidents, by state: open (something is to come), in_use (a successor is), hurt (revoked or "
+    "expired without one), failing.",
+    ("issuer", "state"),
+)
+INCIDENT_DEADLINE: Final = Table(
+    "certplane_incident_deadline_timestamp_seconds",
+    "When the certificates of an open incident should be replaced, Unix time.",
+    ("issuer",),
+)
 STREAMS: Final = Gauge("certplane_host_streams", "Hosts with a status stream.")
 STREAMS_ENDED: Final = Counter(
     "certplane_host_streams_ended_total", "Status streams that the broker has ended, by reason.", ("reason",)

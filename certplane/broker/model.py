@@ -396,6 +396,8 @@ class ChangeKind(StrEnum):
     """An issuer's ACME account, or its key; the key is the issuer."""
     BROKER_REQUEST = "broker_request"
     """Something is asked of a broker, or answered; the key is the broker_id, or the request's."""
+    INCIDENT = "incident"
+    """An incident has begun, or is another one; the key is its incident_id."""
     MEMBER = "member"
     """A broker has come or left, or another policy, say, is in force there; the key is its broker_id."""
     ACTIVATION = "activation"

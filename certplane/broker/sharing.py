@@ -18,6 +18,7 @@ from certplane.broker.configured import located
 from certplane.broker.database import stores
 from certplane.broker.fleet.figures import SHOWN
 from certplane.broker.fleet.health_watch import HealthWatch
+from certplane.broker.incidents.watch import IncidentWatch
 from certplane.broker.issuance.budget import BudgetWatch
 from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.issuing.remote import RemoteIssuer
@@ -28,6 +29,7 @@ from certplane.broker.members.ports import LastingLease, MemberStore
 from certplane.broker.members.roles import (
     AUDIT_SINKS,
     FLEET_HEALTH,
+    INCIDENTS,
     NOTIFICATIONS,
     SOUNDNESS,
     UPKEEP,
@@ -113,6 +115,7 @@ def roles_of(
     *,
     planner: RenewalPlanner,
     health: HealthWatch,
+    incidents: IncidentWatch,
     retention: Retention,
     soundness: SoundnessWatch,
     notifications: NotificationWatch | None,
@@ -148,6 +151,8 @@ def roles_of(
             await health.lead()
 
     roles.add(FLEET_HEALTH, measure, (*SHOWN, metrics.CERTIFICATES_LEFT))
+    figures = (metrics.INCIDENTS, metrics.INCIDENT_CERTIFICATES, metrics.INCIDENT_DEADLINE)
+    roles.add(INCIDENTS, incidents.run, figures)
     if notifications is not None:
         roles.add(NOTIFICATIONS, notifications.run, (metrics.NOTIFICATIONS_WAITING,))
     if forwarding is not None:

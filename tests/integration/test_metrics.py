@@ -24,6 +24,8 @@ from certplane.broker.app import open_broker
 from certplane.broker.audit.fallback import SpillFallback
 from certplane.broker.events import AuditEvent, AuditEventType, AuditTrail
 from certplane.broker.fleet.settings import StreamSettings
+from certplane.broker.incidents.known import KnownIncidents
+from certplane.broker.incidents.watch import IncidentWatch
 from certplane.broker.issuance.budget import BudgetWatch
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuing import messages
@@ -44,7 +46,7 @@ from certplane.broker.notify.ports import Records
 from certplane.broker.ports import DurableLimits, PruneBefore, Soundness, Upkeep
 from certplane.broker.prepared import prepare
 from certplane.broker.proof.sealing import Sealing
-from certplane.broker.renewal.model import RenewalInfo, RenewalInfoUnsupportedError, RenewalPlan
+from certplane.broker.renewal.model import RenewalInfo, RenewalInfoUnsupportedError, RenewalPlan, WindowMove
 from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.retention import Retention
@@ -53,6 +55,7 @@ from certplane.broker.sinks.forwarding import Forwarding
 from certplane.broker.sinks.gate import SinkGate
 from certplane.broker.sinks.ports import SinkError
 from certplane.broker.soundness import SoundnessWatch
+from certplane.broker.standing_rules import IncidentRules
 from certplane.errors import Reason, RefusalError
 from certplane.fleet_report.model import RenewalCause
 from certplane.rpc.channel import open_channel
@@ -69,6 +72,7 @@ from tests.fakes.sinks import FakeSink
 from tests.support.broker_files import BrokerFiles
 from tests.support.ca import Leaf
 from tests.support.edge import HOST, OPERATOR, ShiftedClock, serve_edge
+from tests.support.fleet_index import IndexWorld
 from tests.support.issuance import NO_WAIT, World, caller, issue, kill_all, lose_order, settle, unavailable
 from tests.support.memory_store import MemoryStores
 from tests.support.stores import StoreHarness, StorePlace
@@ -226,6 +230,32 @@ async def a_ca_that_moves_a_renewal(_folder: Path) -> Collection[Metric]:
         for _ in range(24):
             clock.advance(HOUR)
             await settle()
+    return meter.moved
+
+
+async def a_ca_that_wants_many_replaced(_folder: Path) -> Collection[Metric]:
+    """At once."""
+    meter, clock = FakeMeter(), ManualClock()
+    stores = MemoryStores.open(clock)
+    harness = StoreHarness(StorePlace("fake", None), clock, stores)  # type: ignore[arg-type]  # a fake
+    world = IndexWorld("web1")
+    watch = IncidentWatch(
+        store=stores.incidents,
+        index=world.index,
+        known=KnownIncidents(stores.incidents),
+        rules=lambda: IncidentRules(at_least=1),
+        rollouts=None,
+        keep=DAY,
+        clock=clock,
+        meter=meter,
+        trail=AuditTrail(clock),
+    )
+    record = await harness.issue(identity="web1")
+    plan = RenewalPlan(record.certificate_id, "web1", clock.now(), RenewalCause.ISSUER)
+    end = clock.now() - HOUR
+    move = WindowMove(record.certificate_id, "web1", "acme", clock.now(), end - HOUR, end, record.renew_time)
+    await stores.renewal_plans.replace_plan(None, plan, move=move)
+    await watch.look()
     return meter.moved
 
 
@@ -476,6 +506,9 @@ MOVED: dict[Scenario, set[Metric]] = {
     a_revoked_dns_token: {metrics.PROFILES_BLOCKED},
     a_host_in_a_loop: {metrics.LIMITS_REACHED},
     a_ca_that_moves_a_renewal: {metrics.RENEWAL_CHECKS, metrics.RENEWAL_PLANS_MOVED},
+    a_ca_that_wants_many_replaced: {
+        metrics.INCIDENTS, metrics.INCIDENT_CERTIFICATES, metrics.INCIDENT_DEADLINE,
+    },
     a_stream: {
         metrics.STREAMS, metrics.STREAMS_ENDED, metrics.STREAM_MISUSES, metrics.REPORTS, metrics.DIRECTIVES,
         metrics.DIRECTIVE_SECONDS, metrics.CERTIFICATES, metrics.HEALTH, metrics.SOONEST_END, metrics.WATCHERS,

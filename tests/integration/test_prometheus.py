@@ -144,6 +144,7 @@ async def test_panels_show_a_real_broker(tmp_path: Path) -> None:
 HURT: list[tuple[Metric, dict[str, str], float]] = [
     *((metrics.HEALTH, {"health": word}, 2) for word in ("EXPIRED", "OVERDUE", "UNHEARD")),
     (metrics.SOONEST_END, {"profile": "web"}, 1),
+    *((metrics.INCIDENT_CERTIFICATES, {"issuer": NAUGHTY, "state": state}, 1) for state in ("open", "hurt")),
     (metrics.IDENTITIES_CONTESTED, {}, 1),
     (metrics.PROFILES_BLOCKED, {"profile": NAUGHTY}, 1),
     (metrics.ISSUING_UP, {}, 0),

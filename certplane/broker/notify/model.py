@@ -29,6 +29,8 @@ class MessageKind(StrEnum):
 
 OF_BROKER: Final = "BROKER "
 """What the cause of a broker's own trouble begins with; no certificate's does."""
+OF_FLEET: Final = "FLEET "
+"""Likewise of what is told of the fleet as a whole: an incident, say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +42,21 @@ class OwnTrouble:
         severity: How bad it is.
         text: What is wrong, for people.
         remedy: What can be done about it.
+        of_fleet: Whether it is of the fleet as a whole instead, and the same at whichever broker.
     """
 
     cause: str
     severity: Severity
     text: str
     remedy: str
+    of_fleet: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """All certificates that one cause affects, as a notifier hears of them; or a trouble of the broker itself.
+    """All certificates that one cause affects, as a notifier hears of them; or a trouble of broker or fleet as such.
 
-    One of the broker has no certificates and no hosts; its `word` only says how bad it is.
+    One of broker or fleet has no certificates and no hosts; its `word` only says how bad it is.
 
     Attributes:
         cause: Which.
@@ -88,8 +92,8 @@ class Trouble:
 
     @property
     def is_of_broker(self) -> bool:
-        """Whether it is a broker's own."""
-        return self.cause.startswith(OF_BROKER)
+        """Whether it is a broker's own, or of the fleet as a whole: it has no certificates of its own."""
+        return self.cause.startswith((OF_BROKER, OF_FLEET))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Final
 
 from certplane.broker.fleet.index import IndexedCertificate, IndexedHost
 from certplane.broker.model import IdentityKind
-from certplane.broker.notify.model import OF_BROKER, OwnTrouble, Trouble
+from certplane.broker.notify.model import OF_BROKER, OF_FLEET, OwnTrouble, Trouble
 from certplane.broker.notify.settings import NotificationRule
 from certplane.runtime.health import Health, HealthActor, HealthWord, Severity
 from certplane.runtime.text import printable
@@ -47,7 +47,7 @@ def picks(rule: NotificationRule, certificate: IndexedCertificate, word: HealthW
 
 
 def of_broker(rules: Sequence[NotificationRule], own: Iterable[OwnTrouble], broker: str) -> Iterator[Trouble]:
-    """What a notifier hears of the broker itself: by rules that are about no profile, no health and no lifetime.
+    """What a notifier hears of broker or fleet as such: by rules that are about no profile, no health and no lifetime.
 
     Args:
         rules: Of the notifier.
@@ -58,8 +58,10 @@ def of_broker(rules: Sequence[NotificationRule], own: Iterable[OwnTrouble], brok
     for each in own:
         critical = each.severity is Severity.CRITICAL
         if severities & ({None, Severity.WARNING, Severity.CRITICAL} if critical else {None, Severity.WARNING}):
+            # What is of the fleet goes on when another broker tells of it.
+            cause = f"{OF_FLEET}{each.cause}" if each.of_fleet else f"{OF_BROKER}{each.cause} {broker}"
             yield Trouble(
-                printable(f"{OF_BROKER}{each.cause} {broker}", _CAUSE),
+                printable(cause, _CAUSE),
                 HealthWord.WONT_HEAL if critical else HealthWord.FAILING,
                 0,
                 0,

@@ -104,6 +104,34 @@ class HostActivation:
 
 
 @dataclass(frozen=True, slots=True)
+class WindowMove:
+    """What a CA has done to the renewal window of a certificate in force.
+
+    Attributes:
+        certificate_id: Whose window.
+        host: Its holder.
+        issuer: The CA, by its name in the broker's configuration.
+        move_time: When the broker heard of it.
+        window_start: Of the window that the CA names now.
+        window_end: Likewise.
+        due_before: When the certificate was to be renewed before the CA said so.
+        explanation_url: Where the CA explains it; empty if it doesn't.
+        forward: Whether the certificate is to be replaced sooner for it (`planning.move_of`); if not, the CA has taken
+            back what it asked for, or has put it off.
+    """
+
+    certificate_id: str
+    host: str
+    issuer: str
+    move_time: datetime
+    window_start: datetime
+    window_end: datetime
+    due_before: datetime
+    explanation_url: str = ""
+    forward: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class InForce:
     """A certificate that its holder should be using: not expired, not revoked, not replaced by a newer one of its own.
 

@@ -34,7 +34,7 @@ from certplane.broker.renewal.model import (
     RenewalInfoUnsupportedError,
     RenewalPlan,
 )
-from certplane.broker.renewal.planning import LONGEST_WAIT, has_moved, plan_renewal
+from certplane.broker.renewal.planning import LONGEST_WAIT, has_moved, move_of, plan_renewal
 from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.renewal.ports import RenewalInfoSource
 from certplane.errors import RefusalError
@@ -208,12 +208,12 @@ class RenewalPlanner:
         for _ in range(_MOST_TRIES):
             if current is None:  # expired, revoked or replaced meanwhile
                 return
-            plan = plan_renewal(
-                current, answer, renew_before=self._renew_before(current), now=self._clock.now(), rng=self._rng
-            )
+            now = self._clock.now()
+            plan = plan_renewal(current, answer, renew_before=self._renew_before(current), now=now, rng=self._rng)
             moved = has_moved(current.plan, plan)
             events = [self._moved(current, plan)] if moved else []
-            if await self._plans.replace_plan(current.plan, plan, events):
+            move = move_of(current, plan, now) if isinstance(answer, RenewalInfo) else None
+            if await self._plans.replace_plan(current.plan, plan, events, move=move):
                 if moved:
                     self._meter.count(metrics.RENEWAL_PLANS_MOVED, issuer=current.issuer)
                     logger.info("the CA has moved a renewal window", extra=_fields(current, plan))

@@ -23,6 +23,7 @@ from certplane.broker.renewal.model import (
     RenewalInfoError,
     RenewalInfoUnsupportedError,
     RenewalPlan,
+    WindowMove,
 )
 from certplane.fleet_report.model import RenewalCause
 from certplane.runtime.backoff import Backoff
@@ -80,6 +81,39 @@ def has_moved(before: RenewalPlan | None, after: RenewalPlan) -> bool:
     if before is None or before.window_start is None:
         return False
     return (before.window_start, before.window_end) != (after.window_start, after.window_end)
+
+
+def move_of(certificate: InForce, after: RenewalPlan, now: datetime) -> WindowMove | None:
+    """What the CA has done to the window of a certificate whose plan becomes `after`; None if it did nothing.
+
+    A window is brought *forward* where all of the new one lies before the old one began, or where it is past and the
+    old one wasn't: a CA that shifts its windows by some hours calls nothing back. A first answer is a move only where
+    it is past and the certificate's own lifetime has it renewed later: the window of a host that was away for weeks is
+    past by itself.
+    """
+    start, end = after.window_start, after.window_end
+    if start is None or end is None:
+        return None
+    before = certificate.plan
+    if before is None or before.window_start is None or before.window_end is None:
+        if not end <= now < certificate.lifetime_renew_time:
+            return None
+        forward = True
+    elif not has_moved(before, after):
+        return None
+    else:
+        forward = end <= before.window_start or end <= now < before.window_end
+    return WindowMove(
+        certificate.certificate_id,
+        certificate.host,
+        certificate.issuer,
+        now,
+        start,
+        end,
+        certificate.renew_time,
+        after.explanation_url,
+        forward,
+    )
 
 
 def latest_renewal(certificate: InForce, renew_before: timedelta | None) -> datetime:

@@ -28,6 +28,7 @@ from certplane.broker.renewal.model import (
     RequestItem,
     Selected,
     Selection,
+    WindowMove,
 )
 from certplane.broker.renewal.ports import RenewalChecks, RenewalPlanStore, RenewalRequestLog, RequestItems
 from certplane.fleet_report.model import RenewalCause
@@ -222,12 +223,23 @@ class RenewalPlans(RenewalTimes, RenewalPlanStore, RenewalRequestLog, RequestIte
 
     @override
     async def replace_plan(
-        self, before: RenewalPlan | None, after: RenewalPlan, events: Sequence[AuditEvent] = ()
+        self,
+        before: RenewalPlan | None,
+        after: RenewalPlan,
+        events: Sequence[AuditEvent] = (),
+        *,
+        move: WindowMove | None = None,
     ) -> bool:
-        return await self._to_its_end(self._replace_plan(before, after, events))
+        return await self._to_its_end(self._replace_plan(before, after, events, move))
 
-    async def _replace_plan(self, before: RenewalPlan | None, after: RenewalPlan, events: Sequence[AuditEvent]) -> bool:
-        replaced = await self._store.replace_plan(before, after, events)
+    async def _replace_plan(
+        self,
+        before: RenewalPlan | None,
+        after: RenewalPlan,
+        events: Sequence[AuditEvent],
+        move: WindowMove | None,
+    ) -> bool:
+        replaced = await self._store.replace_plan(before, after, events, move=move)
         if replaced and (before is None or before.told != after.told):
             await self._learn([after])
         return replaced

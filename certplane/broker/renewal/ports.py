@@ -19,6 +19,7 @@ from certplane.broker.renewal.model import (
     RequestItem,
     Selected,
     Selection,
+    WindowMove,
 )
 
 
@@ -118,9 +119,17 @@ class RenewalChecks(Protocol):
         ...
 
     async def replace_plan(
-        self, before: RenewalPlan | None, after: RenewalPlan, events: Sequence[AuditEvent] = ()
+        self,
+        before: RenewalPlan | None,
+        after: RenewalPlan,
+        events: Sequence[AuditEvent] = (),
+        *,
+        move: WindowMove | None = None,
     ) -> bool:
         """Put `after` in the place of `before` (None: there was none), durable, in one transaction with the events.
+
+        And with what the CA has done to the window, if it did something: whoever looks for many of those at once
+        (`certplane.broker.incidents`) misses none, whichever broker heard of it, and however soon it is replaced.
 
         False, and nothing is written, if the certificate's plan isn't `before` any more: somebody else has planned, or
         it is in force no longer.

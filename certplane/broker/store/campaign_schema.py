@@ -91,3 +91,67 @@ rollout_items: Final = Table(
 Index("ix_rollout_items_place", rollout_items.c.rollout_id, rollout_items.c.place, rollout_items.c.certificate_id)
 Index("ix_rollout_items_host", rollout_items.c.host)  # what a host is told when it comes
 Index("ix_rollout_items_certificate_id", rollout_items.c.certificate_id)  # which rollouts replace a certificate
+
+moved_windows: Final = Table(
+    # A certificate whose window its CA has brought forward, each: its last move. No foreign key: an incident keeps its
+    # certificates for as long as it is kept.
+    "moved_windows",
+    metadata,
+    Column("certificate_id", _Text, primary_key=True),
+    Column("host", _Text, nullable=False),
+    Column("issuer", _Text, nullable=False),
+    Column("move_time", _Time, nullable=False),
+    Column("window_start", _Time, nullable=False),
+    Column("window_end", _Time, nullable=False),
+    Column("due_before", _Time, nullable=False),
+    Column("explanation_url", _Text, nullable=False),
+    Column("forward", _Sequence, nullable=False),
+    # Empty while it belongs to none.
+    Column("incident_id", _Text, nullable=False, server_default=""),
+    # The rollout of that incident that has it; empty while none has.
+    Column("rollout_id", _Text, nullable=False, server_default=""),
+    sqlite_strict=True,
+)
+
+Index("ix_moved_windows_incident_id", moved_windows.c.incident_id, moved_windows.c.certificate_id)
+Index(
+    "ix_moved_windows_unassigned",  # what may be an incident
+    moved_windows.c.move_time,
+    moved_windows.c.certificate_id,
+    sqlite_where=text("incident_id = ''"),
+    postgresql_where=text("incident_id = ''"),
+)
+
+incidents: Final = Table(
+    "incidents",
+    metadata,
+    Column("incident_id", _Text, primary_key=True),
+    Column("issuer", _Text, nullable=False),
+    Column("open_time", _Time, nullable=False),
+    Column("version", _Sequence, nullable=False),
+    Column("deadline", _Time),
+    Column("explanation_url", _Text, nullable=False),
+    # NULL until it has ended.
+    Column("close_time", _Time),
+    Column("rollout_id", _Text, nullable=False),
+    Column("rollout_count", _Sequence, nullable=False),
+    Column("trouble", _Text, nullable=False),
+    # How far it is, as it was last seen: JSON.
+    Column("figures", _Text),
+    sqlite_strict=True,
+)
+
+Index(
+    "uq_incidents_open",  # an issuer has one that is open
+    incidents.c.issuer,
+    unique=True,
+    sqlite_where=text("close_time IS NULL"),
+    postgresql_where=text("close_time IS NULL"),
+)
+Index(
+    "ix_incidents_closed",  # the newest of those that have ended
+    incidents.c.open_time,
+    incidents.c.incident_id,
+    sqlite_where=text("close_time IS NOT NULL"),
+    postgresql_where=text("close_time IS NOT NULL"),
+)

@@ -42,12 +42,14 @@ from certplane.broker.renewal.model import (
     RequestItem,
     Selected,
     Selection,
+    WindowMove,
 )
 from certplane.broker.renewal.ports import RenewalChecks, RenewalPlanStore, RenewalRequestLog, RequestItems
 from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done
 from certplane.broker.store.cells import PLAN, decode_names
 from certplane.broker.store.change_feed import ChangeLog
+from certplane.broker.store.moved_windows import MoveRows
 from certplane.broker.store.plan_rows import BEGUN, PlanRows
 from certplane.broker.store.request_rows import (
     RequestRows,
@@ -89,6 +91,7 @@ class SqlRenewalPlanStore(RenewalPlanStore, RenewalRequestLog, RequestItems, Ren
         self._changes = changes
         compiler = database.compiler
         self._rows = PlanRows(compiler)
+        self._moves = MoveRows(compiler)
         self._requests = RequestRows(compiler)
         plans = renewal_plans.c
         planned = renewal_plans.join(certificates, certificates.c.certificate_id == plans.certificate_id)
@@ -296,7 +299,12 @@ class SqlRenewalPlanStore(RenewalPlanStore, RenewalRequestLog, RequestItems, Ren
 
     @override
     async def replace_plan(
-        self, before: RenewalPlan | None, after: RenewalPlan, events: Sequence[AuditEvent] = ()
+        self,
+        before: RenewalPlan | None,
+        after: RenewalPlan,
+        events: Sequence[AuditEvent] = (),
+        *,
+        move: WindowMove | None = None,
     ) -> bool:
         values = PLAN.values(after)
         arguments = self._replace.arguments({**values, "which": values["certificate_id"]})
@@ -307,6 +315,8 @@ class SqlRenewalPlanStore(RenewalPlanStore, RenewalRequestLog, RequestItems, Ren
             if row is None or _plan_from_row(row) not in (before, after):
                 return Done(False, audited=False)
             session.execute(self._replace, arguments)
+            if move is not None:
+                self._moves.note(session, move)
             if before is None or before.told != after.told:
                 self._changes.add_shared(session, ChangeKind.PLAN, after.certificate_id)
             return Done(True)

@@ -35,6 +35,7 @@ from certplane.broker.store.fleet import SqlFleetStore
 from certplane.broker.store.forgetting import SqlHostRemoval
 from certplane.broker.store.holds import SqlHoldStore
 from certplane.broker.store.identities import SqlIdentityLedger
+from certplane.broker.store.incidents import SqlIncidents
 from certplane.broker.store.issued import SqlIssuedCertificates
 from certplane.broker.store.members import SqlMemberStore
 from certplane.broker.store.order_listing import SqlOrderListing
@@ -95,6 +96,7 @@ class Stores:
     deny_list: SqlDenyList
     identities: SqlIdentityLedger
     renewal_plans: SqlRenewalPlanStore
+    incidents: SqlIncidents
     enrollments: SqlEnrollmentStore
     host_removal: SqlHostRemoval
     fleet: SqlFleetStore
@@ -248,6 +250,7 @@ def assemble(
         deny_list=SqlDenyList(reader, writer, log, clock, changes=changes, feed=feed),
         identities=SqlIdentityLedger(reader, writer, log, meter, changes=changes, feed=feed),
         renewal_plans=SqlRenewalPlanStore(reader, writer, log, changes),
+        incidents=SqlIncidents(reader, writer, log, changes),
         enrollments=SqlEnrollmentStore(reader, writer, log),
         host_removal=SqlHostRemoval(reader, writer, log, changes),
         fleet=SqlFleetStore(reader, writer, log, broker_id=writer_id, changes=changes),

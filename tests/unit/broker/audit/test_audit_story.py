@@ -12,6 +12,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +37,8 @@ from certplane.broker.identity.authentication import AuthenticationError, Peer
 from certplane.broker.identity.denials import Denials
 from certplane.broker.identity.first_use import Settlement
 from certplane.broker.identity.standing import shut_out
+from certplane.broker.incidents.model import Figures, Incident
+from certplane.broker.incidents.watch import IncidentWatch
 from certplane.broker.issuance.events import denied_order
 from certplane.broker.members.requests import BrokerCommand, BrokerRequest
 from certplane.broker.model import DenyEntry, IdentityUse, KnownIdentity, RevocationReason
@@ -294,6 +297,18 @@ async def planning() -> list[AuditEvent]:
         RenewalPlanner._moved(planner, certificate, moved),  # type: ignore[arg-type]  # all that it asks
         RenewalPlanner._moved(planner, certificate, replace(plan, renew_time=now + timedelta(days=30))),  # type: ignore[arg-type]
     ]
+
+
+@story
+async def incidents() -> list[AuditEvent]:
+    """A CA that wants many certificates replaced, and gets what it wants, mostly."""
+    clock, numbers = ManualClock(), count(1)
+    watch: Any = SimpleNamespace(_trail=AuditTrail(clock, lambda: f"event-{next(numbers)}"))
+    watch._event = partial(IncidentWatch._event, watch)
+    figures = Figures(certificate_count=333, holder_count=300)
+    incident = Incident("acme-20260319", "acme", clock.now(), explanation_url="https://ca.test/why", figures=figures)
+    end = replace(figures, in_use_count=331, withdrawn_count=1, hurt_count=1)
+    return [IncidentWatch._opened(watch, incident), IncidentWatch._closed(watch, replace(incident, figures=end))]
 
 
 @story

@@ -23,6 +23,7 @@ from certplane.broker.renewal.planning import (
     SHORTEST_WAIT,
     has_moved,
     latest_renewal,
+    move_of,
     plan_renewal,
 )
 from certplane.fleet_report.model import RenewalCause
@@ -267,3 +268,57 @@ def test_what_holds_for_any_history(
         if isinstance(answer, RenewalInfo):
             assert (plan.window_start, plan.window_end) == (answer.window_start, answer.window_end)
         now += timedelta(seconds=seconds)
+
+
+BEFORE = planned(WINDOW)
+MOVES = {
+    "no word": (None, DOWN, START, None),
+    "the same window": (BEFORE, WINDOW, START, None),
+    "a first window to come": (None, WINDOW, START, None),
+    "a first window that is past, while its lifetime has it renewed later": (None, PAST, START, True),
+    "a first window that is past, as its lifetime has it": (None, WINDOW, START + 63 * DAY, None),
+    "shifted forward by some hours": (
+        BEFORE,
+        RenewalInfo(WINDOW.window_start - 6 * HOUR, WINDOW.window_end - 6 * HOUR),
+        START,
+        False,
+    ),
+    "put off": (BEFORE, LATER, START, False),
+    "all of it before the old one": (BEFORE, RenewalInfo(START + DAY, START + 2 * DAY), START, True),
+    "up to where the old one began": (BEFORE, RenewalInfo(START + DAY, WINDOW.window_start), START, True),
+    "past": (BEFORE, PAST, START, True),
+    "past, within the old one": (
+        BEFORE,
+        RenewalInfo(WINDOW.window_start, WINDOW.window_start + HOUR),
+        WINDOW.window_start + 2 * HOUR,
+        True,
+    ),
+    "past, as the old one was": (
+        BEFORE,
+        RenewalInfo(WINDOW.window_start, WINDOW.window_end + HOUR),
+        WINDOW.window_end + DAY,
+        False,
+    ),
+    "an operator's plan, past": (
+        operators(START, window_start=START + 60 * DAY, window_end=START + 62 * DAY),
+        PAST,
+        START,
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize(("before", "answer", "now", "forward"), MOVES.values(), ids=MOVES)
+def test_what_a_ca_has_done_to_a_window(
+    before: RenewalPlan | None, answer: RenewalInfo | RenewalInfoError, now: datetime, forward: bool | None
+) -> None:
+    """Nothing, brought it forward, or put it off; and then which window it is, and what held before."""
+    certificate = in_force(before)
+    move = move_of(certificate, planned(answer, before, now=now), now)
+    assert (None if move is None else move.forward) is forward
+    if move is not None:
+        assert isinstance(answer, RenewalInfo)
+        assert (move.window_start, move.window_end) == (answer.window_start, answer.window_end)
+        assert (move.certificate_id, move.host, move.issuer) == ("certificate-1", "web1", "acme")
+        assert (move.move_time, move.due_before) == (now, certificate.renew_time)
+        assert move.explanation_url == answer.explanation_url

@@ -19,6 +19,7 @@ def upgrade() -> None:
     _add_rollouts()
     _add_to_orders()
     _add_plans_of_rollouts()
+    _add_incidents()
 
 
 def _add_rollouts() -> None:
@@ -97,8 +98,55 @@ def _add_plans_of_rollouts() -> None:
     op.add_column("renewal_plans", sa.Column("to_issuer", _text, nullable=False, server_default=""))
 
 
+def _add_incidents() -> None:
+    op.create_table(
+        "moved_windows",
+        sa.Column("certificate_id", _text, nullable=False),
+        sa.Column("host", _text, nullable=False),
+        sa.Column("issuer", _text, nullable=False),
+        sa.Column("move_time", _time, nullable=False),
+        sa.Column("window_start", _time, nullable=False),
+        sa.Column("window_end", _time, nullable=False),
+        sa.Column("due_before", _time, nullable=False),
+        sa.Column("explanation_url", _text, nullable=False),
+        sa.Column("forward", _time, nullable=False),
+        sa.Column("incident_id", _text, nullable=False, server_default=""),
+        sa.Column("rollout_id", _text, nullable=False, server_default=""),
+        sa.PrimaryKeyConstraint("certificate_id", name="pk_moved_windows"),
+        sqlite_strict=True,
+    )
+    op.create_index("ix_moved_windows_incident_id", "moved_windows", ["incident_id", "certificate_id"])
+    free = sa.text("incident_id = ''")
+    columns = ["move_time", "certificate_id"]
+    op.create_index("ix_moved_windows_unassigned", "moved_windows", columns, sqlite_where=free, postgresql_where=free)
+    op.create_table(
+        "incidents",
+        sa.Column("incident_id", _text, nullable=False),
+        sa.Column("issuer", _text, nullable=False),
+        sa.Column("open_time", _time, nullable=False),
+        sa.Column("version", _time, nullable=False),
+        sa.Column("deadline", _time),
+        sa.Column("explanation_url", _text, nullable=False),
+        sa.Column("close_time", _time),
+        sa.Column("rollout_id", _text, nullable=False),
+        sa.Column("rollout_count", _time, nullable=False),
+        sa.Column("trouble", _text, nullable=False),
+        sa.Column("figures", _text),
+        sa.PrimaryKeyConstraint("incident_id", name="pk_incidents"),
+        sqlite_strict=True,
+    )
+    there, gone = sa.text("close_time IS NULL"), sa.text("close_time IS NOT NULL")
+    op.create_index(
+        "uq_incidents_open", "incidents", ["issuer"], unique=True, sqlite_where=there, postgresql_where=there
+    )
+    columns = ["open_time", "incident_id"]
+    op.create_index("ix_incidents_closed", "incidents", columns, sqlite_where=gone, postgresql_where=gone)
+
+
 def downgrade() -> None:
     """What was asked for is forgotten; hosts go on with what they were told."""
+    op.drop_table("incidents")
+    op.drop_table("moved_windows")
     for name in ("to_issuer", "rollout_id"):
         op.drop_column("orders", name)
     for name in ("to_issuer", "new_key", "activate_by_time", "hold_activation", "rollout_id"):

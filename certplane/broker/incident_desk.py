@@ -1,0 +1,71 @@
+"""Incidents, put together for `app`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from certplane.broker.events import AuditTrail
+from certplane.broker.fleet.index import FleetIndex
+from certplane.broker.incidents.known import KnownIncidents
+from certplane.broker.incidents.ports import RolloutStarter
+from certplane.broker.incidents.watch import IncidentWatch
+from certplane.broker.incidents.words import trouble
+from certplane.broker.model import ChangeKind
+from certplane.broker.notify.model import OwnTrouble
+from certplane.broker.notify.watch import LookAtSelf
+from certplane.broker.ports import Meter, PolicySource
+from certplane.broker.prepared import Prepared
+from certplane.broker.renewal.plans import RenewalPlans
+from certplane.broker.standing_rules import IncidentRules
+from certplane.broker.store import Stores
+from certplane.errors import RefusalError
+from certplane.runtime.clock import Clock
+
+
+def incident_watch(
+    stores: Stores,
+    index: FleetIndex,
+    plans: RenewalPlans,
+    prepared: Prepared,
+    *,
+    rollouts: RolloutStarter | None = None,
+    clock: Clock,
+    meter: Meter,
+    trail: AuditTrail,
+) -> IncidentWatch:
+    """What looks for incidents, woken by what CAs do to plans; it is to be run."""
+    known = KnownIncidents(stores.incidents)
+    stores.changes.follow(ChangeKind.INCIDENT, known, what="incidents")
+    watch = IncidentWatch(
+        store=stores.incidents,
+        index=index,
+        known=known,
+        rules=_rules(prepared.policy),
+        rollouts=rollouts,
+        keep=prepared.settings.store.keep.span,
+        clock=clock,
+        meter=meter,
+        trail=trail,
+    )
+    plans.subscribe(watch.plans_changed)
+    plans.subscribe_unknown(watch.plans_unknown)
+    return watch
+
+
+def _rules(policies: PolicySource) -> Callable[[], IncidentRules]:
+    def rules() -> IncidentRules:
+        try:
+            return policies.current.incidents
+        except RefusalError:  # no policy was ever loaded
+            return IncidentRules()
+
+    return rules
+
+
+def also_of_incidents(look: LookAtSelf, known: KnownIncidents) -> LookAtSelf:
+    """What `look` finds, and what incidents are open: for those who are notified."""
+
+    def look_at_all() -> Sequence[OwnTrouble]:
+        return [*look(), *map(trouble, known.open)]
+
+    return look_at_all
