@@ -24,7 +24,7 @@ from certplane.broker.issuers.acme_errors import AcmeError
 from certplane.broker.issuers.acme_keeping import AccountKeeper, KeptInFile, KeptInSecret, KeptInStore, Seal
 from certplane.broker.issuers.acme_registration import ExternalAccount
 from certplane.broker.issuers.attempts import all_of
-from certplane.broker.issuers.caa_identity import DirectoryCaaIdentity
+from certplane.broker.issuers.caa_identity import DirectoryCaaIdentity, DirectoryStandingAccount
 from certplane.broker.issuers.dns.preflight import DnsPreflight
 from certplane.broker.issuers.dns.routing import Routing
 from certplane.broker.issuers.dns.solver import DnsSolver
@@ -107,6 +107,7 @@ def ca(settings: BrokerSettings, name: str, clock: Clock) -> AcmeCa:
         ca_bundle=acme.ca_bundle,
         user_agent=f"certplane-broker/{__version__}",
         section=settings.ca_section(name),
+        challenge=acme.challenge,
     )
     return AcmeCa(server, clock)
 
@@ -165,12 +166,15 @@ def preflight(
 ) -> DnsPreflight:
     """What looks at orders before they are spent, with the solver's own routes.
 
-    `issuers` tell their accounts' URLs; without them what CAA says of accounts stays undecided.
+    `issuers` tell their accounts' URLs; without them what CAA and standing records say of accounts stays undecided.
     """
     sources = {
-        name: DirectoryCaaIdentity(ca, functools.partial(_account_url, issuers.get(name))) for name, ca in cas.items()
+        name: DirectoryCaaIdentity(ca, functools.partial(_account_url, issuers.get(name)), ca.server.challenge)
+        for name, ca in cas.items()
     }
-    return DnsPreflight(made.routes, made.delegations, sources, clock)
+    kinds = {name: ca.server.challenge for name, ca in cas.items()}
+    accounts = {name: issuers.get(name) or DirectoryStandingAccount(ca) for name, ca in cas.items()}
+    return DnsPreflight(made.routes, made.delegations, sources, clock, kinds=kinds, accounts=accounts)
 
 
 def _account_url(issuer: AcmeIssuer | None) -> str:

@@ -427,10 +427,11 @@ class IssuerOrderStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DnsChallenge:
-    """A dns-01 challenge still to be met (RFC 8555 8.4).
+    """A challenge still to be met: dns-01 (RFC 8555 8.4), or dns-persist-01 where it is `standing`.
 
     `record_name` is `_acme-challenge.<domain>` without the final dot, `record_value` the TXT content, unquoted.
-    `key_authorization` (RFC 8555 8.1) is for DNS APIs that make the record themselves; it is no secret.
+    `key_authorization` (RFC 8555 8.1) is for DNS APIs that make the record themselves; it is no secret. The record of a
+    standing one is the domain's owner's, who has published it for good: nothing is written, and its value isn't told.
     """
 
     domain: str
@@ -439,13 +440,15 @@ class DnsChallenge:
     authorization_url: str
     challenge_url: str
     key_authorization: str = ""
+    standing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class IssuerOrder:
     """An order as the CA has it; `challenges` are those not yet valid, empty unless the order is pending.
 
-    `trouble` is why the challenges of a new order could not be fetched: the order is made and stands all the same.
+    `trouble` is why the challenges of a new order could not be fetched: the order is made and stands all the same; of a
+    pending one whose challenges were answered, what it waits for.
     `finalize_url`, `certificate_url` (empty: not told) and `retry_after` (how long it wants to be left alone) are the
     CA's words that came with the status, so that the issuer's next step needn't ask for them again.
     """

@@ -1006,11 +1006,13 @@ class StoredRenewalTimes(RenewalTimes):
 class CaaIdentity:
     """What CAA records may say of a CA: its names (RFC 8555 7.1.1 caaIdentities) and our account (RFC 8657).
 
-    Empty where the CA doesn't say, or isn't asked.
+    Empty where the CA doesn't say, or isn't asked. `method` is how names are proved to it, as `validationmethods` names
+    it (RFC 8657 4); empty if only the CA knows.
     """
 
     names: tuple[str, ...] = ()
     account_url: str = ""
+    method: str = "dns-01"
 
 
 class CaaIdentitySource(Protocol):
@@ -1028,7 +1030,8 @@ class OrderPreflight(Protocol):
         """Return unless the order is sure to fail. A CA or a DNS that can't be asked is no reason.
 
         Raises:
-            RefusalError: DNS_REJECTED: CAA forbids the issuer, or a challenge name leads where nothing may be written.
+            RefusalError: DNS_REJECTED: CAA forbids the issuer, a challenge name leads where nothing may be written, or
+                a standing record that the CA will look for isn't there.
         """
         ...
 

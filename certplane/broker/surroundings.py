@@ -78,10 +78,12 @@ def secret_names(settings: BrokerSettings, prepared: Prepared | None) -> dict[st
         if ca.eab is not None:
             note(ca.eab.hmac_secret, f"{settings.ca_section(issuer)}.eab.hmac_secret")
     acme = settings.issuer.acme
-    section, place = acme.required_section(acme.dns_provider), f"issuer.acme.{acme.dns_provider.section}"
+    section = acme.section_of(acme.dns_provider)
+    place = f"issuer.acme.{acme.dns_provider.section}" if acme.dns_provider is not None else ""
     notified = {f"notifications.{name}.{each.kind}": each.place for name, each in settings.notifications.items()}
     sinks = {f"audit.sinks.{name}.otlp": each.otlp for name, each in settings.audit.sinks.items() if each.otlp}
-    for at, each in {place: section, **notified, **sinks}.items():
+    writing = {} if section is None else {place: section}
+    for at, each in {**writing, **notified, **sinks}.items():
         for key, name in _named(each):
             note(name, f"{at}.{key}")
     profiles = () if prepared is None else prepared.policy.current.profiles
@@ -89,7 +91,7 @@ def secret_names(settings: BrokerSettings, prepared: Prepared | None) -> dict[st
         if profile.credentials:
             key = f"profiles.{profile.name}.acme.credentials"
             names.setdefault(profile.credentials, ConfigurationProblem(str(settings.policy.path), None, key, ""))
-    if any(not profile.credentials for profile in profiles):
+    if section is not None and any(not profile.credentials for profile in profiles):
         note(getattr(section, section.profiles_key, ""), f"{place}.{section.profiles_key}")
     return names
 

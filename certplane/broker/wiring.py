@@ -22,6 +22,7 @@ from certplane.broker.identity.admission import AdmissionControl
 from certplane.broker.identity.allowances import Allowances, AllowanceSettings
 from certplane.broker.identity.authentication import Authenticator
 from certplane.broker.issuance.settings import IssuanceSettings
+from certplane.broker.issuers.challenge_kinds import ChallengeKind
 from certplane.broker.issuers.dns.settings import propagation_limit
 from certplane.broker.members.ports import OtherBrokers
 from certplane.broker.metrics_listener import MetricsListener
@@ -78,6 +79,7 @@ def issuance_settings(settings: BrokerSettings, account_keys_sha256: Collection[
         account_keys_sha256=account_keys_sha256,
         propagation_timeout=propagation_timeout,
         order_time_limit=max(defaults.order_time_limit, 2 * propagation_timeout),
+        approving_issuers=frozenset(settings.proves_by(ChallengeKind.NONE)),
     )
 
 

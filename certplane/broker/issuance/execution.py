@@ -150,7 +150,7 @@ class OrderExecution:
 
     async def _work(self, place: Place) -> bool:
         """Work at the order's issuer until the order has ended; or return True, since it goes on at another one."""
-        deadline = self._ports.clock.monotonic() + self._settings.order_time_limit.total_seconds()
+        deadline = self._ports.clock.monotonic() + self._settings.time_limit(self.order.issuer).total_seconds()
         steps = OrderSteps(
             self._context, self._journal, self._events, lane=self._lane, deadline=deadline, left=self._left
         )

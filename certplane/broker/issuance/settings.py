@@ -32,6 +32,12 @@ class IssuanceSettings:
     order_time_limit: timedelta = timedelta(minutes=10)
     """From an order's turn until it must be ready to be finalised: covers slow DNS and a CA's short outage."""
 
+    approving_issuers: Collection[str] = frozenset()
+    """Issuers to which nothing is proved: their orders wait for what the CA does by itself, or its people."""
+
+    approval_time_limit: timedelta = timedelta(minutes=30)
+    """In the place of `order_time_limit` for those: CAs that look names up in an account's contract take 20 minutes."""
+
     call_timeout: timedelta = timedelta(seconds=60)
     """One step at the CA."""
 
@@ -73,3 +79,7 @@ class IssuanceSettings:
 
     order_cache_size: int = 4096
     """Ended orders, which never change again, about 2 KB each."""
+
+    def time_limit(self, issuer: str) -> timedelta:
+        """From an order's turn at `issuer` until it must be ready to be finalised."""
+        return self.approval_time_limit if issuer in self.approving_issuers else self.order_time_limit

@@ -295,7 +295,8 @@ class OrderSteps:
     async def _validate(self, acme: IssuerOrder) -> Outcome:
         profile = await self._authorisation.ask_again(self.order)
         self._check_challenges(acme)
-        await self._context.records.publish(self._journal, acme.challenges, profile, self._timeout, self._step)
+        ours = [challenge for challenge in acme.challenges if not challenge.standing]
+        await self._context.records.publish(self._journal, ours, profile, self._timeout, self._step)
         await self._authorisation.ask_again(self.order)  # DNS may have taken minutes
         self._asked_at = self._ports.clock.monotonic()
         with self._step("answer"):
@@ -303,7 +304,8 @@ class OrderSteps:
         if answered.status is IssuerOrderStatus.PENDING:
             # The CA answers and is slow with these names: that says nothing of whether others reach it.
             message = "the CA has not finished validating"
-            return Failed(Refusal(Reason.ISSUER_UNAVAILABLE, message, retry_after=answered.retry_after))
+            slow = Refusal(Reason.ISSUER_UNAVAILABLE, message, retry_after=answered.retry_after)
+            return Failed(answered.trouble or slow)
         self._acme = answered
         return None
 

@@ -36,6 +36,7 @@ from certplane.broker.issuers.acme_registration import ExternalAccount, Registra
 from certplane.broker.issuers.acme_settling import SETTLING
 from certplane.broker.issuers.attempts import Deadline, all_of
 from certplane.broker.issuers.certificate_ids import certificate_id
+from certplane.broker.issuers.standing_records import StandingAccount
 from certplane.broker.model import IssuerOrder, IssuerOrderStatus, Profile, RevocationReason
 from certplane.broker.ports import Issuer, Revoker
 from certplane.errors import Reason, RefusalError
@@ -102,7 +103,7 @@ class AcmeIssuer(Issuer, Revoker):
         self._name = name
         self._registration = Registration(ca, key, keeper=keeper, external=external, settling=settling)
         self._exchanges = AcmeExchanges(self._registration, rng=rng, repeat_waits=repeat_waits)
-        self._orders = AcmeOrders(self._exchanges)
+        self._orders = AcmeOrders(self._exchanges, ca.server.challenge)
 
     @property
     @override
@@ -180,7 +181,7 @@ class AcmeIssuer(Issuer, Revoker):
             log_step(order.url, f"{counted(len(order.challenges), 'challenge')} answered")
             seen = await self._orders.look_until(_PENDING, order.url, deadline)
         log_step(order.url, f"challenges validated: {seen.status}")
-        return shown(seen)
+        return await self._orders.unproved(seen, deadline)
 
     @override
     async def finalize(self, order: IssuerOrder, csr_der: bytes, timeout: timedelta) -> IssuerOrder:
@@ -250,6 +251,23 @@ class AcmeIssuer(Issuer, Revoker):
         with _doing("show the account"):
             session = await self._exchanges.find_account(deadline)
         return None if session is None else self._account_info(session)
+
+    async def standing_account(self, timeout: timedelta) -> StandingAccount:
+        """What the standing records of dns-persist-01 must name; the account is made if there is none yet.
+
+        Raises:
+            RefusalError: the CA can't be asked, or refuses to make the account.
+        """
+        deadline = Deadline.after(timeout, self.ca.clock)
+        with _doing("show the account"):
+            session = await self._exchanges.session(deadline)
+        directory = session.directory
+        return StandingAccount(
+            directory.issuer_domain_names or directory.caa_identities,
+            session.account_url,
+            self._registration.key.thumbprint,
+            directory.account_hash_prefix,
+        )
 
     async def roll_over_account_key(self, timeout: timedelta) -> AccountInfo:
         """Give the account a new key (7.3.5); running brokers pick it up.

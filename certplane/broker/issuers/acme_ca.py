@@ -18,6 +18,7 @@ from certplane.broker.issuers.acme_errors import ACTION_REQUIRED, LONGEST_URL, A
 from certplane.broker.issuers.acme_http import AcmeHttp
 from certplane.broker.issuers.acme_resources import MalformedAnswerError
 from certplane.broker.issuers.answers import one_line
+from certplane.broker.issuers.challenge_kinds import ChallengeKind
 from certplane.broker.issuers.outgoing import AllowedHosts, ForbiddenUrlError, trusted_roots
 from certplane.errors import ConfigurationError, ConfigurationProblem, ProblemDocument, Reason
 from certplane.runtime.clock import Clock
@@ -35,6 +36,7 @@ class AcmeServer:
         ca_bundle: PEM file with the roots of a private CA's HTTPS server; None for the public ones.
         user_agent: with the program's version.
         section: the configuration's section of this CA, whose keys messages name.
+        challenge: how names are proved to it.
     """
 
     directory_url: str
@@ -44,6 +46,7 @@ class AcmeServer:
     ca_bundle: Path | None = None
     user_agent: str = "certplane"
     section: str = "issuer.acme"
+    challenge: ChallengeKind = ChallengeKind.DNS_01
 
 
 class AcmeCa:

@@ -30,6 +30,7 @@ from certplane.broker.issuers.acme_resources import AcmeAuthorization, AcmeOrder
 from certplane.broker.issuers.acme_settling import Settling
 from certplane.broker.issuers.acme_signing import SignedRequests, base64url
 from certplane.broker.issuers.answers import one_line
+from certplane.broker.issuers.standing_records import why_malformed
 from certplane.errors import Reason
 from certplane.pki.chain import MOST_CAME, found_chain
 from certplane.runtime.failpoints import failpoint
@@ -191,7 +192,12 @@ class AcmeClient:
         with self._named_by_ca(url):
             answer = await self._post(url, _AS_GET)
         with malformed_as_acme_errors():
-            return AcmeAuthorization.parse(url, answer.json(), self.key.thumbprint)
+            found = AcmeAuthorization.parse(url, answer.json(), self.key.thumbprint, self.ca.server.challenge)
+            if found.challenge is not None and found.challenge.standing:
+                of_ca = self.directory.issuer_domain_names, self.directory.caa_identities
+                if wrong := why_malformed(found.issuer_names, *of_ca):
+                    raise MalformedAnswerError(wrong)
+            return found
 
     async def answer(self, challenge_url: str) -> None:
         """POST to a challenge: its record stands (7.5.1). The payload is `{}`."""

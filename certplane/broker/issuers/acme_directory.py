@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 from certplane.broker.issuers.acme_errors import AcmeAnswer
 from certplane.broker.issuers.acme_resources import MalformedAnswerError
 from certplane.broker.issuers.answers import one_line
 from certplane.broker.issuers.outgoing import AllowedHosts
+from certplane.broker.issuers.standing_records import hash_prefix, issuer_domain_names
 from certplane.errors import ProblemDocument, Reason, Refusal
 
 _NEEDED = ("newNonce", "newAccount", "newOrder", "revokeCert")
@@ -20,6 +22,8 @@ _MOST_PROFILES = 50
 _MOST_CAA_IDENTITIES = 20
 _LONGEST_NAME = 64
 _LONGEST_TEXT = 200
+_LONGEST_SPAN = 100 * 366 * 86400
+"""Seconds; more is no time that anybody plans with."""
 _DOMAIN = re.compile(r"[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63}){0,9}\.?", re.ASCII)
 
 
@@ -34,6 +38,10 @@ class AcmeDirectory:
         profiles: certificate profiles and the CA's own descriptions (draft-ietf-acme-profiles); empty if it has none.
         terms_of_service: URL of the current terms, for people.
         external_account_required: whether new accounts must be bound (7.3.4).
+        issuer_domain_names: the CA's names in the records of dns-persist-01 (draft-ietf-acme-dns-persist-02 3.2); empty
+            if it says none that may be relied on.
+        account_hash_prefix: how those records name accounts, from draft 02 on; empty for draft 01.
+        key_rotation_period: for how long they may name a key that the account had; None if the CA doesn't say.
     """
 
     new_nonce: str
@@ -46,6 +54,9 @@ class AcmeDirectory:
     profiles: Mapping[str, str] = field(default_factory=dict)
     terms_of_service: str = ""
     external_account_required: bool = False
+    issuer_domain_names: tuple[str, ...] = ()
+    account_hash_prefix: str = ""
+    key_rotation_period: timedelta | None = None
 
 
 def parse_directory(answer: AcmeAnswer, hosts: AllowedHosts) -> AcmeDirectory:
@@ -74,6 +85,9 @@ def parse_directory(answer: AcmeAnswer, hosts: AllowedHosts) -> AcmeDirectory:
         },
         terms_of_service=one_line(said.get("termsOfService"), _LONGEST_TEXT),
         external_account_required=said.get("externalAccountRequired") is True,
+        issuer_domain_names=issuer_domain_names(said.get("issuerDomainNames")),
+        account_hash_prefix=hash_prefix(said.get("accountHashPrefix")),
+        key_rotation_period=_span(said.get("keyRotationPeriod")),
     )
 
 
@@ -90,6 +104,13 @@ def no_such_profile(name: str, directory: AcmeDirectory) -> Refusal | None:
     said = f"it has no certificate profile {shown!r}; " + (f"it offers {offers}" if offers else "it offers none at all")
     problem = ProblemDocument("urn:ietf:params:acme:error:invalidProfile", said)
     return Refusal(Reason.ISSUER_REJECTED, said, problems=(problem,))
+
+
+def _span(seconds: object) -> timedelta | None:
+    """A number of seconds as JSON has it; what is no sensible one is none."""
+    if not isinstance(seconds, int) or isinstance(seconds, bool) or not 0 <= seconds <= _LONGEST_SPAN:
+        return None
+    return timedelta(seconds=seconds)
 
 
 def _body(answer: AcmeAnswer) -> Mapping[str, object]:

@@ -22,8 +22,9 @@ from certplane.broker.issuers.acme_errors import AcmeError
 from certplane.broker.issuers.acme_exchanges import AcmeExchanges, unsent
 from certplane.broker.issuers.acme_resources import MOST_PROBLEMS, AcmeAuthorization, AcmeOrder
 from certplane.broker.issuers.attempts import Deadline, all_of
+from certplane.broker.issuers.challenge_kinds import ChallengeKind
 from certplane.broker.model import DnsChallenge, IssuerOrder, IssuerOrderStatus
-from certplane.errors import Reason
+from certplane.errors import Reason, Refusal
 
 _log = logging.getLogger(__name__)
 
@@ -50,9 +51,9 @@ _SENT_KEPT = 10_000
 class AcmeOrders:
     """The orders of one account."""
 
-    def __init__(self, exchanges: AcmeExchanges) -> None:
-        """Nothing is sent yet; `exchanges` are the account's."""
-        self._exchanges = exchanges
+    def __init__(self, exchanges: AcmeExchanges, challenge: ChallengeKind) -> None:
+        """Nothing is sent yet; `exchanges` are the account's, and `challenge` is how names are proved."""
+        self._exchanges, self._challenge = exchanges, challenge
         self._sent: dict[str, None] = {}
         """URLs of orders that a CSR was sent to, oldest first."""
         self._moved = False
@@ -108,14 +109,29 @@ class AcmeOrders:
 
     async def with_challenges(self, order: AcmeOrder, deadline: Deadline) -> IssuerOrder:
         """The order with its outstanding challenges: authorizations that are valid already are skipped (7.5)."""
-        if order.status is not IssuerOrderStatus.PENDING:
+        if order.status is not IssuerOrderStatus.PENDING or self._challenge is ChallengeKind.NONE:
             return shown(order)
         outstanding = [entry for entry in await self._authorizations(order, deadline) if entry.status == "pending"]
         challenges = [entry.challenge for entry in outstanding if entry.challenge is not None]
         if len(challenges) < len(outstanding):
             without = next(entry.domain for entry in outstanding if entry.challenge is None)
-            raise AcmeError(Reason.ISSUER_REJECTED, f"it offers no dns-01 challenge for {without}")
+            raise AcmeError(Reason.ISSUER_REJECTED, f"it offers no {self._challenge} challenge for {without}")
         return replace(shown(order), challenges=tuple(challenges))
+
+    async def unproved(self, order: AcmeOrder, deadline: Deadline) -> IssuerOrder:
+        """An order that is still pending, with what it waits for where nothing is proved to the CA."""
+        if self._challenge is not ChallengeKind.NONE or order.status is not IssuerOrderStatus.PENDING:
+            return shown(order)
+        lacking: list[str] = []
+        with contextlib.suppress(AcmeError):
+            lacking = [one.domain for one in await self._authorizations(order, deadline) if one.status == "pending"]
+        what = ", ".join(lacking[:3]) or "the order's names"
+        message = (
+            f"the CA has not approved {what} yet, and acme.challenge is none; approve the names for the account at the"
+            " CA, or set acme.challenge to the one by which they are to be proved"
+        )
+        trouble = Refusal(Reason.ISSUER_UNAVAILABLE, message, retry_after=order.retry_after)
+        return replace(shown(order), trouble=trouble)
 
     async def answer(self, challenge: DnsChallenge, deadline: Deadline) -> None:
         """Tell the CA that the challenge's record stands."""

@@ -17,6 +17,8 @@ from datetime import timedelta
 from typing import Any, Final
 
 from certplane.broker.issuers.answers import one_line
+from certplane.broker.issuers.challenge_kinds import ChallengeKind
+from certplane.broker.issuers.standing_records import LABEL, issuer_domain_names
 from certplane.broker.model import DnsChallenge, IssuerOrderStatus
 from certplane.errors import ProblemDocument
 from certplane.pki.names import DnsNameError, canonical_dns_name
@@ -25,7 +27,6 @@ _LONGEST_TYPE = 200
 _LONGEST_DETAIL = 500
 MOST_PROBLEMS = 10
 """With the lengths above they fit into a gRPC status (8 KiB of metadata)."""
-_DNS01: Final = "dns-01"
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{22,512}", re.ASCII)
 """Of at least 128 bits (RFC 8555 8.4)."""
 _MOST_AUTHORIZATIONS = 100
@@ -72,7 +73,10 @@ class AcmeOrder:
             status = IssuerOrderStatus(_text(fields, "status"))
         except ValueError as error:
             raise MalformedAnswerError("an order with an unknown status") from error
+        # CAs that have approved an account's names beforehand may leave out what nobody is to do (RFC 8555 wants it).
         authorizations = fields.get("authorizations")
+        if authorizations is None:
+            authorizations = []
         if not isinstance(authorizations, list) or len(authorizations) > _MOST_AUTHORIZATIONS:
             raise MalformedAnswerError("an order without a sensible list of authorizations")
         certificate = fields.get("certificate")
@@ -89,9 +93,10 @@ class AcmeOrder:
 
 @dataclass(frozen=True, slots=True)
 class AcmeAuthorization:
-    """An authorization object (RFC 8555 7.1.4): `status` as the CA writes it; `challenge` is its dns-01, if any.
+    """An authorization object (RFC 8555 7.1.4): `status` as the CA writes it; `challenge` is that of our kind, if any.
 
     `answered` says whether the CA has taken an answer to that: while it validates, the authorization is still pending.
+    `issuer_names` are the CA's names that a dns-persist-01 challenge offers.
     """
 
     url: str
@@ -100,10 +105,13 @@ class AcmeAuthorization:
     challenge: DnsChallenge | None
     problems: tuple[ProblemDocument, ...]
     answered: bool = False
+    issuer_names: tuple[str, ...] = ()
 
     @classmethod
-    def parse(cls, url: str, body: object, thumbprint: str) -> AcmeAuthorization:
-        """Read it; `thumbprint` is that of the account's key, for the TXT value.
+    def parse(
+        cls, url: str, body: object, thumbprint: str, kind: ChallengeKind = ChallengeKind.DNS_01
+    ) -> AcmeAuthorization:
+        """Read it; `thumbprint` is that of the account's key, for the TXT value of dns-01.
 
         Raises:
             MalformedAnswerError: no such thing.
@@ -117,15 +125,19 @@ class AcmeAuthorization:
             raise MalformedAnswerError("an authorization for something that isn't a DNS name") from error
         found = fields.get("challenges")
         offered = [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
-        dns = [entry for entry in offered if entry.get("type") == _DNS01]
+        dns = [entry for entry in offered if entry.get("type") == kind]
         problems = [problem for entry in offered for problem in problem_documents(entry.get("error"), domain=domain)]
         return cls(
             url=url,
             domain=domain,
             status=_text(fields, "status"),
-            challenge=_dns_challenge(url, domain, dns[0], thumbprint) if dns else None,
+            challenge=_challenge(url, domain, dns[0], thumbprint, kind) if dns else None,
             problems=tuple(problems[:MOST_PROBLEMS]),
             answered=bool(dns) and dns[0].get("status", "pending") != "pending",
+            # As draft 02 and draft 01 of dns-persist-01 spell it.
+            issuer_names=issuer_domain_names(dns[0].get("issuerDomainNames", dns[0].get("issuer-domain-names")))
+            if dns
+            else (),
         )
 
 
@@ -157,8 +169,12 @@ def _problem_document(body: Mapping[str, object], status: int | None, domain: st
     )
 
 
-def _dns_challenge(url: str, domain: str, fields: Mapping[str, object], thumbprint: str) -> DnsChallenge:
-    """RFC 8555 8.1 and 8.4."""
+def _challenge(
+    url: str, domain: str, fields: Mapping[str, object], thumbprint: str, kind: ChallengeKind
+) -> DnsChallenge:
+    """RFC 8555 8.1 and 8.4; of dns-persist-01 nothing is computed, since its record stands."""
+    if kind is ChallengeKind.DNS_PERSIST_01:
+        return DnsChallenge(domain, LABEL + domain, "", url, _text(fields, "url"), standing=True)
     token = _text(fields, "token").rstrip("=")
     if not _TOKEN.fullmatch(token):
         raise MalformedAnswerError("a challenge with a bad token")

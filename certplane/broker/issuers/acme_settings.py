@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from certplane.broker.contact import NO_CONTACT, ContactEmail
+from certplane.broker.issuers.challenge_kinds import ChallengeKind
 from certplane.config.decoding import KeyProblem
 from certplane.config.values import HttpsUrl
 
@@ -68,11 +69,12 @@ class AcmeCaSettings:
 
     `account_key` in a file or the database is made on first use. `ca_bundle` is for a private CA's own HTTPS,
     `allowed_hosts` for hosts other than the directory's that its URLs may name. `preferred_chain` is the common name of
-    the issuer of a chain's last certificate.
+    the issuer of a chain's last certificate. `challenge` is how names are proved to it.
     """
 
     directory_url: HttpsUrl
     account_key: AccountKeySettings
+    challenge: ChallengeKind = ChallengeKind.DNS_01
     account_email: ContactEmail = NO_CONTACT
     preferred_chain: str = ""
     eab: EabSettings | None = None

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from certplane.broker.accounts.seal import HOW_TO_MAKE
 from certplane.broker.issuers.acme_settings import AcmeCaSettings
+from certplane.broker.issuers.challenge_kinds import ChallengeKind
 from certplane.broker.issuers.dns.settings import DnsSettings
 from certplane.broker.notify.receivers import NotifierSettings
 from certplane.broker.notify.settings import NOTIFIER_NAME
 from certplane.broker.secrets.source import SecretsSettings
-from certplane.broker.settings.issuers import FurtherIssuerSettings, IssuerSettings
+from certplane.broker.settings.issuers import NAME_A_PROVIDER, FurtherIssuerSettings, IssuerSettings
 from certplane.broker.settings.records import AuditSettings, RateLimitSettings, StoreSettings
 from certplane.broker.settings.server import LoggingSettings, MetricsSettings, PolicySettings, ServerSettings
 from certplane.config.decoding import KeyProblem, decode
@@ -57,6 +58,10 @@ class BrokerSettings:
                 problem = f"is also the key of {first}"
                 own = "secret" if issuer.acme.account_key.secret else "file"
                 yield KeyProblem(f"issuers.{name}.acme.account_key", problem, f"give each issuer its own {own}")
+        proving = [name for name, each in self.issuers.items() if each.acme.challenge is ChallengeKind.DNS_01]
+        if proving and self.issuer.acme.dns_provider is None and self.issuer.acme.challenge is not ChallengeKind.DNS_01:
+            problem = f"is required by issuers.{proving[0]}, whose challenge is dns-01"
+            yield KeyProblem("issuer.acme.dns_provider", problem, NAME_A_PROVIDER)
         for name in self.notifications:
             if not NOTIFIER_NAME.fullmatch(name):
                 yield KeyProblem(f"notifications.{name}", "must be named with 1 to 64 of a-z, 0-9, '.', '_', '-'")
@@ -83,6 +88,10 @@ class BrokerSettings:
         """All issuers by name, the default one first."""
         return {self.issuer.name: self.issuer.acme, **{name: each.acme for name, each in self.issuers.items()}}
 
+    def proves_by(self, kind: ChallengeKind) -> tuple[str, ...]:
+        """The issuers whose challenge this is."""
+        return tuple(name for name, ca in self.cas.items() if ca.challenge is kind)
+
     @property
     def stores_account_keys(self) -> bool:
         """Whether the database keeps the key of an issuer's account."""
@@ -106,7 +115,13 @@ class BrokerSettings:
             for key in keys
             if getattr(self.server, key) is not None
         ]
-        return (*idle, *map(str, self._unusable_contacts()))
+        return (*idle, *map(str, self._unused_provider()), *map(str, self._unusable_contacts()))
+
+    def _unused_provider(self) -> Iterator[ConfigurationProblem]:
+        if self.issuer.acme.dns_provider is None or self.proves_by(ChallengeKind.DNS_01):
+            return
+        message = "writes nothing: no issuer's challenge is dns-01; it only removes what older orders have left"
+        yield self.source.problem("issuer.acme.dns_provider", message, "leave it out once no such order is open")
 
     def _unusable_contacts(self) -> Iterator[ConfigurationProblem]:
         for name, ca in self.cas.items():

@@ -24,7 +24,6 @@ from certplane.broker.issuers.dns.lookup import DnsLookup
 from certplane.broker.ports import CaaIdentity
 from certplane.runtime.clock import Clock
 
-_METHOD = "dns-01"
 _CRITICAL = 128 | 1
 """Bit 0 of RFC 8659 4.1 is 128. Zones that mean it often say 1, and CAs take that for the same (Boulder does)."""
 _KNOWN_TAGS = frozenset({"issue", "issuewild", "issuemail", "issuevmc", "iodef", "contactemail", "contactphone"})
@@ -68,7 +67,7 @@ class CaaVerdict:
 
 
 def judge(name: str, owner: str, records: Sequence[CaaRecord], identity: CaaIdentity) -> CaaVerdict:
-    """Whether this CA may issue for `name`, a wildcard or not, with dns-01. Pure.
+    """Whether this CA may issue for `name`, a wildcard or not, by the method that names are proved to it with. Pure.
 
     Args:
         name: of the certificate.
@@ -98,7 +97,8 @@ def _judge_issuers(name: str, owner: str, asked: Sequence[CaaRecord], identity: 
     if allowing := [record for record, why in obstacles.items() if why == ""]:
         return CaaVerdict(Verdict.ALLOWED, f"CAA of {owner} allows it: {allowing[0]}")
     if None in obstacles.values():
-        message = f"CAA of {owner} ({quoted}) can't be evaluated: the account's URL isn't known"
+        unknown = "the account's URL" if identity.method else "the account's URL, or how the CA has approved the name,"
+        message = f"CAA of {owner} ({quoted}) can't be evaluated: {unknown} isn't known"
         return CaaVerdict(Verdict.UNKNOWN, message)
     reasons = "; ".join(why for why in list(obstacles.values())[:3] if why)
     remedy = f'add `{owner}. CAA 0 {asked[0].tag} "{identity.names[0]}"`, or use a CA that the records name'
@@ -107,7 +107,7 @@ def _judge_issuers(name: str, owner: str, asked: Sequence[CaaRecord], identity: 
 
 
 def _obstacles(record: CaaRecord, identity: CaaIdentity) -> Iterator[str | None]:
-    """What keeps a property from letting the CA issue; None if that depends on an account URL that isn't known."""
+    """What keeps a property from letting the CA issue; None if that depends on something that isn't known."""
     issuer, _, rest = record.value.strip().partition(";")
     domain = issuer.strip().lower().rstrip(".")
     if not domain:
@@ -123,8 +123,7 @@ def _obstacles(record: CaaRecord, identity: CaaIdentity) -> Iterator[str | None]
             yield "its parameters can't be read"
         else:
             parameters.append((match[1].lower(), match[2]))
-    if any(tag == "validationmethods" and _METHOD not in value.lower().split(",") for tag, value in parameters):
-        yield f"validationmethods without {_METHOD}"
+    yield from _obstacles_of_method([value for tag, value in parameters if tag == "validationmethods"], identity.method)
     accounts = [value for tag, value in parameters if tag == "accounturi"]
     if len(accounts) > 1:
         yield "more than one accounturi"  # RFC 8657 3: nobody satisfies it
@@ -132,6 +131,13 @@ def _obstacles(record: CaaRecord, identity: CaaIdentity) -> Iterator[str | None]
         yield None
     elif accounts and accounts[0] != identity.account_url:
         yield f"accounturi of another account than {identity.account_url}"
+
+
+def _obstacles_of_method(allowed: Sequence[str], method: str) -> Iterator[str | None]:
+    if allowed and not method:
+        yield None
+    elif any(method not in value.lower().split(",") for value in allowed):
+        yield f"validationmethods without {method}"
 
 
 class ParentRecords:

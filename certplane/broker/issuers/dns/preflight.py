@@ -1,17 +1,21 @@
 """What can be known about an order before it is spent at a CA.
 
 `check_order` runs before each order and refuses only what is sure: CAA records that forbid the CA, a challenge name
-that is delegated to where the broker may not write. A doubt never holds an order up. `report` is for people: everything
-that an order will need, looked at without changing anything.
+that is delegated to where the broker may not write, a standing record that isn't there. A doubt never holds an order
+up. `report` is for people: everything that an order will need, looked at without changing anything.
+
+What an order needs depends on how names are proved to its CA: challenge names and somebody who writes there for dns-01,
+records that stand already for dns-persist-01, and neither where the CA has approved the names beforehand.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 import dns.rdatatype
 import dns.rdtypes.ANY.SOA
@@ -19,6 +23,7 @@ from typing_extensions import override
 
 from certplane.broker.issuers.answers import one_line
 from certplane.broker.issuers.attempts import Deadline, all_of
+from certplane.broker.issuers.challenge_kinds import ChallengeKind
 from certplane.broker.issuers.dns.caa import ParentRecords, Verdict, judge, relevant_records
 from certplane.broker.issuers.dns.delegation import Delegations
 from certplane.broker.issuers.dns.dns_messages import NoDnsAnswerError, name_of
@@ -26,6 +31,8 @@ from certplane.broker.issuers.dns.name_servers import NameServer
 from certplane.broker.issuers.dns.provider import CheckableProvider
 from certplane.broker.issuers.dns.routes import Routes
 from certplane.broker.issuers.dns.settings import Mode
+from certplane.broker.issuers.dns.standing import StandingAccountSource, StandingRecords
+from certplane.broker.issuers.standing_records import StandingAccount, StandingRecord, standing_records
 from certplane.broker.model import PreflightCheck, PreflightResult, Profile
 from certplane.broker.ports import CaaIdentity, CaaIdentitySource, OrderPreflight
 from certplane.errors import Reason, RefusalError
@@ -43,7 +50,14 @@ class DnsPreflight(OrderPreflight):
     """The port `OrderPreflight`, and the report."""
 
     def __init__(
-        self, routes: Routes, delegations: Delegations, cas: Mapping[str, CaaIdentitySource], clock: Clock
+        self,
+        routes: Routes,
+        delegations: Delegations,
+        cas: Mapping[str, CaaIdentitySource],
+        clock: Clock,
+        *,
+        kinds: Mapping[str, ChallengeKind] = MappingProxyType({}),
+        accounts: Mapping[str, StandingAccountSource] = MappingProxyType({}),
     ) -> None:
         """Put it together; nothing is sent.
 
@@ -52,9 +66,16 @@ class DnsPreflight(OrderPreflight):
             delegations: where challenge names lead.
             cas: what each issuer calls itself in CAA records, by the issuer's name.
             clock: for deadlines.
+            kinds: how names are proved to each issuer; dns-01 to those that aren't there.
+            accounts: what the standing records of issuers with dns-persist-01 must name.
         """
         self._routes, self._delegations, self._cas, self._clock = routes, delegations, cas, clock
+        self._kinds, self._accounts = kinds, accounts
         self._parents = ParentRecords(clock)
+        self._standing = StandingRecords(routes, clock)
+
+    def _kind(self, issuer: str) -> ChallengeKind:
+        return self._kinds.get(issuer, ChallengeKind.DNS_01)
 
     @override
     async def check_order(self, dns_names: Sequence[str], issuer: str, timeout: timedelta) -> None:
@@ -64,8 +85,7 @@ class DnsPreflight(OrderPreflight):
         try:
             async with asyncio.timeout(timeout.total_seconds()):
                 caa = (self._caa(name, issuer, deadline) for name in names)
-                delegations = (self._delegation(name, deadline) for name in _challenge_names(names))
-                checks = await all_of(itertools.chain(caa, delegations))
+                checks = await all_of(itertools.chain(caa, self._of_kind(dns_names, names, issuer, deadline)))
         except TimeoutError:
             return
         for check in checks:
@@ -73,18 +93,45 @@ class DnsPreflight(OrderPreflight):
                 message = "; ".join(text for text in (check.detail, check.remedy) if text)
                 raise RefusalError(Reason.DNS_REJECTED, message)
 
+    def _of_kind(
+        self, dns_names: Sequence[str], askable: Sequence[str], issuer: str, deadline: Deadline
+    ) -> Iterable[Coroutine[Any, Any, PreflightCheck]]:
+        """What an order needs by the way in which names are proved to its CA."""
+        match self._kind(issuer):
+            case ChallengeKind.DNS_01:
+                return [self._delegation(name, deadline) for name in _challenge_names(askable)]
+            case ChallengeKind.DNS_PERSIST_01:
+                return [self._record(wanted, issuer, deadline) for wanted in standing_records(dns_names)]
+            case ChallengeKind.NONE:
+                return ()
+
+    async def _record(self, wanted: StandingRecord, issuer: str, deadline: Deadline) -> PreflightCheck:
+        source = self._accounts.get(issuer)
+        try:
+            account = StandingAccount(()) if source is None else await source.standing_account(deadline.left)
+        except RefusalError as error:
+            return PreflightCheck("record", f"{wanted.name} at {issuer}", _UNKNOWN, _said(error))
+        return await self._standing.check(wanted, issuer, account, deadline)
+
     async def report(self, profile: Profile, issuers: Sequence[str], timeout: timedelta) -> list[PreflightCheck]:
         """Everything that orders of `profile` at these issuers will need. Never raises a refusal."""
         deadline = Deadline.after(timeout, self._clock)
-        names = _challenge_names(profile.dns_names)
+        written = any(self._kind(issuer) is ChallengeKind.DNS_01 for issuer in issuers)
+        names = _challenge_names(profile.dns_names) if written else []
         caa = await all_of(self._caa(name, issuer, deadline) for issuer in issuers for name in profile.dns_names)
+        standing = await all_of(
+            self._record(wanted, issuer, deadline)
+            for issuer in issuers
+            if self._kind(issuer) is ChallengeKind.DNS_PERSIST_01
+            for wanted in standing_records(profile.dns_names)
+        )
         delegations = await all_of(self._delegation(name, deadline) for name in names)
         ends = [await self._end(name, deadline) for name in names]
         records = list(dict.fromkeys(end for end in ends if end))
         providers = await all_of(self._provider(record, profile, deadline) for record in records)
         servers = await all_of(self._servers(record, deadline) for record in records)
         agreeing = {check.subject: check for check in servers}
-        return [*caa, *delegations, *providers, *agreeing.values()]
+        return [*caa, *standing, *delegations, *providers, *agreeing.values()]
 
     async def _caa(self, name: str, issuer: str, deadline: Deadline) -> PreflightCheck:
         lookup = self._routes.of(name.removeprefix("*.")).lookup

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from certplane.broker.issuers.dns.httpreq import HttpreqSettings
 from certplane.broker.issuers.dns.lookup import DnsLookup
+from certplane.broker.issuers.dns.no_provider import NoProvider
 from certplane.broker.issuers.dns.propagation import PropagationCheck
 from certplane.broker.issuers.dns.provider import DnsProvider
 from certplane.broker.issuers.dns.providers import DnsProviderName
@@ -40,6 +41,7 @@ class Routing:
         self._acme, self._dns = acme, dns
         self._secrets, self._clock, self._rng = secrets, clock, rng
         self._shared: dict[DnsProviderName, DnsProvider] = {}
+        self._nobody = NoProvider()
 
     def routes(self) -> Routes:
         """All routes.
@@ -87,22 +89,25 @@ class Routing:
             own_provider=name != default,
         )
 
-    def _provider(self, name: DnsProviderName, key: str = "issuer.acme.dns_provider") -> DnsProvider:
+    def _provider(self, name: DnsProviderName | None, key: str = "issuer.acme.dns_provider") -> DnsProvider:
         """The provider `name`, which `key` names."""
+        if name is None:
+            return self._nobody
         if name not in self._shared:
             section = self._acme.required_section(name, key)
             self._shared[name] = section.make(self._secrets, self._clock, self._rng)
         return self._shared[name]
 
-    def _provider_at(self, server: HostPort, name: DnsProviderName, key: str) -> DnsProvider:
+    def _provider_at(self, server: HostPort, name: DnsProviderName | None, key: str) -> DnsProvider:
         """The provider of the zone's entry at `key`, whose updates go to `server`."""
-        section = self._acme.required_section(name, f"{key}.provider")
+        section = None if name is None else self._acme.required_section(name, f"{key}.provider")
         if not isinstance(section, Rfc2136Settings):
-            message, remedy = f"goes with the provider rfc2136, not with {name}", "remove it, or set provider: rfc2136"
+            message = f"goes with the provider rfc2136, not with {name or 'none'}"
+            remedy = "remove it, or set provider: rfc2136"
             raise ConfigurationError([ConfigurationProblem("", None, f"{key}.server", message, remedy)])
         return replace(section, server=server).make(self._secrets, self._clock, self._rng)
 
-    def _lookup(self, provider: DnsProviderName, servers: Sequence[HostPort]) -> DnsLookup:
+    def _lookup(self, provider: DnsProviderName | None, servers: Sequence[HostPort]) -> DnsLookup:
         """With the resolvers of `dns`, else those of httpreq, which may be host names, where that is the provider."""
         section = self._acme.section_of(provider)
         if not self._dns.resolvers and isinstance(section, HttpreqSettings):
@@ -110,7 +115,9 @@ class Routing:
             return DnsLookup(resolvers=resolvers, servers=servers, clock=self._clock, key=key, named_resolvers=True)
         return DnsLookup(resolvers=self._dns.resolvers, servers=servers, clock=self._clock, key="dns.resolvers")
 
-    def _check(self, lookup: DnsLookup, provider: DnsProviderName, said: DnsPropagationSettings) -> PropagationCheck:
+    def _check(
+        self, lookup: DnsLookup, provider: DnsProviderName | None, said: DnsPropagationSettings
+    ) -> PropagationCheck:
         propagation = said.applied(self._acme.propagation_of(provider))
         default = Mode.RECURSIVE if self._httpreq_observers(provider) else Mode.AUTHORITATIVE
         return PropagationCheck(
@@ -121,7 +128,7 @@ class Routing:
             settle=propagation.settle,
         )
 
-    def _httpreq_observers(self, provider: DnsProviderName) -> bool:
+    def _httpreq_observers(self, provider: DnsProviderName | None) -> bool:
         """Whether `httpreq.recursive_nameservers` are who must show a record, as the key's format means it.
 
         The keys that are this broker's own (`dns.resolvers`, authoritative servers) say more, and come first.

@@ -57,22 +57,25 @@ class PropagationSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ChallengeSettings(ProviderSections):
-    """The keys of `issuer.acme` by which dns-01 challenges of all issuers are answered."""
+    """The keys of `issuer.acme` by which dns-01 challenges of all issuers are answered.
 
-    dns_provider: DnsProviderName
+    Without `dns_provider` there is nobody who writes: for issuers that want no records of ours.
+    """
+
+    dns_provider: DnsProviderName | None = None
     propagation: PropagationSettings = field(default_factory=PropagationSettings)
 
     def problems(self) -> Iterator[KeyProblem]:
         """The chosen DNS provider is configured."""
         provider = self.dns_provider
-        if self.section_of(provider) is None:
+        if provider is not None and self.section_of(provider) is None:
             yield KeyProblem(
                 provider.section, f"is required with dns_provider: {provider}", f"add `{provider.section}:`"
             )
 
-    def section_of(self, provider: DnsProviderName) -> ProviderSettings | None:
-        """The section of `provider`; None if the file has none."""
-        section: ProviderSettings | None = getattr(self, provider.section)
+    def section_of(self, provider: DnsProviderName | None) -> ProviderSettings | None:
+        """The section of `provider`; None if the file has none, or there is no provider."""
+        section: ProviderSettings | None = None if provider is None else getattr(self, provider.section)
         return section
 
     def required_section(
@@ -89,7 +92,7 @@ class ChallengeSettings(ProviderSections):
             raise ConfigurationError([ConfigurationProblem("", None, named_by, message, "add that section")])
         return section
 
-    def propagation_of(self, provider: DnsProviderName) -> PropagationSettings:
+    def propagation_of(self, provider: DnsProviderName | None) -> PropagationSettings:
         """`propagation` with what the section of `provider` says instead."""
         own = self.section_of(provider)
         if own is None:
