@@ -28,6 +28,7 @@ from certplane.broker.issuers.acme import AccountInfo, AcmeIssuer
 from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.issuers.acme_errors import AcmeError
 from certplane.broker.issuers.acme_settings import AcmeCaSettings
+from certplane.broker.issuers.challenge_kinds import ChallengeKind
 from certplane.broker.model import CertificateRecord, RevocationReason
 from certplane.broker.settings import BrokerSettings
 from certplane.broker.store import Stores
@@ -62,17 +63,18 @@ async def account_row(settings: BrokerSettings, name: str = "") -> Row:
         stores = None
         if ca.acme.account_key.store:
             stores = await stack.enter_async_context(open_store(settings, clock=clock))
-        issuer = await stack.enter_async_context(_issuer(settings, ca, clock, stores))
+        issuer = await stack.enter_async_context(opened_issuer(settings, ca, clock, stores))
         account = await issuer.account(_CA_TIME)
     if account is None:
         raise OperationError("the CA has no account for this key", remedy="the broker creates it with its first order")
     return _row(ca, account)
 
 
-async def change_account_key(settings: BrokerSettings, name: str = "") -> Row:
+async def change_account_key(settings: BrokerSettings, name: str = "") -> tuple[Row, str]:
     """Give the account at the issuer `name`, or the default one, a new key; running brokers pick it up.
 
-    If it was cut off, doing it again completes it.
+    If it was cut off, doing it again completes it. The account, and what an operator has to do beside; empty if
+    nothing.
 
     Raises:
         ConfigurationError: the account's key can't be used, or the new one can't be written.
@@ -82,7 +84,7 @@ async def change_account_key(settings: BrokerSettings, name: str = "") -> Row:
     ca = configured_ca(settings, name)
     if (file := ca.acme.account_key.file) is not None and not is_there(file):
         raise await _no_key(settings, ca)  # before a database is asked for that the broker hasn't made yet either
-    async with open_store(settings, clock=clock) as stores, _issuer(settings, ca, clock, stores) as issuer:
+    async with open_store(settings, clock=clock) as stores, opened_issuer(settings, ca, clock, stores) as issuer:
         await _need_one_file(ca, stores)
         old, which = issuer.account_key_sha256, (ca.name, ca.acme.directory_url)
         trail = AuditTrail(clock)
@@ -92,7 +94,32 @@ async def change_account_key(settings: BrokerSettings, name: str = "") -> Row:
         await _record_key(ca, stores, old, account.key_sha256)
         replaced = f"the key {account.key_sha256} has taken the place of {old} for {account.url}"
         await stores.audit.append([key_event(trail, *which, replaced)])
-    return _row(ca, account)
+        notice = await _records_to_publish(ca, issuer, clock)
+    return _row(ca, account), notice
+
+
+async def _records_to_publish(ca: Ca, issuer: AcmeIssuer, clock: Clock) -> str:
+    """What a changed key means for the standing records that name it."""
+    if ca.acme.challenge is not ChallengeKind.DNS_PERSIST_01:
+        return ""
+    try:
+        directory = await issuer.ca.read_directory(_BRIEFLY)
+    except AcmeError:  # the key is changed all the same
+        return f"if the standing records of {ca.name} name the key, publish them anew: {print_records(ca.name)}"
+    if not directory.account_hash_prefix:
+        return ""  # they name the account's URL, which stays
+    period, how_long = directory.key_rotation_period, "as long as it remembers them"
+    if period is not None:
+        how_long = f"until {clock.now() + period:%Y-%m-%dT%H:%M:%SZ}"
+    return (
+        f"the standing records of {ca.name} name the key of before, and the CA takes only those that it has used, "
+        f"{how_long}: publish them anew; {print_records(ca.name)}"
+    )
+
+
+def print_records(issuer: str) -> str:
+    """The command that shows what is to be published."""
+    return f"`certplane-broker account persist-records --issuer {issuer}` prints them"
 
 
 async def _need_one_file(ca: Ca, stores: Stores) -> None:
@@ -164,7 +191,7 @@ async def _revoke(
     async with AsyncExitStack() as stack:
         try:
             ca = configured_ca(settings, record.issuer)
-            issuer = await stack.enter_async_context(_issuer(settings, ca, clock, stores))
+            issuer = await stack.enter_async_context(opened_issuer(settings, ca, clock, stores))
         except OperationError as error:
             message = f"{record.certificate_id} can't be revoked: {error.message}"
             raise OperationError(message, remedy=error.remedy) from error
@@ -212,7 +239,9 @@ async def _no_key(settings: BrokerSettings, ca: Ca) -> OperationError:
 
 
 @asynccontextmanager
-async def _issuer(settings: BrokerSettings, ca: Ca, clock: Clock, stores: Stores | None) -> AsyncIterator[AcmeIssuer]:
+async def opened_issuer(
+    settings: BrokerSettings, ca: Ca, clock: Clock, stores: Stores | None
+) -> AsyncIterator[AcmeIssuer]:
     """The issuer, with its account's key; `stores` where the database keeps it.
 
     Raises:

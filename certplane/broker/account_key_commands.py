@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from certplane.broker.account_commands import Ca, configured_ca, key_event
+from certplane.broker.account_commands import Ca, configured_ca, key_event, print_records
 from certplane.broker.accounts.model import Account
 from certplane.broker.accounts.seal import SealError, SealKeys, account_context
 from certplane.broker.commands import Row
@@ -20,6 +20,7 @@ from certplane.broker.database import open_store
 from certplane.broker.events import AuditTrail
 from certplane.broker.issuers.acme_account import AccountKey, create_key_file, unusable_file
 from certplane.broker.issuers.acme_keeping import KeptInStore, Seal
+from certplane.broker.issuers.challenge_kinds import ChallengeKind
 from certplane.broker.settings import BrokerSettings
 from certplane.broker.store import Stores
 from certplane.config.files import read_argument
@@ -42,8 +43,10 @@ class _Store:
         await self.stores.audit.append([key_event(self.trail, issuer, directory_url, what)])
 
 
-async def import_account_key(settings: BrokerSettings, path: Path, name: str = "") -> Row:
+async def import_account_key(settings: BrokerSettings, path: Path, name: str = "") -> tuple[Row, str]:
     """Take the account's key of the issuer `name`, or the default one, from a file into the database.
+
+    What is kept, and what an operator has to do beside; empty if nothing.
 
     Raises:
         ConfigurationError: it is no key, or the seal secret can't be used.
@@ -64,7 +67,7 @@ async def import_account_key(settings: BrokerSettings, path: Path, name: str = "
         if row is not None and row.public_key_sha256 != key.public_key_sha256:
             await _need_nobody(store.stores, row)
         elif row is not None and row.sealed_key is not None:
-            return _row(ca, key)
+            return _row(ca, key), ""
         with located(settings):
             sealed = (await store.seal.keys()).seal(key.pem(), account_context(*which))
         await store.audit(*which, f"the account's key {key.public_key_sha256} is to be kept in the database")
@@ -72,7 +75,11 @@ async def import_account_key(settings: BrokerSettings, path: Path, name: str = "
         if await store.stores.accounts.change(row, imported) != imported:
             raise OperationError("the account was changed by another program meanwhile", remedy="repeat the command")
         await store.audit(*which, f"the account's key {key.public_key_sha256} is kept in the database, sealed")
-    return _row(ca, key)
+    another = row is not None and row.public_key_sha256 != key.public_key_sha256
+    if another and ca.acme.challenge is ChallengeKind.DNS_PERSIST_01:
+        notice = "standing records name the account of the key of before, and the CA takes none of them from now on"
+        return _row(ca, key), f"{notice}: publish them anew; {print_records(ca.name)}"
+    return _row(ca, key), ""
 
 
 async def export_account_key(settings: BrokerSettings, path: Path, name: str = "") -> Row:

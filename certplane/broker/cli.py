@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from certplane import __version__
+from certplane.broker.account_cli import add_account_commands
 from certplane.broker.audit_cli import add_audit_commands
 from certplane.broker.backup_cli import add_backup_command
 from certplane.broker.command_line import (
@@ -42,7 +43,7 @@ exit statuses:
   0  done (serve: stopped as asked)
   1  failed: the store, a port or another running broker prevents it (preflight: a check has failed; policy test: a
      case has failed; notify test: one has not arrived; store check: the database is damaged;
-     audit verify: the log was changed)
+     audit verify: the log was changed; account persist-records --check: one isn't there)
   2  the configuration, the policy or an argument is wrong; each problem is a line on standard error
 
 With output that isn't a terminal, or with --json, lists are JSON, one object a line.
@@ -108,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     add_backup_command(commands, command)
     add_policy_commands(group, command)
     add_notify_commands(group, command)
-    _add_account(group, command)
+    add_account_commands(group, command)
     _add_certificates(group, command)
 
     add_audit_commands(group, command, _positive)
@@ -137,25 +138,6 @@ def _parser() -> argparse.ArgumentParser:
     identities = command(identity, "list", _list_identities, "list denied and contested identities")
     identities.add_argument("--all", action="store_true", help="also list the identity certificate that each host uses")
     return parser
-
-
-def _add_account(group: Callable[[str, str], Any], command: Callable[..., argparse.ArgumentParser]) -> None:
-    account = group("account", "show the account at the public CA, change its key, or move the key")
-    show = command(account, "show", _show_account, "show the account as the CA knows it, and what the CA offers")
-    text = (
-        "give the account a new key (RFC 8555 7.3.5). Running brokers pick it up. If interrupted, run again to finish."
-    )
-    rollover = command(account, "rollover", _change_account_key, text)
-    text = "take the account's key from a PEM file into the database, sealed (`account_key: {store: true}`)"
-    importing = command(account, "import", _import_account_key, text)
-    importing.add_argument("file", type=Path, metavar="FILE", help="the key's file; - is standard input")
-    text = "put the account's key from the database into a new file, 0600, unsealed"
-    exporting = command(account, "export", _export_account_key, text)
-    exporting.add_argument("file", type=Path, metavar="FILE", help="the new file")
-    text = "seal the keys in the database anew, with the first key of the secret of `store.seal_secret`"
-    command(account, "reseal", _reseal_account_keys, text)
-    for each in (show, rollover, importing, exporting):
-        each.add_argument("--issuer", default="", metavar="NAME", help="one of `issuers` (default: `issuer`)")
 
 
 def _add_certificates(group: Callable[[str, str], Any], command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -322,36 +304,6 @@ def _revoke_certificate(options: argparse.Namespace) -> int:
     if rows[1:]:
         say("certplane-broker: the key is compromised, so that its other certificates are revoked too")
     return print_rows(options, rows, ("certificate_id", "identity", "profile", "serial_number", "revoked", "state"))
-
-
-def _show_account(options: argparse.Namespace) -> int:
-    from certplane.broker.account_commands import account_row
-
-    return print_record(options, asyncio.run(account_row(settings_of(options), options.issuer)))
-
-
-def _change_account_key(options: argparse.Namespace) -> int:
-    from certplane.broker.account_commands import change_account_key
-
-    return print_record(options, asyncio.run(change_account_key(settings_of(options), options.issuer)))
-
-
-def _import_account_key(options: argparse.Namespace) -> int:
-    from certplane.broker.account_key_commands import import_account_key
-
-    return print_record(options, asyncio.run(import_account_key(settings_of(options), options.file, options.issuer)))
-
-
-def _export_account_key(options: argparse.Namespace) -> int:
-    from certplane.broker.account_key_commands import export_account_key
-
-    return print_record(options, asyncio.run(export_account_key(settings_of(options), options.file, options.issuer)))
-
-
-def _reseal_account_keys(options: argparse.Namespace) -> int:
-    from certplane.broker.account_key_commands import RESEAL_COLUMNS, reseal_account_keys
-
-    return print_rows(options, asyncio.run(reseal_account_keys(settings_of(options))), RESEAL_COLUMNS)
 
 
 def _deny(options: argparse.Namespace) -> int:

@@ -43,15 +43,7 @@ async def preflight(
     """
     clock = clock or SystemClock()
     rng = random.SystemRandom()
-    policy = FilePolicySource(settings.policy.path, settings.cas.keys(), settings.private_issuers)
-    locating(settings, policy.reload, key="policy.path")
-    profiles = [one for one in policy.current.issued_profiles if profile_name in {None, one.name}]
-    if not profiles:
-        known = ", ".join(one.name for one in policy.current.profiles) or "none"
-        what = "no profile" if profile_name is None else f"no profile {profile_name!r}"
-        if profile_name is not None and policy.current.find_profile(profile_name) is not None:
-            what = f"nobody who has the profile {profile_name!r}, whose names are made of its holders' labels"
-        raise OperationError(f"the policy has {what}", remedy=f"it has {known}")
+    profiles = profiles_issued(settings, profile_name)
     async with AsyncExitStack() as stack:
         files = BlockingPool("preflight-files", 2)
         stack.callback(files.close)
@@ -69,6 +61,25 @@ async def preflight(
             found += [_directory(name, profile, settings.cas[name], directories[name]) for name in names]
             found += await looking.report(profile, names, _TIMEOUT)
         return list(dict.fromkeys(found))
+
+
+def profiles_issued(settings: BrokerSettings, profile_name: str | None) -> list[Profile]:
+    """The policy's profile of this name, or every one, with the names that certificates get; once for each set of them.
+
+    Raises:
+        ConfigurationError: the policy can't be used.
+        OperationError: it has no such profile, or none at all.
+    """
+    policy = FilePolicySource(settings.policy.path, settings.cas.keys(), settings.private_issuers)
+    locating(settings, policy.reload, key="policy.path")
+    profiles = [one for one in policy.current.issued_profiles if profile_name in {None, one.name}]
+    if not profiles:
+        known = ", ".join(one.name for one in policy.current.profiles) or "none"
+        what = "no profile" if profile_name is None else f"no profile {profile_name!r}"
+        if profile_name is not None and policy.current.find_profile(profile_name) is not None:
+            what = f"nobody who has the profile {profile_name!r}, whose names are made of its holders' labels"
+        raise OperationError(f"the policy has {what}", remedy=f"it has {known}")
+    return profiles
 
 
 def _directory(name: str, profile: Profile, ca: AcmeCaSettings, found: AcmeDirectory | AcmeError) -> PreflightCheck:

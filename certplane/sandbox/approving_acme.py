@@ -221,7 +221,7 @@ class ApprovingAcme:
             raise _RefusedError("accountDoesNotExist", "there is no account with this key")
         else:
             self._bind(url, key, payload.get("externalAccountBinding"))
-            self._state.accounts[url] = JWK.from_json(json.loads(key))
+            self._state.accounts[url] = cast("JWK", JWK.from_json(json.loads(key)))
         body = {"status": "valid", "contact": payload.get("contact", [])}
         return _reply(body, 200 if known else 201, Location=url)
 

@@ -49,6 +49,7 @@ _COMMANDS = {
         "account import",
         "account export",
         "account reseal",
+        "account persist-records",
         "certs",
         "certs list",
         "certs show",

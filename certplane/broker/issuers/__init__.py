@@ -16,7 +16,8 @@
 | `acme_account` | the account key's file |
 | `acme_limits`, `acme_settling` | what a rate limit is about; for how long a CA may not know what it named |
 | `renewal_info` | `AcmeRenewalInfo`: what a CA says about renewals (RFC 9773), beside the orders |
-| `caa_identity` | what a CA is called in CAA records |
+| `caa_identity` | what a CA is called in CAA records, and in standing ones |
+| `challenge_kinds`, `standing_records` | how names are proved to a CA; the records of dns-persist-01 |
 | `certificate_ids` | how a certificate is named at its CA |
 | `dns` | `DnsSolver`, its providers, and the look at every authoritative server |
 | `attempts` | deadlines, and repeating what is safe to repeat |

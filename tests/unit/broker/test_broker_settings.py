@@ -136,6 +136,7 @@ EXPECTED = {
     "issuers.second.acme.eab.hmac_secret": "acme/eab-2",
     "issuers.second.acme.eab.algorithm": EabAlgorithm.HS256,
     "issuers.second.acme.directory_url": "https://second.example/directory",
+    "issuers.second.acme.challenge": "none",
     "issuers.second.acme.account_key.file": None,
     "issuers.second.acme.account_key.secret": "",
     "issuers.second.acme.account_key.store": True,
@@ -151,6 +152,7 @@ EXPECTED = {
     "issuer.acme.account_key.file": Path("/var/lib/certplane/account.pem"),
     "issuer.acme.account_key.secret": "",
     "issuer.acme.account_key.store": False,
+    "issuer.acme.challenge": "dns-01",
     "issuer.acme.dns_provider": "httpreq",
     "issuer.acme.preferred_chain": "Example Root X1",
     "issuer.acme.ca_bundle": Path("/etc/certplane/acme-ca.pem"),
@@ -431,6 +433,18 @@ def test_http_timeouts_are_reported(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("challenge", ["none", "dns-persist-01"])
+def test_nobody_writes_where_no_record_is_wanted(tmp_path: Path, challenge: str) -> None:
+    """A DNS provider is needed by dns-01 alone; one that is there all the same is said to write nothing."""
+    settings = _load(tmp_path, MINIMAL.replace("dns_provider: cloudflare", f"challenge: {challenge}"))
+    assert settings.issuer.acme.dns_provider is None
+    assert settings.notices == ()
+    settings = _load(tmp_path, MINIMAL + f"    challenge: {challenge}\n")
+    (notice,) = settings.notices
+    assert "10: issuer.acme.dns_provider: writes nothing: no issuer's challenge is dns-01" in notice
+    assert _load(tmp_path, MINIMAL + f"    challenge: {challenge}\n" + _further("b", "/b.pem")).notices == ()
+
+
 def test_no_limit_is_zero(tmp_path: Path) -> None:
     """0 turns a limit off."""
     settings = _load(tmp_path, MINIMAL + "rate_limits: {per_identity_per_hour: 0}\n")
@@ -488,6 +502,20 @@ def _with(**replaced: str) -> str:
         pytest.param(
             _with(cloudflare="acme-dns"),
             "7: issuer.acme.acme_dns: is required with dns_provider: acme-dns; add `acme_dns:`", id="section-of-another-name",
+        ),
+        pytest.param(
+            MINIMAL.replace("    dns_provider: cloudflare\n", ""),
+            "7: issuer.acme.dns_provider: is required; name who writes the TXT records, as in `dns_provider: cloudflare`; or set `challenge`",
+            id="nobody-who-writes",
+        ),
+        pytest.param(
+            MINIMAL.replace("dns_provider: cloudflare", "challenge: none") + _further("b", "/b.pem"),
+            "7: issuer.acme.dns_provider: is required by issuers.b, whose challenge is dns-01; name who writes the TXT records, as in `dns_provider: cloudflare`; or set `challenge`",
+            id="nobody-who-writes-for-a-further-issuer",
+        ),
+        pytest.param(
+            MINIMAL.replace("dns_provider: cloudflare", "challenge: http-01"),
+            "10: issuer.acme.challenge: is 'http-01', must be one of dns-01, dns-persist-01, none", id="challenge",
         ),
         pytest.param(_with(https="http"), "8: issuer.acme.directory_url: must be a URL https://...", id="http-directory"),
         pytest.param(

@@ -356,6 +356,59 @@ async def test_an_order_that_the_ca_never_ends_holds_up_nobody_else() -> None:
     assert [order.state for order in world.orders] == [OrderState.ISSUED, OrderState.ISSUED]
 
 
+@pytest.mark.parametrize("takes", [20, 40], ids=["in-time", "too-long"])
+async def test_a_ca_that_approves_names_by_itself_has_more_time(takes: int) -> None:
+    """Its orders come ready, or some minutes later; one that it never approves says what it waits for when it ends."""
+    patient = IssuanceSettings(approving_issuers=frozenset({"fake-ca"}))
+    world = World(settings=patient)
+    slow = Refusal(Reason.ISSUER_UNAVAILABLE, "the CA has not approved shop.test yet")
+    start, look, answer = world.clock.now(), world.issuer.get_order, world.issuer.answer_challenges
+
+    def nothing_to_prove(seen: IssuerOrder) -> IssuerOrder:
+        return replace(seen, challenges=())
+
+    async def get_order(url: str, timeout: timedelta) -> IssuerOrder:
+        return nothing_to_prove(await look(url, timeout))
+
+    async def answer_challenges(order: IssuerOrder, timeout: timedelta) -> IssuerOrder:
+        if world.clock.now() - start < takes * MINUTE:
+            return replace(order, trouble=slow)
+        world.ca.set_status(order.url, IssuerOrderStatus.READY)
+        return nothing_to_prove(await answer(order, timeout))
+
+    world.issuer.get_order = get_order  # type: ignore[method-assign]
+    world.issuer.answer_challenges = answer_challenges  # type: ignore[method-assign]
+
+    await run_order(world)
+
+    if takes < patient.approval_time_limit / MINUTE:
+        assert world.order.state is OrderState.ISSUED
+        assert (len(world.ca.orders), world.ca.finalisations) == (1, 1)
+    else:
+        assert world.order.error is not None
+        assert world.order.error.message == slow.message
+    assert no_trace_is_left(world)
+
+
+async def test_a_record_that_stands_is_not_written() -> None:
+    """What the domain's owner has published for good is answered for as it is, and stays."""
+    world = World()
+    create = world.issuer.create_order
+
+    async def create_order(csr_der: bytes, profile: Profile, timeout: timedelta, *, replaces: str = "") -> IssuerOrder:
+        order = await create(csr_der, profile, timeout, replaces=replaces)
+        world.ca.orders[order.url] = replace(world.ca.orders[order.url], challenges=())
+        return replace(order, challenges=tuple(replace(one, standing=True) for one in order.challenges))
+
+    world.issuer.create_order = create_order  # type: ignore[method-assign]
+
+    await run_order(world)
+
+    assert world.order.state is OrderState.ISSUED
+    assert world.solver.faults.count("present") == 1
+    assert not world.dns.written
+
+
 async def test_a_ca_that_goes_away_after_the_finalisation_is_waited_for() -> None:
     """An unreachable CA is no reason to give up a certificate that it may have issued."""
     world = World()

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import pytest
 
+from certplane.broker.issuers.challenge_kinds import ChallengeKind
 from certplane.broker.issuers.dns.delegation import Delegations
 from certplane.broker.issuers.dns.lookup import DnsLookup
 from certplane.broker.issuers.dns.preflight import DnsPreflight
@@ -15,6 +16,7 @@ from certplane.broker.issuers.dns.propagation import PropagationCheck
 from certplane.broker.issuers.dns.provider import DnsProvider, NoSuchZoneError
 from certplane.broker.issuers.dns.routes import Route, Routes
 from certplane.broker.issuers.dns.settings import Mode
+from certplane.broker.issuers.standing_records import StandingAccount
 from certplane.broker.model import PreflightResult, Profile
 from certplane.broker.ports import CaaIdentity
 from certplane.config.values import HostPort
@@ -63,11 +65,20 @@ def preflight(
     *,
     mode: Mode = Mode.AUTHORITATIVE,
     allowed: tuple[str, ...] = (),
+    kind: ChallengeKind = ChallengeKind.DNS_01,
+    account: Account | None = None,
 ) -> DnsPreflight:
     servers = [HostPort(address, server.endpoint.port) for address in server.endpoint.addresses]
     lookup = DnsLookup(servers=servers)
     routes = Routes(Route(provider or Writer(), lookup, PropagationCheck(lookup, mode=mode)))
-    return DnsPreflight(routes, Delegations(allowed, routes), {"main": ca or Ca()}, SystemClock())
+    return DnsPreflight(
+        routes,
+        Delegations(allowed, routes),
+        {"main": ca or Ca(CaaIdentity(("ca.example",), "https://ca.example/acct/1", kind.caa_method))},
+        SystemClock(),
+        kinds={"main": kind},
+        accounts={"main": account or Account()},
+    )
 
 
 async def caa(server: SandboxDnsServer, value: str, name: str = "www.certplane.test") -> None:
@@ -102,6 +113,48 @@ async def test_order_whose_challenge_leads_astray(sandbox_dns: SandboxDnsServer)
         await preflight(sandbox_dns).check_order(PROFILE.dns_names, "main", SOON)
     assert "dns.delegations" in caught.value.refusal.message
     await preflight(sandbox_dns, allowed=("example.test",)).check_order(PROFILE.dns_names, "main", SOON)
+
+
+@dataclass
+class Account:
+    """What standing records must name, or why that isn't known."""
+
+    failure: RefusalError | None = None
+
+    async def standing_account(self, timeout: timedelta) -> StandingAccount:
+        if self.failure:
+            raise self.failure
+        return StandingAccount(("ca.example",), "https://ca.example/acct/1")
+
+
+async def test_order_without_its_standing_record(sandbox_dns: SandboxDnsServer) -> None:
+    """Nothing is spent on it; what challenge names lead to, or who writes there, is nobody's business then."""
+    await sandbox_dns.endpoint.add(CHALLENGE, "CNAME", "x.example.test.")
+    looking = preflight(sandbox_dns, kind=ChallengeKind.DNS_PERSIST_01)
+    with pytest.raises(RefusalError) as caught:
+        await looking.check_order(PROFILE.dns_names, "main", SOON)
+    assert caught.value.refusal.reason is Reason.DNS_REJECTED
+    assert "_validation-persist.www.certplane.test. IN TXT" in caught.value.refusal.message
+    reported = await looking.report(PROFILE, ["main"], SOON)
+    assert [(check.check, check.result) for check in reported if check.check != "caa"] == [("record", FAILED)]
+    value = "ca.example; accounturi=https://ca.example/acct/1; policy=wildcard"
+    await sandbox_dns.endpoint.add("_validation-persist.www.certplane.test", "TXT", f'"{value}"')
+    await looking.check_order(PROFILE.dns_names, "main", SOON)
+    away = Account(RefusalError(Reason.ISSUER_UNAVAILABLE, "away"))
+    await sandbox_dns.endpoint.remove("_validation-persist.www.certplane.test", "TXT", f'"{value}"')
+    await preflight(sandbox_dns, kind=ChallengeKind.DNS_PERSIST_01, account=away).check_order(
+        PROFILE.dns_names, "main", SOON
+    )
+
+
+async def test_order_that_proves_nothing(sandbox_dns: SandboxDnsServer) -> None:
+    """CAA counts for a CA that has approved the names too; how it has done so only it can say."""
+    await sandbox_dns.endpoint.add(CHALLENGE, "CNAME", "x.example.test.")
+    looking = preflight(sandbox_dns, kind=ChallengeKind.NONE)
+    await looking.check_order(PROFILE.dns_names, "main", SOON)
+    await caa(sandbox_dns, '0 issue "other.example"')
+    with pytest.raises(RefusalError):
+        await looking.check_order(PROFILE.dns_names, "main", SOON)
 
 
 DOUBTS = [
