@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from certplane.v1 import rollout_pb2
 from tests.support.in_terminal import in_terminal
 from tests.support.operators_broker import OperatorsBroker
 from tests.support.watched_fleet import snapshot, troubled_fleet
+from tests.support.watched_rollouts import a_rollout, halted
 
 pytestmark = pytest.mark.e2e
 
@@ -67,6 +69,36 @@ async def test_lines_where_they_are_wanted(tmp_path: Path, arguments: list[str],
             shown.process.send_signal(signal.SIGINT)
             await shown.ends(130)
     assert _ENTER not in shown.text
+
+
+async def test_a_rollout_on_the_full_screen(tmp_path: Path) -> None:
+    """Its page is open at first; what stays on the terminal is the rollout."""
+    async with broker() as running:
+        running.answers["GetRollout"] = rollout_pb2.GetRolloutResponse(rollout=halted())
+        running.answers["WatchRollout"] = [rollout_pb2.WatchRolloutResponse(rollout=halted())]
+        config = running.write_config(tmp_path)
+        async with in_terminal(config, "rollout", "watch", "r-7f3a") as shown:
+            await shown.writes("web7.example.test")
+            shown.press("q")
+            await shown.ends(0)
+    left = shown.text.rpartition(_LEAVE)[2]
+    assert "halted: 1 host of ring canary failed" in left
+    assert "reload: nginx: configuration test failed" in left
+
+
+async def test_a_rollout_in_lines(tmp_path: Path) -> None:
+    """A line for each change; where it halts, status 1 and what can be done."""
+    async with broker() as running:
+        running.answers["GetRollout"] = rollout_pb2.GetRolloutResponse(rollout=a_rollout())
+        running.answers["WatchRollout"] = [
+            rollout_pb2.WatchRolloutResponse(rollout=each) for each in (a_rollout(), halted())
+        ]
+        config = running.write_config(tmp_path)
+        async with in_terminal(config, "rollout", "watch", "r-7f3a", "--plain") as shown:
+            await shown.ends(1)
+    assert "ring canary: baking" in shown.text
+    assert "r-7f3a halted: 1 host of ring canary failed" in shown.text
+    assert "rollout resume r-7f3a --reason TEXT" in shown.text
 
 
 async def test_a_host_that_isnt_there(tmp_path: Path) -> None:

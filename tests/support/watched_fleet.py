@@ -7,9 +7,18 @@ from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Self, TypeVar
 
-from certplane.ctl.watch.feed import FleetSource
+from certplane.ctl.watch.feed import WatchSource
 from certplane.errors import CertplaneError, OperationError, Reason, RefusalError
-from certplane.v1 import audit_pb2, certificate_pb2, fleet_pb2, order_pb2, renewal_pb2
+from certplane.v1 import (
+    audit_pb2,
+    budget_pb2,
+    certificate_pb2,
+    fleet_pb2,
+    incident_pb2,
+    order_pb2,
+    renewal_pb2,
+    rollout_pb2,
+)
 
 T = TypeVar("T")
 NOW = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
@@ -112,7 +121,7 @@ def a_change(
     return made
 
 
-class FakeFleetSource(FleetSource):
+class FakeFleetSource(WatchSource):
     """A broker that tells what it is given. `fail` is raised by the watch that runs, `refuse` by each later call."""
 
     def __init__(self, hosts: Sequence[renewal_pb2.Host]) -> None:
@@ -120,6 +129,13 @@ class FakeFleetSource(FleetSource):
         self.summary: fleet_pb2.SummarizeFleetResponse | CertplaneError = OperationError("the broker is older")
         self.events: list[audit_pb2.AuditEvent] | CertplaneError = [an_event("issued for alice")]
         self.orders: list[order_pb2.OrderStatus] | CertplaneError = [an_order()]
+        self.rollouts: list[rollout_pb2.Rollout] | CertplaneError = []
+        """The last of them is what a watch of a rollout tells at first."""
+        self.incidents: list[incident_pb2.Incident] | CertplaneError = []
+        self.limits: budget_pb2.GetBudgetResponse | CertplaneError = OperationError("the broker keeps no budget")
+        self.rollout_changes: asyncio.Queue[rollout_pb2.Rollout | CertplaneError] = asyncio.Queue()
+        self.rollouts_watched = 0
+        """Watches of a rollout that run now."""
         self.opened, self.closed, self.watches = 0, 0, 0
         self.refusals: list[CertplaneError] = []
         """What the next watches end in before they tell anything."""
@@ -171,6 +187,25 @@ class FakeFleetSource(FleetSource):
     async def last_events(self, wanted: audit_pb2.AuditFilter, most: int) -> Sequence[audit_pb2.AuditEvent]:
         self.asked.append(wanted)
         return _or_raise(self.events)
+
+    async def last_rollouts(self, most: int) -> Sequence[rollout_pb2.Rollout]:
+        return _or_raise(self.rollouts)
+
+    async def watch_rollout(self, rollout_id: str) -> AsyncGenerator[rollout_pb2.Rollout, None]:
+        self.asked.append(rollout_id)
+        self.rollouts_watched += 1
+        try:
+            yield _or_raise(self.rollouts)[-1]
+            while True:
+                yield _or_raise(await self.rollout_changes.get())
+        finally:
+            self.rollouts_watched -= 1
+
+    async def last_incidents(self, most: int) -> Sequence[incident_pb2.Incident]:
+        return _or_raise(self.incidents)
+
+    async def budget(self) -> budget_pb2.GetBudgetResponse:
+        return _or_raise(self.limits)
 
 
 def _or_raise(value: T | CertplaneError) -> T:

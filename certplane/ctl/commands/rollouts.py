@@ -10,6 +10,7 @@ from typing import Final
 
 from certplane.ctl.calls import PAGE, request_id
 from certplane.ctl.client import Client
+from certplane.ctl.commands.watch import show_full_screen, wants_full_screen
 from certplane.ctl.filters import words_of
 from certplane.ctl.formats import Format
 from certplane.ctl.output import Output
@@ -17,6 +18,7 @@ from certplane.ctl.rollout_spec import spec_of
 from certplane.ctl.session import Session
 from certplane.ctl.show import rollout_words as words
 from certplane.ctl.show import rollouts as shown
+from certplane.ctl.watch.page import Page, PageKind
 from certplane.ctl.watch.rollout_lines import follow
 from certplane.runtime.command import FAILED, OK
 from certplane.runtime.terminal import Style
@@ -123,6 +125,8 @@ async def watch(options: argparse.Namespace, session: Session) -> int:
     """Until it has ended; on a terminal until somebody leaves."""
     async with session.client() as client:
         rollout = await client.rollout(options.id)  # one that isn't there is an error, and no empty screen
+    if wants_full_screen(options, session):
+        return await show_full_screen(session, (), Page(PageKind.ROLLOUT, rollout=rollout.rollout_id))
     json = options.json or not sys.stdout.isatty()
     return await follow(session, rollout.rollout_id, options.timeout, json=json)
 

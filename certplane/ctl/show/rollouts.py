@@ -136,13 +136,20 @@ def columns(now: datetime) -> list[Column[Rollout]]:
         Column("STATE", lambda each: STATES.get(each.state, f"state {each.state}"), 0, style=state_style),
         Column("HOSTS", lambda each: str(each.host_count), 3),
         Column("CERTIFICATES", lambda each: counts_text(each.item_counts), 1, least=12),
-        Column("ENDS", lambda each: _end_off(each, now), 4),
+        Column("ENDS", lambda each: end_off(each, now), 4),
         Column("REASON", lambda each: each.spec.reason, 2, least=12),
         Column("WHAT", lambda each: action_text(each.spec), 7, least=12),
         Column("BY", lambda each: each.created_by, 6, least=10),
         Column("CREATED", lambda each: off(each.create_time, now), 5),
         Column("INCIDENT", lambda each: each.incident_id, None),
     ]
+
+
+def end_off(rollout: Rollout, now: datetime) -> str:
+    """How far off its end is, or is expected to be; empty if that isn't known."""
+    if rollout.HasField("end_time"):
+        return off(rollout.end_time, now)
+    return off(rollout.expected_end_time, now) if rollout.HasField("expected_end_time") else ""
 
 
 def remedies(rollout: Rollout, command: str) -> list[str]:
@@ -177,7 +184,7 @@ def change_lines(before: Rollout | None, now: Rollout, at: datetime) -> Iterator
         if _identity(each) not in known:
             yield item_line(each), item_style(each.state)
     if before is None or counts_text(before.item_counts) != counts_text(now.item_counts):
-        end = _end_off(now, at)
+        end = end_off(now, at)
         yield f"{counts_text(now.item_counts)}{f'; ends {end}' if end and now.state not in ENDED else ''}", Style.STRONG
 
 
@@ -245,9 +252,3 @@ def _off(item: Item, field: str, now: datetime) -> str:
 def _expected(rollout: Rollout, now: datetime) -> str:
     expected = _time(rollout, "expected_end_time", now)
     return f"{expected}, if all goes well" if expected else ""
-
-
-def _end_off(rollout: Rollout, now: datetime) -> str:
-    if rollout.HasField("end_time"):
-        return off(rollout.end_time, now)
-    return off(rollout.expected_end_time, now) if rollout.HasField("expected_end_time") else ""

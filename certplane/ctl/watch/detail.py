@@ -27,6 +27,7 @@ KEYS: Final = (
     ("Esc, Backspace", "back"),
     ("s", "summary: the five questions of an operator at night"),
     ("f", "the fleet: all hosts"),
+    ("R", "rollouts: rings, failed hosts, forecast; i: incidents"),
     ("/", "filter: lines with all the words that are typed; Esc clears it"),
     ("o", "another order of the hosts; O: the other way round"),
     ("a", "audit events of the host or certificate; on the other pages of all"),
@@ -88,8 +89,8 @@ def certificate_page(known: Known, page: Page, now: datetime, width: int) -> lis
 
 def order_lines(answer: Answer | None, now: datetime, width: int, *, of_all: bool = False) -> list[Line]:
     """Orders, with what each waits for below; `of_all` says whose each is, too."""
-    lines = _preface(answer, width)
-    for order in _of(answer, order_pb2.OrderStatus):
+    lines = preface(answer, width)
+    for order in messages_of(answer, order_pb2.OrderStatus):
         names = printable(" ".join(order.order.dns_names), 255)
         whose = f"{printable(order.identity, 255)} " if of_all else ""
         text = f"  {_short(time_of(order.order.create_time), now)} {orders.state_of(order):<10} {whose}{names}"
@@ -102,8 +103,8 @@ def order_lines(answer: Answer | None, now: datetime, width: int, *, of_all: boo
 
 def event_lines(answer: Answer | None, now: datetime, width: int, *, of_all: bool = False) -> list[Line]:
     """Audit events, the newest first; `of_all` says whose each is, too."""
-    lines = _preface(answer, width)
-    for event in _of(answer, audit_pb2.AuditEvent):
+    lines = preface(answer, width)
+    for event in messages_of(answer, audit_pb2.AuditEvent):
         head = f"  {_short(time_of(event.event_time), now)} {printable(event.event_type, 64)}"
         whose = event.record.fields["identity"].string_value if of_all else ""
         said = printable("; ".join(filter(None, (whose, audit.why(event), audit.names_of(event)))), 4000)
@@ -118,7 +119,7 @@ def _below(text: str, width: int) -> list[Line]:
     return [line(f"    {each}", Style.DIM) for each in wrapped(text, width - 4) if each]
 
 
-def _preface(answer: Answer | None, width: int) -> list[Line]:
+def preface(answer: Answer | None, width: int) -> list[Line]:
     """What stands before the messages of an answer: why there are none, or only old ones."""
     if answer is None:
         return [line(f"  {_WAITING}", Style.DIM)]
@@ -126,14 +127,15 @@ def _preface(answer: Answer | None, width: int) -> list[Line]:
     return lines or ([] if answer.messages else [line(f"  {_NONE}", Style.DIM)])
 
 
-def _of(answer: Answer | None, kind: type[M]) -> list[M]:
+def messages_of(answer: Answer | None, kind: type[M]) -> list[M]:
+    """Those of an answer; none where there is none yet."""
     return [each for each in (answer.messages if answer else ()) if isinstance(each, kind)]
 
 
 def _host(known: Known, page: Page, width: int) -> tuple[renewal_pb2.Host | None, list[Line]]:
     answer = known.answers.get(Question(Topic.HOST, page.host))
-    hosts = _of(answer, renewal_pb2.Host)
-    return (hosts[0] if hosts else None), _preface(answer, width)
+    hosts = messages_of(answer, renewal_pb2.Host)
+    return (hosts[0] if hosts else None), preface(answer, width)
 
 
 def _certificate(known: Known, page: Page, width: int) -> tuple[renewal_pb2.CertificateStatus | None, list[Line]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from certplane.ctl.watch import detail
+from certplane.ctl.watch import detail, rollouts
 from certplane.ctl.watch.fleet import CertificateRow, HostRow, listed
 from certplane.ctl.watch.known import Known
 from certplane.ctl.watch.page import FLEET, Line, Lines, Page, PageKind, Question, Topic, cut, line, wrapped
@@ -25,7 +25,7 @@ _LOW: Final = 10
 _MANY: Final = 1000
 """Hosts. Of so many the summary of the rows takes a tenth of a second: made anew with time, not at each change."""
 _SECONDS: Final = 5
-_FIRST_KEYS: Final = "?:keys /:filter s:summary o:order p:pause q:leave"
+_FIRST_KEYS: Final = "?:keys /:filter s:summary R:rollouts o:order p:pause q:leave"
 _OTHER_KEYS: Final = "?:keys Esc:back /:filter a:events r:orders q:leave"
 
 
@@ -83,18 +83,8 @@ class Drawing:
                 lines = [line("nothing is known yet: the broker hasn't told of the fleet", Style.WARNING)]
             case PageKind.SUMMARY:
                 return _having(screen.view.text, summary_lines(known, self.summary(known, moment), moment, width))
-            case PageKind.HELP:
-                lines = detail.help_lines(width)
-            case PageKind.HOST:
-                lines = detail.host_page(known, page, moment, width)
-            case PageKind.CERTIFICATE:
-                lines = detail.certificate_page(known, page, moment, width)
-            case PageKind.EVENTS:
-                answer = known.answers.get(Question(Topic.EVENTS, page.host, page.profile))
-                lines = detail.event_lines(answer, moment, width, of_all=not page.host)
-            case PageKind.ORDERS:
-                answer = known.answers.get(Question(Topic.ORDERS, page.host, page.profile))
-                lines = detail.order_lines(answer, moment, width, of_all=not page.host)
+            case _:
+                lines = _other(known, page, moment, width)
         return _having(screen.view.text, Lines.of(lines))
 
     def bottom(self, screen: Screen, known: Known, now: datetime, place: Place, width: int) -> list[Line]:
@@ -134,8 +124,10 @@ class Drawing:
             self._summary = key, summary_of(list(hosts.values()), now)
         return self._summary[1]
 
-    def leaving(self, known: Known, now: datetime, width: int, most: int) -> list[str]:
-        """The last state, for the terminal that is left: the summary, and the worst hosts that aren't well."""
+    def leaving(self, page: Page, known: Known, now: datetime, width: int, most: int) -> list[str]:
+        """The last state, for the terminal that is left: the summary and the worst hosts, or a rollout."""
+        if page.kind is PageKind.ROLLOUT:
+            return [each.fitted(width).text.rstrip() for each in rollouts.page_lines(known, page, now, width)]
         if not known.fleet.complete:
             return []
         lines = strip(self.summary(known, now), changes_known=known.summary is not None, now=now, width=width)
@@ -148,6 +140,25 @@ class Drawing:
         healths = healths_text(self.summary(known, now)) or "none"
         total = f"{_hosts(known)}; certificates: {healths}; as of {clock(known.heard)}"
         return [each.fitted(width).text.rstrip() for each in lines] + [total]
+
+
+def _other(known: Known, page: Page, now: datetime, width: int) -> list[Line]:
+    """Pages that are neither hosts nor the summary."""
+    match page.kind:
+        case PageKind.HOST:
+            return detail.host_page(known, page, now, width)
+        case PageKind.CERTIFICATE:
+            return detail.certificate_page(known, page, now, width)
+        case PageKind.EVENTS:
+            answer = known.answers.get(Question(Topic.EVENTS, page.host, page.profile))
+            return detail.event_lines(answer, now, width, of_all=not page.host)
+        case PageKind.ORDERS:
+            answer = known.answers.get(Question(Topic.ORDERS, page.host, page.profile))
+            return detail.order_lines(answer, now, width, of_all=not page.host)
+        case PageKind.ROLLOUTS | PageKind.ROLLOUT | PageKind.INCIDENTS:
+            return rollouts.page_lines(known, page, now, width)
+        case _:
+            return detail.help_lines(width)
 
 
 def _is_of(row: CertificateRow, page: Page) -> bool:

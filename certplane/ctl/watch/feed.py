@@ -12,14 +12,14 @@ from typing import Final, NoReturn, Protocol
 from certplane.errors import OF_ONE_BROKER, CertplaneError, ConfigurationError, OperationError, Reason, RefusalError
 from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import Clock
-from certplane.v1 import audit_pb2, fleet_pb2, order_pb2, renewal_pb2
+from certplane.v1 import audit_pb2, budget_pb2, fleet_pb2, incident_pb2, order_pb2, renewal_pb2, rollout_pb2
 
 AGAIN: Final = Backoff(first=timedelta(seconds=1), most=timedelta(seconds=30), floor=timedelta(milliseconds=200))
 """Between two watches."""
 PASSING: Final = OF_ONE_BROKER | {Reason.RATE_LIMITED}
 """Refusals that every watch outlives."""
 MOST: Final = 50
-"""Orders, or audit events, of a page: the newest."""
+"""Orders, audit events, rollouts or incidents of a page: the newest."""
 
 
 class FleetSource(Protocol):
@@ -46,7 +46,31 @@ class FleetSource(Protocol):
         ...
 
 
-Connect = Callable[[], AbstractAsyncContextManager[FleetSource]]
+class CampaignSource(Protocol):
+    """The broker's calls about rollouts, incidents and limits. Errors as of `FleetSource`."""
+
+    async def last_rollouts(self, most: int) -> Sequence[rollout_pb2.Rollout]:
+        """Those that run first, then the newest."""
+        ...
+
+    def watch_rollout(self, rollout_id: str) -> AsyncGenerator[rollout_pb2.Rollout, None]:
+        """One as it is, and after each change, until it or the broker has ended."""
+        ...
+
+    async def last_incidents(self, most: int) -> Sequence[incident_pb2.Incident]:
+        """Open ones first, then the newest."""
+        ...
+
+    async def budget(self) -> budget_pb2.GetBudgetResponse:
+        """What the CAs' limits leave."""
+        ...
+
+
+class WatchSource(FleetSource, CampaignSource, Protocol):
+    """All that a watch needs."""
+
+
+Connect = Callable[[], AbstractAsyncContextManager[WatchSource]]
 """A new way to the broker, with the files as they are now.
 
 Raises:
@@ -71,7 +95,7 @@ class Feed:
 
     def __init__(self, connect: Connect, hosts: Sequence[str], clock: Clock, *, patient: bool) -> None:
         """`patient`: once the watch has begun no refusal ends it: somebody reads what is said of it."""
-        self.source: FleetSource | None = None
+        self.source: WatchSource | None = None
         """Where the watch is; None while it is interrupted."""
         self._connect = connect
         self._hosts = hosts

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from certplane.ctl.watch.feed import Connect, Feed
 from certplane.ctl.watch.known import Known
+from certplane.ctl.watch.page import FLEET, Page
 from certplane.ctl.watch.polling import Listener, Polling
 from certplane.ctl.watch.terminal import WatchApp
 from certplane.errors import OperationError
@@ -31,8 +32,10 @@ async def run_full_screen(
     hosts: Sequence[str],
     clock: Clock,
     run: Callable[[WatchApp], Awaitable[None]] = _on_the_terminal,
+    *,
+    page: Page = FLEET,
 ) -> list[str]:
-    """Show the fleet until the person leaves; returns the last state in lines.
+    """Show the fleet, and above it `page`, until the person leaves; returns the last state in lines.
 
     Raises:
         CertplaneError: the watch never began.
@@ -44,7 +47,7 @@ async def run_full_screen(
         feed.hurry()
         polling.hurry()
 
-    app = WatchApp(known, clock.now, wake.set, hurry)
+    app = WatchApp(known, clock.now, wake.set, hurry, page)
     polling = Polling(feed, known, clock, wake, page=lambda: app.shown.page, changed=app.changed)
     following = asyncio.create_task(feed.follow(Listener(known, clock.now, app.changed, wake.set)))
     asking = asyncio.create_task(polling.run())
@@ -62,4 +65,4 @@ async def run_full_screen(
     if app.return_code:  # it has said why
         raise OperationError("the full screen has failed", remedy="watch in lines, with --plain")
     width, height = shutil.get_terminal_size()
-    return app.drawing.leaving(known, clock.now(), width, max(height - 12, 5))
+    return app.drawing.leaving(app.shown.page, known, clock.now(), width, max(height - 12, 5))

@@ -12,6 +12,8 @@ from certplane.v1 import fleet_pb2
 
 PERIOD: Final = timedelta(hours=24)
 """What ends within it is next."""
+_ANSWERS: Final = 100
+"""That are kept: of the pages that were opened last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,13 @@ class Known:
     again: datetime | None = None
     heard: datetime | None = None
     changes: int = 0
+
+    def keep(self, question: Question, answer: Answer) -> None:
+        """Keep an answer, and of all those that are the newest."""
+        self.answers.pop(question, None)
+        self.answers[question] = answer
+        while len(self.answers) > _ANSWERS:
+            del self.answers[next(iter(self.answers))]
 
     def standing_still(self) -> "Known":
         """What is known now, whatever comes."""

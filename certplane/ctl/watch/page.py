@@ -25,12 +25,18 @@ class PageKind(StrEnum):
     CERTIFICATE = "certificate"
     EVENTS = "audit events"
     ORDERS = "orders"
+    ROLLOUTS = "rollouts"
+    ROLLOUT = "rollout"
+    INCIDENTS = "incidents"
     HELP = "keys"
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page, by what it is about: a host, a certificate of it by name and profile, a cause by health and words."""
+    """One page, by what it is about: a host, a certificate of it by name and profile, a cause by health and words.
+
+    Or a rollout, by its id.
+    """
 
     kind: PageKind
     host: str = ""
@@ -38,17 +44,24 @@ class Page:
     profile: str = ""
     health: str = ""
     cause: str = ""
+    rollout: str = ""
 
     @property
     def title(self) -> str:
         """What stands at the top of the screen."""
-        of = self.cause or self.health if self.kind is PageKind.CAUSE else f"{self.host} {self.certificate}".strip()
+        of = (
+            self.cause or self.health
+            if self.kind is PageKind.CAUSE
+            else self.rollout or f"{self.host} {self.certificate}".strip()
+        )
         return f"{self.kind.value} {of}".strip()
 
 
 FLEET: Final = Page(PageKind.FLEET)
 SUMMARY: Final = Page(PageKind.SUMMARY)
 HELP: Final = Page(PageKind.HELP)
+ROLLOUTS: Final = Page(PageKind.ROLLOUTS)
+INCIDENTS: Final = Page(PageKind.INCIDENTS)
 
 
 class Topic(StrEnum):
@@ -57,6 +70,11 @@ class Topic(StrEnum):
     HOST = "host"
     EVENTS = "events"
     ORDERS = "orders"
+    ROLLOUTS = "rollouts"
+    ROLLOUT = "rollout"
+    """Not asked for but heard: the broker tells of each change."""
+    INCIDENTS = "incidents"
+    BUDGET = "budget"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +84,7 @@ class Question:
     topic: Topic
     host: str = ""
     profile: str = ""
+    rollout: str = ""
 
 
 def questions(page: Page) -> Sequence[Question]:
@@ -81,8 +100,16 @@ def questions(page: Page) -> Sequence[Question]:
             return (Question(Topic.EVENTS, *of),)
         case PageKind.ORDERS:
             return (Question(Topic.ORDERS, *of),)
+        case PageKind.ROLLOUT:
+            return (Question(Topic.ROLLOUT, rollout=page.rollout), Question(Topic.BUDGET))
         case _:
-            return ()
+            return _LISTS.get(page.kind, ())
+
+
+_LISTS: Final = {
+    PageKind.ROLLOUTS: (Question(Topic.ROLLOUTS),),
+    PageKind.INCIDENTS: (Question(Topic.INCIDENTS),),
+}
 
 
 Span = tuple[str, Style]

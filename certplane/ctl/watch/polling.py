@@ -10,9 +10,10 @@ from typing import Final
 from google.protobuf.message import Message
 from typing_extensions import override
 
-from certplane.ctl.watch.feed import MOST, Feed, FleetSource, WatchDisplay
+from certplane.ctl.watch.feed import MOST, Feed, FleetSource, WatchDisplay, WatchSource
 from certplane.ctl.watch.known import Answer, Known
 from certplane.ctl.watch.page import Page, Question, Topic, questions
+from certplane.ctl.watch.streams import Streams
 from certplane.errors import OperationError, RefusalError
 from certplane.runtime.clock import Clock
 from certplane.v1 import audit_pb2, order_pb2, renewal_pb2
@@ -21,8 +22,6 @@ _EACH: Final = timedelta(seconds=5)
 """Between two questions."""
 _LEAST: Final = 0.2
 """Seconds between two rounds of questions, however fast pages are opened."""
-_ANSWERS: Final = 100
-"""That are kept: of the pages that were opened last."""
 _SHARE: Final = 25
 """A broker that needs long for its answers is asked more seldom: for a 25th of the time."""
 
@@ -84,12 +83,22 @@ class Polling:
 
     async def run(self) -> None:
         """Ask until cancelled. While the watch is interrupted nothing is asked: what was known stays."""
+        streams = Streams(self._known, self._changed)
+        try:
+            await self._rounds(streams)
+        finally:
+            await streams.only(None, ())
+
+    async def _rounds(self, streams: Streams) -> None:
         while True:
             self._wake.clear()
             begun = self._clock.monotonic()
-            if (source := self._feed.source) is not None and self._known.fleet.complete:
-                for question in questions(self._page()):
-                    await self._ask(source, question)
+            source, wanted = self._feed.source, questions(self._page())
+            await streams.only(source, (each for each in wanted if each.topic is Topic.ROLLOUT))
+            if source is not None and self._known.fleet.complete:
+                for question in wanted:
+                    if question.topic is not Topic.ROLLOUT:
+                        await self._ask(source, question)
                 if begun >= self._due:  # somebody who leafs through pages asks for these alone
                     await self._summarize(source)
                     self._due = begun + self._pause(begun)
@@ -110,22 +119,18 @@ class Polling:
             self._known.summary_trouble = f"no newer summary: {error}" if self._known.summary else str(error)
         self._changed()
 
-    async def _ask(self, source: FleetSource, question: Question) -> None:
+    async def _ask(self, source: WatchSource, question: Question) -> None:
         before = self._known.answers.get(question, Answer())
         try:
             answer = Answer(tuple(await _answer(source, question)))
             self._known.heard = self._clock.now()
         except (RefusalError, OperationError) as error:
             answer = Answer(before.messages, str(error))
-        answers = self._known.answers
-        answers.pop(question, None)
-        answers[question] = answer
-        while len(answers) > _ANSWERS:
-            del answers[next(iter(answers))]
+        self._known.keep(question, answer)
         self._changed()
 
 
-async def _answer(source: FleetSource, question: Question) -> Sequence[Message]:
+async def _answer(source: WatchSource, question: Question) -> Sequence[Message]:
     identities = [question.host] if question.host else []
     profiles = [question.profile] if question.profile else []
     match question.topic:
@@ -137,3 +142,11 @@ async def _answer(source: FleetSource, question: Question) -> Sequence[Message]:
         case Topic.ORDERS:
             orders = order_pb2.OrderFilter(identities=identities, profiles=profiles, open_only=not identities)
             return await source.last_orders(orders, MOST)
+        case Topic.ROLLOUTS:
+            return await source.last_rollouts(MOST)
+        case Topic.INCIDENTS:
+            return await source.last_incidents(MOST)
+        case Topic.BUDGET:
+            return [await source.budget()]
+        case Topic.ROLLOUT:
+            raise AssertionError("rollouts are heard (`streams`)")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from certplane.ctl.watch.fleet import Order
-from certplane.ctl.watch.page import FLEET, HELP, SUMMARY, Line, Page, PageKind
+from certplane.ctl.watch.page import FLEET, HELP, INCIDENTS, ROLLOUTS, SUMMARY, Line, Page, PageKind
 
 _ORDERS: Final = tuple(Order)
 
@@ -98,7 +98,7 @@ def _open(screen: Screen, at: Line | None) -> Screen:
 
 def _opens(kind: PageKind) -> "_Pressed":
     """Opens a page about the same host and certificate."""
-    return lambda screen, _: screen.opened(replace(screen.page, kind=kind, health="", cause=""))
+    return lambda screen, _: screen.opened(replace(screen.page, kind=kind, health="", cause="", rollout=""))
 
 
 def _next_order(screen: Screen, _: Line | None) -> Screen:
@@ -112,6 +112,8 @@ _KEYS: Final[Mapping[str, _Pressed]] = {
     "backspace": lambda screen, _: screen.back(),
     "s": lambda screen, _: screen.opened(SUMMARY),
     "f": lambda screen, _: screen.opened(FLEET),
+    "R": lambda screen, _: screen.opened(ROLLOUTS),
+    "i": lambda screen, _: screen.opened(INCIDENTS),
     "question_mark": lambda screen, _: screen.opened(HELP),
     "a": _opens(PageKind.EVENTS),
     "r": _opens(PageKind.ORDERS),

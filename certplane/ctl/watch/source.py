@@ -10,11 +10,11 @@ from typing import TypeVar
 from typing_extensions import override
 
 from certplane.ctl.client import Client
-from certplane.ctl.watch.feed import FleetSource
+from certplane.ctl.watch.feed import WatchSource
 from certplane.ctl.watch.known import PERIOD
 from certplane.errors import OperationError
 from certplane.rpc.failures import is_cancelled
-from certplane.v1 import audit_pb2, fleet_pb2, order_pb2, renewal_pb2
+from certplane.v1 import audit_pb2, budget_pb2, fleet_pb2, incident_pb2, order_pb2, renewal_pb2, rollout_pb2
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ _PAGES = 5
 """Of audit events: one may be empty, where the filter has read much for it, and it is asked every few seconds."""
 
 
-class ClientSource(FleetSource):
+class ClientSource(WatchSource):
     """What a client is told. `hosts`: the summary is of these alone."""
 
     def __init__(self, client: Client, hosts: Sequence[str]) -> None:
@@ -74,6 +74,35 @@ class ClientSource(FleetSource):
                 if len(events) >= most or read >= _PAGES:
                     break
         return events[:most]
+
+    @override
+    async def last_rollouts(self, most: int) -> Sequence[rollout_pb2.Rollout]:
+        return (await _answer(self._rollouts(most))).rollouts
+
+    @override
+    async def watch_rollout(self, rollout_id: str) -> AsyncGenerator[rollout_pb2.Rollout, None]:
+        async with aclosing(self._client.watch_rollout(rollout_id)) as messages:
+            while True:
+                message = await _answer(anext(messages, None))
+                if message is None:
+                    return
+                yield message
+
+    @override
+    async def last_incidents(self, most: int) -> Sequence[incident_pb2.Incident]:
+        return (await _answer(self._incidents(most))).incidents
+
+    @override
+    async def budget(self) -> budget_pb2.GetBudgetResponse:
+        return await _answer(self._client.budget(budget_pb2.GetBudgetRequest()))
+
+    async def _rollouts(self, most: int) -> rollout_pb2.ListRolloutsResponse:
+        async with aclosing(self._client.rollouts(rollout_pb2.ListRolloutsRequest(page_size=most))) as pages:
+            return await anext(pages)
+
+    async def _incidents(self, most: int) -> incident_pb2.ListIncidentsResponse:
+        async with aclosing(self._client.incidents(incident_pb2.ListIncidentsRequest(page_size=most))) as pages:
+            return await anext(pages)
 
 
 async def _answer(call: Awaitable[T]) -> T:

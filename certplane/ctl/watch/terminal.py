@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from certplane.ctl.watch.drawing import Drawing, Place
 from certplane.ctl.watch.known import Known
-from certplane.ctl.watch.page import Line, Lines
+from certplane.ctl.watch.page import FLEET, Line, Lines, Page
 from certplane.ctl.watch.screen import Screen, View, press
 from certplane.ctl.watch.viewport import Viewport
 from certplane.runtime.terminal import Style
@@ -69,6 +69,7 @@ class WatchApp(App[None]):
         clock: The time.
         opened: Told when another page is open.
         asked: Told when somebody doesn't want to wait for the next question, or for a broker that is away.
+        page: What is open at first.
     """
 
     ENABLE_COMMAND_PALETTE = False
@@ -83,11 +84,16 @@ class WatchApp(App[None]):
     """
 
     def __init__(
-        self, known: Known, clock: Callable[[], datetime], opened: Callable[[], None], asked: Callable[[], None]
+        self,
+        known: Known,
+        clock: Callable[[], datetime],
+        opened: Callable[[], None],
+        asked: Callable[[], None],
+        page: Page = FLEET,
     ) -> None:
         super().__init__(ansi_color=True)
         self.theme = "ansi-dark"
-        self.shown = Screen()
+        self.shown = Screen().opened(page)
         self.drawing = Drawing()
         self._known = known
         self._now = clock

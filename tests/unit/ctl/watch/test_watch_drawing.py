@@ -8,7 +8,20 @@ import pytest
 
 from certplane.ctl.watch.drawing import Drawing, Place
 from certplane.ctl.watch.known import Answer, Known
-from certplane.ctl.watch.page import FLEET, HELP, SUMMARY, Line, Lines, Page, PageKind, Question, Topic, questions
+from certplane.ctl.watch.page import (
+    FLEET,
+    HELP,
+    INCIDENTS,
+    ROLLOUTS,
+    SUMMARY,
+    Line,
+    Lines,
+    Page,
+    PageKind,
+    Question,
+    Topic,
+    questions,
+)
 from certplane.ctl.watch.screen import Screen, press
 from certplane.ctl.watch.summary import summary_of
 from certplane.ctl.watch.viewport import Viewport
@@ -235,14 +248,14 @@ def test_a_lost_connection_is_told_with_the_last_moment_it_was_there() -> None:
 
 def test_the_last_state_stays_on_the_terminal() -> None:
     """The summary, the worst hosts and the totals; of many hosts how many more; nothing before anything was known."""
-    lines = Drawing().leaving(known(), NOW, 80, 5)
+    lines = Drawing().leaving(FLEET, known(), NOW, 80, 5)
     assert lines[0].startswith("HURT NOW 4")
     assert [line.split()[1] for line in lines[6:11]] == ["app170", "app136", "web1", "lb9", "lb3"]
     assert lines[-3] != ""
     assert "more that aren't OK" in lines[-2]
     assert lines[-1].startswith(f"{len(troubled_fleet())} hosts, ")
     assert lines[-1].endswith("as of 03:02:01Z")
-    assert Drawing().leaving(Known("x"), NOW, 80, 5) == []
+    assert Drawing().leaving(FLEET, Known("x"), NOW, 80, 5) == []
 
 
 def test_a_filter_that_matches_nothing_says_so() -> None:
@@ -265,6 +278,8 @@ def test_a_filter_that_matches_nothing_says_so() -> None:
         pytest.param("f", Screen(), id="fleet"),
         pytest.param("a", Screen().opened(Page(PageKind.EVENTS)), id="events-of-all"),
         pytest.param("r", Screen().opened(Page(PageKind.ORDERS)), id="orders-of-all"),
+        pytest.param("R", Screen().opened(ROLLOUTS), id="rollouts"),
+        pytest.param("i", Screen().opened(INCIDENTS), id="incidents"),
         pytest.param("x", Screen(), id="a-key-that-means-nothing"),
         pytest.param("enter", Screen(), id="enter-on-nothing"),
     ],

@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 from typing_extensions import override
 
-from certplane.ctl.watch.feed import Feed, FleetSource, NoSuchHostError, WatchDisplay
+from certplane.ctl.watch.feed import Feed, NoSuchHostError, WatchDisplay, WatchSource
 from certplane.errors import (
     CertplaneError,
     ConfigurationError,
@@ -55,7 +55,7 @@ class World:
         self.display = Heard()
 
     @asynccontextmanager
-    async def connect(self) -> AsyncIterator[FleetSource]:
+    async def connect(self) -> AsyncIterator[WatchSource]:
         if self.broken is not None:
             raise self.broken
         async with self.source as opened:

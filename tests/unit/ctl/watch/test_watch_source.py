@@ -16,10 +16,11 @@ from certplane.ctl.settings import load_settings
 from certplane.ctl.watch.known import PERIOD
 from certplane.ctl.watch.source import ClientSource
 from certplane.errors import OperationError
-from certplane.v1 import audit_pb2, fleet_pb2, order_pb2
+from certplane.v1 import audit_pb2, budget_pb2, fleet_pb2, incident_pb2, order_pb2, rollout_pb2
 from tests.support.operators_broker import OperatorsBroker
 from tests.support.waiting import no_hang, until
 from tests.support.watched_fleet import an_event, an_order
+from tests.support.watched_rollouts import Rollout, a_rollout, halted
 
 
 class Silent(OperatorsBroker):
@@ -73,6 +74,28 @@ async def test_the_newest_orders(tmp_path: Path) -> None:
     async with source(broker, tmp_path) as (asked, _):
         assert len(await asked.last_orders(order_pb2.OrderFilter(open_only=True), 4)) == 4
     assert broker.requests("ListOrders")[0].filter.open_only
+
+
+async def test_rollouts_incidents_and_limits(tmp_path: Path) -> None:
+    """The first page of each list; a rollout until the broker ends its watch."""
+    broker = OperatorsBroker(
+        {
+            "ListRollouts": rollout_pb2.ListRolloutsResponse(rollouts=[halted()], next_page_token="more"),
+            "WatchRollout": [rollout_pb2.WatchRolloutResponse(rollout=each) for each in (a_rollout(), halted())],
+            "ListIncidents": incident_pb2.ListIncidentsResponse(incidents=[incident_pb2.Incident(incident_id="i-1")]),
+            "GetBudget": budget_pb2.GetBudgetResponse(issuers=[budget_pb2.IssuerBudget(issuer="le")]),
+        }
+    )
+    async with source(broker, tmp_path) as (asked, _):
+        assert await asked.last_rollouts(50) == [halted()]
+        assert [each.state async for each in asked.watch_rollout("r-7f3a")] == [
+            Rollout.STATE_RUNNING,
+            Rollout.STATE_HALTED,
+        ]
+        assert [each.incident_id for each in await asked.last_incidents(50)] == ["i-1"]
+        assert [each.issuer for each in (await asked.budget()).issuers] == ["le"]
+    assert broker.requests("ListRollouts")[0].page_size == 50
+    assert broker.requests("WatchRollout")[0].rollout_id == "r-7f3a"
 
 
 async def test_a_connection_that_is_closed_under_a_call_is_no_cancellation(tmp_path: Path) -> None:

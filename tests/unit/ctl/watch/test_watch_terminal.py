@@ -11,9 +11,9 @@ import pytest
 from textual.events import Key, Paste
 from textual.pilot import Pilot
 
-from certplane.ctl.watch.feed import FleetSource, NoSuchHostError
+from certplane.ctl.watch.feed import NoSuchHostError, WatchSource
 from certplane.ctl.watch.full import run_full_screen
-from certplane.ctl.watch.page import PageKind
+from certplane.ctl.watch.page import FLEET, Page, PageKind
 from certplane.ctl.watch.terminal import WatchApp
 from certplane.errors import OperationError, Reason, RefusalError
 from certplane.v1 import fleet_pb2, renewal_pb2
@@ -68,13 +68,14 @@ async def watched(
     wanted: Sequence[str] = (),
     prepare: Callable[[FakeFleetSource], None] = lambda source: None,
     clock: ManualClock | None = None,
+    page: Page = FLEET,
 ) -> list[str]:
     """Runs it all on a screen of this size, until `look` has ended; returns what stays on the terminal."""
     source = FakeFleetSource(hosts or troubled_fleet())
     prepare(source)
 
     @asynccontextmanager
-    async def connect() -> AsyncIterator[FleetSource]:
+    async def connect() -> AsyncIterator[WatchSource]:
         async with source as opened:
             yield opened
 
@@ -83,7 +84,9 @@ async def watched(
             await look(Seen(app, pilot, source))
 
     async with no_hang():
-        return await run_full_screen(connect, "https://broker.example.test", wanted, clock or ManualClock(NOW), run)
+        return await run_full_screen(
+            connect, "https://broker.example.test", wanted, clock or ManualClock(NOW), run, page=page
+        )
 
 
 async def test_the_worst_is_on_the_screen_and_stays_on_the_terminal() -> None:
