@@ -324,16 +324,6 @@ class ItemFacts:
         return self.installed and self.served is not False
 
 
-@dataclass(frozen=True, slots=True)
-class RolloutActivation:
-    """What a host is to be told of a certificate that it holds: to use it, or, `abandoned`, that it need not."""
-
-    host: str
-    certificate_id: str
-    rollout_id: str
-    abandoned: bool = False
-
-
 class Happened(StrEnum):
     """A step of a rollout that is told and audited."""
 

@@ -8,7 +8,8 @@ from datetime import datetime
 from typing import Protocol
 
 from certplane.broker.events import AuditEvent
-from certplane.broker.rollouts.model import ItemState, Rollout, RolloutActivation, RolloutItem, RolloutState
+from certplane.broker.renewal.model import HostActivation
+from certplane.broker.rollouts.model import ItemState, Rollout, RolloutItem, RolloutState
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ class RolloutStore(Protocol):
         """The items that replace one of these certificates, of rollouts that haven't ended."""
         ...
 
-    async def activations_of(self, hosts: Collection[str]) -> Sequence[RolloutActivation]:
+    async def activations_of(self, hosts: Collection[str]) -> Sequence[HostActivation]:
         """What hosts are to be told of certificates that they hold.
 
         That is: released and not seen in use; or held, of a rollout that has ended, and then abandoned; until what is
