@@ -130,7 +130,7 @@ async def test_members_with_what_became_of_them(store: StoreHarness) -> None:
     await move(store, put_off, forward=False, window_end=NOW + DAY)
 
     def member(record: CertificateRecord, **more: Any) -> Member:
-        values = {"in_force": True, "window_end": NOW - HOUR, **more}
+        values = {"in_force": True, "move_time": NOW, "window_end": NOW - HOUR, **more}
         return Member(
             record.certificate_id,
             record.identity,
@@ -185,6 +185,23 @@ async def test_what_was_put_off_may_be_brought_forward_anew_after_the_end(store:
     ]
     again = await move(store, drilled)
     assert await incidents.unassigned() == [again]
+
+
+async def test_a_ca_is_asked_about_all_of_its_certificates_now(store: StoreHarness) -> None:
+    """Those that it was to be asked about later; what is due already stays as it is, and other CAs' does."""
+    plans = store.stores.renewal_plans
+    later, due, unasked = [await store.issue() for _ in range(3)]
+    theirs = await store.issue(issuer="other")
+
+    def planned(record: CertificateRecord, wait: timedelta) -> RenewalPlan:
+        check = NOW + wait
+        return RenewalPlan(record.certificate_id, record.identity, NOW, RenewalCause.ISSUER, next_check_time=check)
+
+    await plans.set_plans([planned(later, HOUR), planned(due, -HOUR), planned(theirs, HOUR)])
+    await store.stores.incidents.ask_now("acme", NOW)
+    asked = [each.certificate.certificate_id for each in await plans.to_check("acme", NOW, 10)]
+    assert asked == [unasked.certificate_id, due.certificate_id, later.certificate_id]
+    assert await plans.to_check("other", NOW, 10) == []
 
 
 async def test_which_a_rollout_has(store: StoreHarness) -> None:

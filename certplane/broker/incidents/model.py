@@ -74,6 +74,7 @@ class Member:
     Attributes:
         certificate_id: Which.
         host: Its holder.
+        move_time: When the broker heard that its window was moved.
         window_end: End of the window that its CA named last.
         forward: Whether the CA still wants it replaced sooner, as in `WindowMove`.
         rollout_id: The rollout that it was given to; empty if to none.
@@ -88,6 +89,7 @@ class Member:
 
     certificate_id: str
     host: str
+    move_time: datetime
     window_end: datetime
     forward: bool = True
     rollout_id: str = ""

@@ -88,6 +88,18 @@ class IncidentReader(Protocol):
         ...
 
 
+class WindowQuestions(Protocol):
+    """When CAs are asked about certificates."""
+
+    async def ask_now(self, issuer: str, now: datetime) -> None:
+        """Have the CA asked about each certificate of its, though it wasn't time yet. However many there are.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE; some may be asked about.
+        """
+        ...
+
+
 class RolloutMembers(Protocol):
     """Which certificates of an incident were given to a rollout."""
 
@@ -104,20 +116,13 @@ class RolloutStarter(Protocol):
     """Whoever runs rollouts."""
 
     async def start(self, incident: Incident, certificate_ids: Sequence[str], request_id: str) -> str:
-        """Begin a rollout of these certificates under the rings that policy has for incidents; its id.
+        """Begin a rollout of these certificates under policy's standing rings; its id.
 
-        It renews, and revokes nothing; its deadline is the incident's. Idempotent for one `request_id`: asked again,
-        by whichever broker, the rollout that there is.
+        It renews, and revokes nothing; its deadline is the incident's. A ring that picks none of them is left out: an
+        incident may have several rollouts, each of those that were heard of together. Idempotent for one `request_id`:
+        asked again, by whichever broker, the rollout that there is.
 
         Raises:
             RefusalError: it can't begin; the message says why, and what to do.
-        """
-        ...
-
-    async def is_running(self, rollout_id: str) -> bool:
-        """Whether it hasn't ended: one that waits for approval, is paused or halted runs.
-
-        Raises:
-            RefusalError: STORE_UNAVAILABLE.
         """
         ...

@@ -6,8 +6,11 @@ Rules:
   look at a time do no harm: what was decided on another version of an incident isn't written.
 - What a CA has done is durable with the certificate's plan (`RenewalPlanStore.replace_plan`), so that it is found here
   whichever broker heard of it. While nothing is open, and no plan of a CA changes, nothing is read.
-- With policy's `incidents.rollout: rings` the certificates of an incident are given to a rollout. Those that come while
-  it runs are given to the next one: what a rollout is for is frozen when it begins.
+- Once there is an incident its CA is asked about all of its certificates, each once, though it named a later time:
+  what it did to them would be heard of over hours else, and nobody could say how many they are.
+- With policy's `incidents.rollout: rings` the certificates of an incident are given to a rollout, once no more come for
+  a minute, and before their hosts renew by themselves (`planner.PATIENCE`). Those that come later are given to another
+  one: what a rollout is for is frozen when it begins.
 - A rollout that can't begin holds nothing up: hosts renew at the planner's pace, as without it, and the incident says
   why.
 """
@@ -27,10 +30,11 @@ from certplane.broker.fleet.index import FleetIndex
 from certplane.broker.incidents.detect import TOGETHER, Found, detect, explanation_of, incident_id_of
 from certplane.broker.incidents.known import KnownIncidents
 from certplane.broker.incidents.model import Figures, Incident, Member
-from certplane.broker.incidents.ports import IncidentStore, RolloutMembers, RolloutStarter
+from certplane.broker.incidents.ports import IncidentStore, RolloutMembers, RolloutStarter, WindowQuestions
 from certplane.broker.incidents.progress import Sums, member_progress
 from certplane.broker.ports import Meter
 from certplane.broker.renewal.model import RenewalPlan
+from certplane.broker.renewal.planner import PATIENCE
 from certplane.broker.standing_rules import IncidentRollout, IncidentRules
 from certplane.errors import RefusalError
 from certplane.fleet_report.model import RenewalCause
@@ -51,6 +55,10 @@ _PAGE: Final = 256
 """Certificates that are looked at before others get their turn: one or two milliseconds."""
 _MOST_OF_A_DAY: Final = 50
 """Incidents of one issuer and day that can be told apart."""
+_SETTLED: Final = timedelta(minutes=1)
+"""Without another certificate: then those that wait for a rollout begin one together."""
+_LONGEST_GATHERING: Final = PATIENCE / 2
+"""They wait no longer for more to come: the other half is for the rollout to begin."""
 _FAILED_PAUSE: Final = timedelta(minutes=1)
 """After a rollout that could not begin."""
 _MOST_TEXT: Final = 500
@@ -58,7 +66,7 @@ _MOST_TEXT: Final = 500
 _LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 
 
-class _Store(IncidentStore, RolloutMembers, Protocol):
+class _Store(IncidentStore, WindowQuestions, RolloutMembers, Protocol):
     pass
 
 
@@ -176,6 +184,8 @@ class IncidentWatch:
             await self._store.record(before, after, members=members)
             return
         now = self._clock.now()
+        # First: killed in between, whoever looks next asks again, and no incident is without it.
+        await self._store.ask_now(found.issuer, now)
         for number in range(1, _MOST_OF_A_DAY + 1):
             incident = Incident(
                 incident_id_of(found.issuer, f"{now:%Y%m%d}", number),
@@ -217,16 +227,14 @@ class IncidentWatch:
                 return
             if over:
                 _logger.info("%s", events[0].reason, extra=_fields(after))
-        if rings and waiting and not over:
+        if rings and waiting and not over and _have_gathered(waiting, now):
             await self._answer(after, waiting)
 
     async def _answer(self, incident: Incident, waiting: Sequence[Member]) -> None:
-        """Give to a rollout what is in none, unless an earlier one still runs."""
+        """Give to a rollout what is in none."""
         if self._rollouts is None or self._clock.monotonic() < self._not_before:
             return
         try:
-            if incident.rollout_id and await self._rollouts.is_running(incident.rollout_id):
-                return
             number = incident.rollout_count + 1
             ids = [member.certificate_id for member in waiting]
             rollout_id = await self._rollouts.start(incident, ids, f"{incident.incident_id}.{number}")
@@ -304,6 +312,12 @@ class IncidentWatch:
             selection=f"incident: {incident.incident_id}",
             count=incident.figures.certificate_count,
         )
+
+
+def _have_gathered(waiting: Sequence[Member], now: datetime) -> bool:
+    times = [member.move_time for member in waiting]
+    # A clock that was set back: what was heard of in the future has waited long enough.
+    return not now - _SETTLED < max(times) <= now or now - min(times) >= _LONGEST_GATHERING
 
 
 def _fields(incident: Incident) -> dict[str, dict[str, str]]:

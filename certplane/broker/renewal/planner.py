@@ -37,6 +37,7 @@ from certplane.broker.renewal.model import (
 from certplane.broker.renewal.planning import LONGEST_WAIT, has_moved, move_of, plan_renewal
 from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.renewal.ports import RenewalInfoSource
+from certplane.broker.standing_rules import IncidentRollout
 from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock
 
@@ -58,6 +59,11 @@ _TIMEOUT: Final = timedelta(seconds=20)
 
 _STORE_PAUSE: Final = timedelta(minutes=1)
 """After a plan that couldn't be stored: asking the CA again and again would help nobody."""
+
+PATIENCE: Final = timedelta(minutes=10)
+"""How long a certificate that its CA wants replaced now waits for a rollout to take it, where policy wants incidents
+answered by rollouts (`incidents.rollout: rings`). Many are heard of one after the other, and whether they are an
+incident shows after some of them; a host that is told *now* would renew and use its certificate outside every ring."""
 
 _MOST_TRIES: Final = 3
 """At storing a plan that others change at the same time."""
@@ -209,7 +215,14 @@ class RenewalPlanner:
             if current is None:  # expired, revoked or replaced meanwhile
                 return
             now = self._clock.now()
-            plan = plan_renewal(current, answer, renew_before=self._renew_before(current), now=now, rng=self._rng)
+            plan = plan_renewal(
+                current,
+                answer,
+                renew_before=self._renew_before(current),
+                patience=self._patience(),
+                now=now,
+                rng=self._rng,
+            )
             moved = has_moved(current.plan, plan)
             events = [self._moved(current, plan)] if moved else []
             move = move_of(current, plan, now) if isinstance(answer, RenewalInfo) else None
@@ -226,6 +239,13 @@ class RenewalPlanner:
         except RefusalError:  # no policy was ever loaded
             return None
         return None if profile is None else profile.renew_before
+
+    def _patience(self) -> timedelta:
+        try:
+            rules = self._policies.current.incidents
+        except RefusalError:
+            return timedelta()
+        return PATIENCE if rules.rollout is IncidentRollout.RINGS else timedelta()
 
     def _note_error(self, certificate: InForce, error: RenewalInfoError) -> None:
         if isinstance(error, RenewalInfoUnsupportedError):

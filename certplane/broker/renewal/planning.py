@@ -1,7 +1,7 @@
 """From what a CA says about a certificate to the plan for its renewal (RFC 9773 4.2 and 4.3). Pure.
 
 - One moment is picked in the CA's window, at random, and kept as long as the window stays; a moved window is picked in
-  anew. A window that is past means now.
+  anew. A window that is past means now, or, where many are to be replaced by a rollout, soon: it takes them over.
 - The CA may bring a renewal forward as it likes, and put it off to a certain point: never past what the policy's
   `renew_before` says, nor into the last eighth of the life.
 - What an operator (or a revocation) has planned is only ever brought forward.
@@ -58,6 +58,7 @@ def plan_renewal(
     answer: RenewalInfo | RenewalInfoError,
     *,
     renew_before: timedelta | None,
+    patience: timedelta = timedelta(),
     now: datetime,
     rng: random.Random,
 ) -> RenewalPlan:
@@ -67,12 +68,13 @@ def plan_renewal(
         certificate: With the plan that it has, if any.
         answer: What the CA says, or why it says nothing.
         renew_before: What policy sets for its profile now; None if it leaves that to the lifetime and the CA.
+        patience: How long a certificate that the CA wants replaced now waits for a rollout.
         now: The time of the answer.
         rng: Picks the moment, and spreads the next question.
     """
     latest = latest_renewal(certificate, renew_before)
     if isinstance(answer, RenewalInfo):
-        return _on_answer(certificate, answer, latest, now, rng)
+        return _on_answer(certificate, answer, latest, now, rng, patience=patience)
     return _on_error(certificate, answer, latest, now, rng)
 
 
@@ -126,13 +128,20 @@ def latest_renewal(certificate: InForce, renew_before: timedelta | None) -> date
 
 
 def _on_answer(
-    certificate: InForce, info: RenewalInfo, latest: datetime, now: datetime, rng: random.Random
+    certificate: InForce,
+    info: RenewalInfo,
+    latest: datetime,
+    now: datetime,
+    rng: random.Random,
+    *,
+    patience: timedelta,
 ) -> RenewalPlan:
     plan = certificate.plan
     if plan is not None and _keeps(plan, info, latest):
         moment, cause, reason = plan.renew_time, plan.cause, plan.reason
     else:
-        moment, cause, reason = _pick(info, now, rng)
+        # Patience puts off nothing that was to come sooner: windows may move on and on.
+        moment, cause, reason = _pick(info, now, min(patience, max(certificate.renew_time - now, timedelta())), rng)
     if latest < moment:
         moment, cause = latest, RenewalCause.LIFETIME
         reason = f"before the CA's window {_span(info)} ends: the latest time that the lifetime allows"
@@ -162,9 +171,11 @@ def _keeps(plan: RenewalPlan, info: RenewalInfo, latest: datetime) -> bool:
     return plan.cause is not RenewalCause.LIFETIME or plan.renew_time >= latest
 
 
-def _pick(info: RenewalInfo, now: datetime, rng: random.Random) -> tuple[datetime, RenewalCause, str]:
+def _pick(
+    info: RenewalInfo, now: datetime, patience: timedelta, rng: random.Random
+) -> tuple[datetime, RenewalCause, str]:
     if info.window_end <= now:
-        return now, RenewalCause.ISSUER, "the CA asks for it now"
+        return now + patience, RenewalCause.ISSUER, "the CA asks for it now"
     moment = info.window_start + (info.window_end - info.window_start) * rng.random()
     return moment, RenewalCause.ISSUER, f"the CA's window (ARI) {_span(info)}"
 

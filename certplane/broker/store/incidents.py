@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from certplane.broker.events import AuditEvent
 from certplane.broker.incidents.model import Incident, Member
-from certplane.broker.incidents.ports import IncidentReader, IncidentStore, Place, RolloutMembers
+from certplane.broker.incidents.ports import IncidentReader, IncidentStore, Place, RolloutMembers, WindowQuestions
 from certplane.broker.model import ChangeKind
 from certplane.broker.renewal.model import WindowMove
 from certplane.broker.store.audit_log import SqlAuditLog, reading
@@ -35,8 +35,8 @@ _NEVER: Final = 2**62
 """Later than every time."""
 
 
-class SqlIncidents(IncidentStore, IncidentReader, RolloutMembers):
-    """`IncidentStore`, `IncidentReader` and `RolloutMembers` over the database."""
+class SqlIncidents(IncidentStore, IncidentReader, WindowQuestions, RolloutMembers):
+    """`IncidentStore`, `IncidentReader`, `WindowQuestions` and `RolloutMembers` over the database."""
 
     def __init__(self, database: Database, writer: Writer, audit: SqlAuditLog, changes: ChangeLog) -> None:
         self._database = database
@@ -80,6 +80,15 @@ class SqlIncidents(IncidentStore, IncidentReader, RolloutMembers):
         )
         self._leave = compiler(delete(moved_windows).where(moves.incident_id == bindparam("which"), moves.forward == 0))
         self._members = _members(compiler)
+        plans = renewal_plans.c
+        later = select(plans.certificate_id).where(
+            plans.issuer == bindparam("of"), plans.next_check_time > bindparam("now")
+        )
+        self._ask = compiler(
+            update(renewal_plans)
+            .where(plans.certificate_id.in_(later.suffix_with(limited_to(_AT_ONCE))))
+            .values(next_check_time=bindparam("now"))
+        )
         old = select(moves.certificate_id).where(free, moves.move_time < bindparam("time"))
         self._forget_moves = compiler(
             delete(moved_windows).where(moves.certificate_id.in_(old.suffix_with(limited_to(_AT_ONCE))))
@@ -151,6 +160,10 @@ class SqlIncidents(IncidentStore, IncidentReader, RolloutMembers):
         return [_member_of(row) for row in rows[:most]]
 
     @override
+    async def ask_now(self, issuer: str, now: datetime) -> None:
+        await self._repeat(self._ask, {"of": issuer, "now": to_micros(now)})
+
+    @override
     async def give(self, before: Incident, after: Incident, certificate_ids: Collection[str]) -> bool:
         def change(session: Session) -> Done[bool]:
             if not self._write(session, before, after):
@@ -164,14 +177,14 @@ class SqlIncidents(IncidentStore, IncidentReader, RolloutMembers):
 
     @override
     async def forget(self, *, moved_before: datetime, closed_before: datetime) -> None:
-        await self._remove(self._forget_moves, {"time": to_micros(moved_before)})
+        await self._repeat(self._forget_moves, {"time": to_micros(moved_before)})
         with reading():
             rows = await self._database.all(self._forgotten.at_most(_PAGE), {"time": to_micros(closed_before)})
         for (incident_id,) in rows:
-            await self._remove(self._forget_members, {"which": incident_id})
-            await self._remove(self._forget, {"which": incident_id})
+            await self._repeat(self._forget_members, {"which": incident_id})
+            await self._repeat(self._forget, {"which": incident_id})
 
-    async def _remove(self, statement: Statement, values: dict[str, object]) -> None:
+    async def _repeat(self, statement: Statement, values: dict[str, object]) -> None:
         def change(session: Session) -> Done[int]:
             return Done(session.execute(statement, statement.arguments(values)))
 
@@ -223,6 +236,7 @@ def _members(compiler: Compiler) -> Statement:
         select(
             moves.certificate_id,
             moves.host,
+            moves.move_time,
             moves.window_end,
             moves.forward,
             moves.rollout_id,
@@ -243,10 +257,11 @@ def _members(compiler: Compiler) -> Statement:
 
 
 def _member_of(row: Row) -> Member:
-    which, host, window_end, forward, rollout_id, in_force, new_id, ends, revoked, serial, profile, names = row
+    which, host, moved, window_end, forward, rollout_id, in_force, new_id, ends, revoked, serial, profile, names = row
     return Member(
         which,
         host,
+        from_micros(moved),
         from_micros(window_end),
         bool(forward),
         rollout_id,

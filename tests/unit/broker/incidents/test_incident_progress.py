@@ -19,6 +19,7 @@ NAMES = ("b.example", "a.example")
 OLD = Member(
     "old",
     "web1",
+    NOW,
     NOW - DAY,
     in_force=True,
     not_after=NOW + 30 * DAY,

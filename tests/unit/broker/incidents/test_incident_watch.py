@@ -22,6 +22,7 @@ from certplane.broker.incidents.watch import IncidentWatch
 from certplane.broker.incidents.words import remedy, trouble
 from certplane.broker.model import CertificateRecord, RevocationReason
 from certplane.broker.renewal.model import RenewalPlan, WindowMove
+from certplane.broker.renewal.planner import PATIENCE
 from certplane.broker.standing_rules import IncidentRollout, IncidentRules
 from certplane.errors import Reason, RefusalError
 from certplane.fleet_report.model import RenewalCause
@@ -32,7 +33,7 @@ from tests.fakes.incidents import FakeRolloutStarter
 from tests.support.memory_store import MemoryStores
 from tests.support.stores import StoreHarness, StorePlace
 
-HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 DOWN = RefusalError(Reason.STORE_UNAVAILABLE, "down")
 WHY = "https://ca.example/why"
 DAY_OF_IT = f"acme-{ManualClock().now():%Y%m%d}"
@@ -281,12 +282,33 @@ async def test_a_host_that_never_comes_leaves_it_when_it_has_expired(night: Nigh
     assert night.events[-1].severity is AuditSeverity.WARNING
 
 
+async def test_its_ca_is_asked_about_all_at_once(night: Night) -> None:
+    """Else what it did to the others would be heard of over the six hours to their next questions."""
+    records = await night.fleet_of(3)
+    quiet = await night.issue("web9")
+    check = night.clock.now() + 6 * HOUR
+    plan = RenewalPlan(quiet.certificate_id, "web9", check, RenewalCause.ISSUER, next_check_time=check)
+    await night.stores.renewal_plans.set_plans([plan])
+    await night.move(*records)
+    await night.watch.look()
+    now = night.clock.now()
+    due = await night.stores.renewal_plans.to_check("acme", now, 10)
+    assert quiet.certificate_id in {each.certificate.certificate_id for each in due}
+    await night.stores.renewal_plans.set_plans([plan])
+    await night.watch.look()
+    due = await night.stores.renewal_plans.to_check("acme", now, 10)
+    assert quiet.certificate_id not in {each.certificate.certificate_id for each in due}, "once an incident"
+
+
 async def test_a_rollout_answers_where_policy_says_so(night: Night) -> None:
-    """Of all that is still to be replaced; those that come while it runs have the next one."""
+    """Of all that is still to be replaced, once no more come; those that come later have another one."""
     night.rules = replace(night.rules, rollout=IncidentRollout.RINGS)
     records = await night.fleet_of(6)
     await night.move(*records[:4])
     await night.replace(records[0])
+    await night.watch.look()
+    assert night.rollouts.started == {}
+    night.clock.advance(MINUTE)
     await night.watch.look()
     first = f"{DAY_OF_IT}.1"
     assert night.rollouts.started == {first: tuple(each.certificate_id for each in records[1:4])}
@@ -294,15 +316,33 @@ async def test_a_rollout_answers_where_policy_says_so(night: Night) -> None:
     assert (incident.rollout_id, incident.rollout_count) == (f"rollout of {first}", 1)
     assert incident.rollout_id in remedy(incident)
     await night.move(*records[4:])
-    await night.watch.look()
-    assert list(night.rollouts.started) == [first]
-    night.rollouts.running.clear()
+    night.clock.advance(MINUTE)
     await night.watch.look()
     assert night.rollouts.started[f"{DAY_OF_IT}.2"] == tuple(each.certificate_id for each in records[4:])
     assert (await night.only()).rollout_count == 2
-    night.rollouts.running.clear()
+    night.clock.advance(HOUR)
     await night.watch.look()
     assert len(night.rollouts.started) == 2, "each has been given to one"
+
+
+async def test_certificates_that_come_on_and_on_do_not_wait_too_long(night: Night) -> None:
+    """Their hosts renew by themselves after ten minutes: the rollout begins before."""
+    night.rules = replace(night.rules, rollout=IncidentRollout.RINGS)
+    for record in await night.fleet_of(12):
+        await night.move(record)
+        await night.watch.look()
+        night.clock.advance(timedelta(seconds=45))
+    (started,) = night.rollouts.started.values()
+    assert 6 <= len(started) <= 9
+    assert timedelta(seconds=45) * len(started) < PATIENCE - 2 * MINUTE
+
+
+async def test_a_clock_that_is_set_back_holds_no_rollout_up(night: Night) -> None:
+    """What was heard of in the future has waited long enough."""
+    night.rules = replace(night.rules, rollout=IncidentRollout.RINGS)
+    await night.move(*await night.fleet_of(3), move_time=night.clock.now() + DAY)
+    await night.watch.look()
+    assert len(night.rollouts.started) == 1
 
 
 async def test_without_the_rule_hosts_renew_at_the_planner_s_pace(night: Night) -> None:
@@ -318,6 +358,8 @@ async def test_a_rollout_that_can_not_begin_is_said_and_tried_again(night: Night
     night.rules = replace(night.rules, rollout=IncidentRollout.RINGS)
     night.rollouts.fault = RefusalError(Reason.REQUEST_INVALID, "rings leave out web2: add a ring `rest`")
     await night.move(*await night.fleet_of(3))
+    await night.watch.look()
+    night.clock.advance(MINUTE)
     await night.watch.look()
     incident = await night.only()
     assert "rings leave out web2: add a ring `rest`" in incident.trouble
@@ -336,6 +378,8 @@ async def test_a_broker_killed_before_it_noted_the_rollout_begins_no_second_one(
     """The request has the same id, so it is the same rollout."""
     night.rules = replace(night.rules, rollout=IncidentRollout.RINGS)
     await night.move(*await night.fleet_of(3))
+    await night.watch.look()
+    night.clock.advance(MINUTE)
     night.stores.database.faults.fail("give", DOWN)
     with pytest.raises(RefusalError):
         await night.watch.look()

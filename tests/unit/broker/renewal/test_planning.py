@@ -270,6 +270,24 @@ def test_what_holds_for_any_history(
         now += timedelta(seconds=seconds)
 
 
+def test_a_window_that_is_past_may_wait_for_a_rollout() -> None:
+    """So long, and no longer whatever the CA says next; nothing that was to come sooner is put off."""
+
+    def patient(answer: RenewalInfo, plan: RenewalPlan | None, now: datetime) -> RenewalPlan:
+        rng = random.Random(1)
+        return plan_renewal(in_force(plan), answer, renew_before=None, patience=10 * MINUTE, now=now, rng=rng)
+
+    called_back = patient(PAST, BEFORE, START)
+    assert (called_back.renew_time, called_back.cause) == (START + 10 * MINUTE, RenewalCause.ISSUER)
+    later = START + 4 * MINUTE
+    assert patient(PAST, called_back, later).renew_time == called_back.renew_time
+    more_past = replace(PAST, window_start=PAST.window_start - DAY)
+    assert patient(more_past, called_back, later).renew_time == called_back.renew_time
+    assert patient(more_past, called_back, START + HOUR).renew_time == START + HOUR
+    assert patient(PAST, operators(START + MINUTE), START).renew_time == START + MINUTE
+    assert WINDOW.window_start <= patient(WINDOW, None, START).renew_time < WINDOW.window_end
+
+
 BEFORE = planned(WINDOW)
 MOVES = {
     "no word": (None, DOWN, START, None),
