@@ -80,7 +80,9 @@ def certificate_facts(status: renewal_pb2.CertificateStatus, now: datetime) -> F
         why = f" ({status.renew_reason})" if status.renew_reason else ""
         facts.append(("  renewal", f"{moment(status.renew_time, now)}{why}"))
     if status.HasField("activate_time"):
-        facts.append(("  activation", moment(status.activate_time, now)))
+        at = moment(status.activate_time, now)
+        rollout = status.held_by_rollout_id
+        facts.append(("  activation", f"as rollout {rollout} says, at the latest {at}" if rollout else at))
     if status.last_error:
         count = status.request_failures or status.activation_failures
         times = f" ({count} times)" if count > 1 else ""
@@ -97,6 +99,7 @@ def renewal_facts(renewal: renewal_pb2.Renewal, now: datetime) -> Facts:
         ("to be told", f"renew {what} {moment(renewal.renew_time, now)}"),
         ("  because of", cause + (f": {renewal.reason}" if renewal.reason else "")),
         ("  asked as", renewal.renewal_request_id),
+        ("  of rollout", renewal.rollout_id),
         ("  explained at", renewal.explanation_url),
     ]
 

@@ -87,14 +87,23 @@ def item_style(state: int) -> Style:
     return _ITEM_STYLES.get(state, Style.PLAIN)
 
 
+def has_failed(rollout: Rollout) -> bool:
+    """Whether a host has failed, or went silent."""
+    return any(each.state in BAD_ITEMS and each.certificate_count for each in rollout.item_counts)
+
+
 def went_wrong(rollout: Rollout) -> bool:
     """Whether it didn't get where it should: halted, aborted, or with a host that failed."""
-    failed = any(each.state in BAD_ITEMS and each.certificate_count for each in rollout.item_counts)
-    return failed or rollout.state in (Rollout.STATE_HALTED, Rollout.STATE_ABORTED)
+    return has_failed(rollout) or rollout.state in (Rollout.STATE_HALTED, Rollout.STATE_ABORTED)
 
 
 def needs_operator(rollout: Rollout) -> bool:
-    """Whether it goes no further by itself, though it hasn't ended. One that waits for approval is on its way."""
+    """Whether it goes no further by itself, though it hasn't ended: at its end too, where hosts have failed.
+
+    One that waits for approval, or for hosts that are away, is on its way.
+    """
+    if rollout.state == Rollout.STATE_FINISHING:
+        return has_failed(rollout)
     return rollout.state in (Rollout.STATE_HALTED, Rollout.STATE_PAUSED)
 
 

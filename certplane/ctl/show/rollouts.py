@@ -17,6 +17,7 @@ from certplane.ctl.show.rollout_words import (
     bar,
     counts_text,
     halt_text,
+    has_failed,
     item_style,
     item_word,
     ring_style,
@@ -162,6 +163,11 @@ def remedies(rollout: Rollout, command: str) -> list[str]:
             return [
                 f"go on, and try again what failed: {command} resume {name} --reason TEXT",
                 f"or leave each host with what works: {command} abort {name} --reason TEXT",
+            ]
+        case Rollout.STATE_FINISHING if has_failed(rollout):
+            return [
+                f"try again what failed: {command} resume {name} --reason TEXT",
+                f"or end it without: {command} finish {name} --reason TEXT",
             ]
         case Rollout.STATE_FINISHING:
             return [f"it waits for what is away; to end it without: {command} finish {name} --reason TEXT"]

@@ -135,6 +135,7 @@ def watched(*rollouts: Rollout) -> list[rollout_pb2.WatchRolloutResponse]:
         pytest.param(a_rollout(Rollout.STATE_COMPLETED, done=19, skipped=1), 0, id="one-was-gone"),
         pytest.param(a_rollout(Rollout.STATE_ABORTED, done=19, held=1), 1, id="aborted"),
         pytest.param(halted(), 1, id="halted"),
+        pytest.param(a_rollout(Rollout.STATE_FINISHING, done=19, failed=1), 1, id="all-but-one-that-failed"),
         pytest.param(a_rollout(Rollout.STATE_PAUSED, "alice paused it"), 1, id="paused"),
     ],
 )
@@ -149,6 +150,20 @@ async def test_waiting_for_the_end(broker: OperatorsBroker, ctl: Ctl, last: Roll
     assert "ring canary: baking" in ran.out
     programs = await ctl(*_START, "--yes", "--wait", "--json")
     assert [json.loads(line)["state"] for line in programs.lines] == [Rollout.State.Name(last.state)]
+
+
+async def test_hosts_that_are_away_are_waited_for(broker: OperatorsBroker, ctl: Ctl) -> None:
+    """A rollout that waits for them isn't over."""
+    away = a_rollout(Rollout.STATE_FINISHING, done=19, waiting=1)
+    broker.answers["ResumeRollout"] = rollout_pb2.ResumeRolloutResponse(rollout=away)
+    broker.answers["WatchRollout"] = watched(away, a_rollout(Rollout.STATE_COMPLETED, done=20))
+    ran = await ctl("rollout", "resume", "r-7f3a", "--reason", "mended", "--wait", width=None)
+    assert ran.status == 0
+    assert "r-7f3a completed" in ran.out
+    ran = await ctl("rollout", "resume", "r-7f3a", "--reason", "mended", width=None)
+    assert (
+        ran.lines[1] == "it waits for what is away; to end it without: certplanectl rollout finish r-7f3a --reason TEXT"
+    )
 
 
 async def test_what_an_operator_can_do_when_it_halts(broker: OperatorsBroker, ctl: Ctl) -> None:

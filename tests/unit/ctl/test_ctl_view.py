@@ -216,6 +216,8 @@ def test_one_host_in_full() -> None:
     status = failed()
     status.activation_failures = 3
     status.next_attempt_time.FromDatetime(NOW + timedelta(minutes=7))
+    status.held_by_rollout_id = "r-7f3a"
+    status.activate_time.FromDatetime(NOW + timedelta(days=2))
     host = a_host("web1.example.test", status)
     host.label = "web1"
     host.displaced_streams = 2
@@ -225,6 +227,7 @@ def test_one_host_in_full() -> None:
     host.broker_id, host.broker_name, host.broker_address = "b-1", "machine-2", "[::]:8443"
     renewal = host.pending_renewals.add(certificate_id="c-1", cause=renewal_pb2.Renewal.CAUSE_ISSUER, reason="incident")
     renewal.explanation_url = "https://ca.example/incident"
+    renewal.rollout_id = "r-8888"
     renewal.renew_time.FromDatetime(NOW)
     text = "\n".join(host_lines(host, NOW))
     for part in (
@@ -237,6 +240,8 @@ def test_one_host_in_full() -> None:
         "exit status 1 (3 times); next try 2026-05-04 03:09Z (in 7m)",
         "renew certificate c-1",
         "the CA: incident",
+        "as rollout r-7f3a says, at the latest 2026-05-06 03:02Z (in 2d 0h)",
+        "r-8888",
         "https://ca.example/incident",
     ):
         assert part in text
