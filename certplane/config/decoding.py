@@ -4,7 +4,7 @@ A section is a dataclass; its fields are the section's keys, its defaults the fo
 it stands), `bool`, `int`, `timedelta` (`certplane.config.durations`), `Path`, string enums, types with a `parse` class
 method that raises `ValueError`, nested sections, `tuple[X, ...]`, `Mapping[str, X]`, and `X | None`. A field of
 the type `Source` is no key: it gets the file's own. A section with a `shorthand` may also be written as a text, which
-is then the value of that key alone (`account_key: FILE`).
+is then the value of that key alone (`account_key: FILE`), and one with `listed` as a list (`limits: [...]`).
 
 A key without a value (`key:`) counts as not written. Booleans are those of YAML 1.1, which the format's files were
 written for: true/false, yes/no, on/off, unquoted. Numbers are decimal and unquoted. A text for which a section gives
@@ -268,11 +268,10 @@ def _reader(annotation: Any) -> _Read:
 
 
 def _written_out(node: Node, section: type) -> Node:
-    """A text in place of a section that has a shorthand, as that section."""
-    shorthand = getattr(section, "shorthand", None)
-    if shorthand is None or not isinstance(node, ScalarNode):
-        return node
-    return MappingNode(node.line, node.key, {shorthand: Entry(node.line, node)})
+    """A text in place of a section that has a shorthand, or a list where one has that for lists, as that section."""
+    wanted = "shorthand" if isinstance(node, ScalarNode) else "listed" if isinstance(node, SequenceNode) else ""
+    key = getattr(section, wanted, None)
+    return node if key is None else MappingNode(node.line, node.key, {key: Entry(node.line, node)})
 
 
 def _is_section(annotation: Any) -> bool:

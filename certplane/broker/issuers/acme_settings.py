@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import ClassVar
 
+from certplane.broker.budget.published import LimitsSettings
 from certplane.broker.contact import NO_CONTACT, ContactEmail
 from certplane.broker.issuers.challenge_kinds import ChallengeKind
 from certplane.config.decoding import KeyProblem
@@ -81,3 +82,4 @@ class AcmeCaSettings:
     ca_bundle: Path | None = None
     allowed_hosts: tuple[str, ...] = ()
     renewal_info: RenewalInfoSettings = field(default_factory=RenewalInfoSettings)
+    limits: LimitsSettings | None = None

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from certplane.broker.accounts.seal import HOW_TO_MAKE
+from certplane.broker.budget.model import IssuerLimits
+from certplane.broker.budget.published import limits_of
 from certplane.broker.issuers.acme_settings import AcmeCaSettings
 from certplane.broker.issuers.challenge_kinds import ChallengeKind
 from certplane.broker.issuers.dns.settings import DnsSettings
@@ -91,6 +93,11 @@ class BrokerSettings:
     def proves_by(self, kind: ChallengeKind) -> tuple[str, ...]:
         """The issuers whose challenge this is."""
         return tuple(name for name, ca in self.cas.items() if ca.challenge is kind)
+
+    @property
+    def budgets(self) -> dict[str, IssuerLimits]:
+        """What each issuer may be asked for, by name, in the order of `cas`."""
+        return {name: limits_of(name, ca.directory_url, ca.limits) for name, ca in self.cas.items()}
 
     @property
     def stores_account_keys(self) -> bool:

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from certplane.broker.budget.model import Exemption, LimitScope
+from certplane.broker.budget.published import LimitModel, LimitSettings
 from certplane.broker.issuers.acme_settings import EabAlgorithm
 from certplane.broker.issuers.dns.providers import DnsProviderName
 from certplane.broker.issuers.dns.settings import DnsPropagationSettings, DnsZoneSettings, Follow, Mode, ZoneName
@@ -145,6 +147,8 @@ EXPECTED = {
     "issuers.second.acme.ca_bundle": Path("/etc/certplane/second-ca.pem"),
     "issuers.second.acme.allowed_hosts": ("cdn.second.example",),
     "issuers.second.acme.renewal_info.enabled": False,
+    "issuers.second.acme.limits.model": LimitModel.NONE,
+    "issuers.second.acme.limits.own": (),
     "issuer.provider": "acme",
     "issuer.name": "pebble",
     "issuer.acme.directory_url": "https://acme.example/directory",
@@ -161,6 +165,11 @@ EXPECTED = {
     "issuer.acme.eab.algorithm": EabAlgorithm.HS384,
     "issuer.acme.allowed_hosts": ("cdn.acme.example",),
     "issuer.acme.renewal_info.enabled": False,
+    "issuer.acme.limits.model": None,
+    "issuer.acme.limits.own": (
+        LimitSettings("orders", LimitScope.ACCOUNT, 100, timedelta(hours=1), (Exemption.ARI, Exemption.SAME_NAMES)),
+        LimitSettings("names", LimitScope.NAMES, 2, timedelta(days=7)),
+    ),
     "issuer.acme.propagation.timeout": _seconds(180),
     "issuer.acme.propagation.interval": _seconds(1),
     "issuer.acme.propagation.nameservers": (HostPort("192.0.2.53", 53), HostPort("2001:db8::53", 5353)),
@@ -350,6 +359,7 @@ def test_every_key_of_the_format() -> None:
     assert found == EXPECTED
     written = set(settings.source.lines)
     one_of_three = {f"{issuer}.acme.account_key.{place}" for issuer in ISSUERS for place in ("file", "secret", "store")}
+    one_of_three |= {f"{issuer}.acme.limits.{form}" for issuer in ISSUERS for form in ("model", "own")}
     # Of the notifiers one has all that each of them may have; the sinks have it together.
     others = re.compile(r"notifications\.(chat|post|phone)\.|audit\.sinks\.")
     unwritten = {key for key, _ in _sections(settings) if not others.match(key)}
