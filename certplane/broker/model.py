@@ -203,6 +203,7 @@ class OrderProgress:
         trouble: Why it failed last, for people; stays until the order's state changes.
         next_attempt: When what failed is tried again.
         wait: What it waits for, for people; empty while it works.
+        place_time: While it waits for a place within its CA's limits, when there will be one, as far as can be told.
     """
 
     step: str = ""
@@ -211,6 +212,7 @@ class OrderProgress:
     trouble: str = ""
     next_attempt: datetime | None = None
     wait: str = ""
+    place_time: datetime | None = None
 
 
 NO_PROGRESS: Final = OrderProgress()
@@ -245,6 +247,9 @@ class Order(OrderDraft):
     database, until its records are removed."""
     turn_time: datetime | None = None
     """Since when it has its turn in its lane: no other order of any broker has then."""
+    places: tuple[str, ...] = ()
+    """Buckets of the CA's limits (`budget.model.BucketKey.digest`) of which it has taken a place, for an order that the
+    CA isn't known to have made yet."""
     progress: OrderProgress = NO_PROGRESS
     """What it is at; in its row as `issuance.progress` has written it last."""
 

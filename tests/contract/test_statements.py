@@ -30,7 +30,7 @@ from tests.support.stores import StorePlace
 
 INDEXES = sorted(str(index.name) for table in schema.metadata.sorted_tables for index in table.indexes)
 STAND_INS = {
-    "ix_broker_requests_create_time", "ix_certificates_cached", "ix_certificates_create_time", "ix_certificates_identity",
+    "ix_broker_requests_create_time", "ix_budget_waits_order_id", "ix_certificates_cached", "ix_certificates_create_time", "ix_certificates_identity",
     "ix_orders_end_time", "ix_orders_identity", "ix_orders_identity_profile", "ix_orders_profile", "ix_orders_spent",
     "ix_policy_versions_hash", "ix_renewal_plans_check", "ix_renewal_plans_host", "ix_renewal_requests_request_id", "uq_orders_lane", "uq_orders_open",
 }  # fmt: skip

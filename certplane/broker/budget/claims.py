@@ -7,13 +7,14 @@ since the CA locks a name that has none left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Final
 
 from certplane.broker.budget.model import BucketKey, Claim, Exemption, IssuerLimits, Limit, LimitScope, Need, Urgency
 from certplane.broker.model import Scope, ScopeKind
 from certplane.pki.names import names_sha256
+from certplane.pki.public_suffixes import registered_domain
 
 _LONGEST_LABEL: Final = 200
 _BY_ACCOUNT: Final = frozenset({LimitScope.ACCOUNT, LimitScope.FAILED_VALIDATIONS})
@@ -37,7 +38,6 @@ def urgency_of(order_id: str, expire_time: datetime | None, create_time: datetim
 def claim_of(
     limits: IssuerLimits,
     dns_names: tuple[str, ...],
-    registered_domain: Callable[[str], str],
     *,
     urgency: Urgency,
     ari: bool = False,
@@ -47,7 +47,6 @@ def claim_of(
     Args:
         limits: Of its issuer.
         dns_names: Its names, canonical and sorted.
-        registered_domain: The registered domain of a name without `*.` (the name itself where there is none).
         urgency: Who goes first.
         ari: Whether the order says what it replaces, and the CA's window for that is open.
     """
@@ -62,7 +61,7 @@ def claim_of(
         )
         for limit in limits.limits
         if not (ari and Exemption.ARI in limit.exempt)
-        for subject, label in _subjects(limit, dns_names, digest, registered_domain)
+        for subject, label in _subjects(limit, dns_names, digest)
     ]
     return Claim(limits.issuer, digest, tuple(needs), urgency)
 
@@ -92,9 +91,7 @@ def _is_about(scope: Scope, need: Need) -> bool:
     return not scope.value or subject.endswith(f".{scope.value}") or f".{scope.value}".endswith(subject)
 
 
-def _subjects(
-    limit: Limit, dns_names: tuple[str, ...], digest: str, registered_domain: Callable[[str], str]
-) -> Iterator[tuple[str, str]]:
+def _subjects(limit: Limit, dns_names: tuple[str, ...], digest: str) -> Iterator[tuple[str, str]]:
     """The subjects of a limit in an order, each with its label."""
     match limit.scope:
         case LimitScope.ACCOUNT:
@@ -103,7 +100,7 @@ def _subjects(
             label = ", ".join(dns_names)
             yield digest, label if len(label) <= _LONGEST_LABEL else f"{label[: _LONGEST_LABEL - 1]}…"
         case LimitScope.REGISTERED_DOMAIN:
-            for domain in sorted({registered_domain(name.removeprefix("*.")) for name in dns_names}):
+            for domain in sorted({registered_domain(name) for name in dns_names}):
                 yield domain, domain
         case LimitScope.FAILED_VALIDATIONS:
             for name in sorted({name.removeprefix("*.") for name in dns_names}):

@@ -27,6 +27,13 @@ def free_time(level: Level, rate: Rate) -> datetime:
     return level.since if level.since >= needed else needed + rate.lag
 
 
+def spare_time(level: Level, rate: Rate) -> datetime:
+    """From when on there are two places, or all where a bucket has one: the last is not to be risked."""
+    if rate.amount == 1:
+        return free_time(level, rate)
+    return free_time(Level(level.since, level.full_time + rate.interval), rate)
+
+
 def places_left(level: Level, rate: Rate, now: datetime) -> int:
     """How many places there are, from 0 to `amount`."""
     taken = level.full_time + min(max(now - level.since, _ZERO), rate.lag) - now

@@ -10,6 +10,8 @@ nothing else.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -142,6 +144,11 @@ class BucketKey(NamedTuple):
     account: str
     limit: str
     subject: str
+
+    @property
+    def digest(self) -> str:
+        """The bucket in rows: SHA-256 in hex, as short for a long URL."""
+        return hashlib.sha256(json.dumps(self).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

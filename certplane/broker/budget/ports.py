@@ -44,11 +44,11 @@ class BudgetLedger(Protocol):
         """
         ...
 
-    async def correct(self, order: Order, needs: Sequence[Need], until: datetime) -> PlaceTry:
-        """The CA has refused the order, and said that none of these buckets has a place before `until`. Durable.
+    async def correct(self, order: Order, claim: Claim, refused: Sequence[Need], until: datetime) -> PlaceTry:
+        """The CA has refused the order, and said that no `refused` bucket has a place before `until`. Durable.
 
         It counts more than what was computed, whatever that was. What the order has taken elsewhere is put back, since
-        the CA has made nothing of it, and the order waits.
+        the CA has made nothing of it, and the order waits for what `claim` needs.
 
         Raises:
             RefusalError: as `take_places`.

@@ -155,3 +155,42 @@ Index(
     sqlite_where=text("close_time IS NOT NULL"),
     postgresql_where=text("close_time IS NOT NULL"),
 )
+
+budget_buckets: Final = Table(
+    # Of a CA's limits, of which places are taken. What is full again is removed; a bucket without a row is full.
+    "budget_buckets",
+    metadata,
+    # A digest of the next four.
+    Column("bucket_id", _Text, primary_key=True),
+    Column("directory_url", _Text, nullable=False),
+    Column("account", _Text, nullable=False),
+    Column("limit_name", _Text, nullable=False),
+    Column("subject", _Text, nullable=False),
+    Column("label", _Text, nullable=False),
+    Column("since", _Time, nullable=False),
+    Column("full_time", _Time, nullable=False),
+    Column("told_until", _Time),
+    # From when on there is a place: follows from the others, by the limits of who wrote it.
+    Column("free_time", _Time, nullable=False),
+    sqlite_strict=True,
+)
+
+Index("ix_budget_buckets_directory_url", budget_buckets.c.directory_url, budget_buckets.c.full_time)
+
+budget_waits: Final = Table(
+    # For which buckets an order waits. It counts as long as the order does: open, at that issuer, of a living broker,
+    # without a place; what is left behind is removed later.
+    "budget_waits",
+    metadata,
+    Column("bucket_id", _Text, primary_key=True),
+    Column("order_id", _Text, primary_key=True),
+    Column("issuer", _Text, nullable=False),
+    # Who goes first: `budget.model.Urgency`.
+    Column("rank", _Sequence, nullable=False),
+    Column("expire_time", _Time, nullable=False),
+    # When it can go at the earliest, as was found when it asked last.
+    Column("free_time", _Time, nullable=False),
+    sqlite_strict=True,
+)
+
+Index("ix_budget_waits_order_id", budget_waits.c.order_id)

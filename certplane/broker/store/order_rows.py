@@ -100,6 +100,8 @@ class OrderRows:
             order = replace(order, lane=None, turn_time=None)
         if not order.state.is_open:
             order = replace(order, progress=NO_PROGRESS)
+        if order.places and (order.acme_order_url or not order.state.is_open):
+            order = replace(order, places=())  # used; who has not used them gives them back before
         values = {**_values(order), "which": order.order_id, "decided_under": decided_under}
         if not session.execute(self._update, self._update.arguments(values)):
             raise order_not_found()

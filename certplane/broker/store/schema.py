@@ -83,6 +83,8 @@ orders = Table(
     Column("renewal_request_id", _Text, nullable=False, server_default=""),
     Column("rollout_id", _Text, nullable=False, server_default=""),
     Column("to_issuer", _Text, nullable=False, server_default=""),
+    # Digests of the buckets of which it has taken a place and not used it (`campaign_schema.budget_buckets`).
+    Column("places", _Text),
     sqlite_strict=True,
 )
 

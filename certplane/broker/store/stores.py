@@ -24,6 +24,7 @@ from certplane.broker.store.audit_reader import SqlAuditReader
 from certplane.broker.store.audit_sinks import SqlStoredEvents
 from certplane.broker.store.batch import GroupCommit
 from certplane.broker.store.broker_requests import SqlBrokerRequests
+from certplane.broker.store.budget import SqlBudget
 from certplane.broker.store.certificates import SqlCertificateStore
 from certplane.broker.store.change_feed import ChangeLog, SqlChangeFeed
 from certplane.broker.store.checkpoint import Checkpointer
@@ -88,6 +89,7 @@ class Stores:
     policy_history: SqlPolicyHistory
     accounts: SqlAccounts
     holds: SqlHoldStore
+    budget: SqlBudget
     conditions: SqlConditionTeller
     retry_epoch: SqlEpochStore
     roles: SqlRoleStore
@@ -242,6 +244,7 @@ def assemble(
         policy_history=SqlPolicyHistory(reader, writer),
         accounts=SqlAccounts(reader, writer, clock, changes),
         holds=SqlHoldStore(reader, writer, changes),
+        budget=SqlBudget(reader, writer, clock, changes),
         conditions=SqlConditionTeller(writer, changes),
         retry_epoch=SqlEpochStore(reader, writer, clock, writer_id, changes),
         roles=SqlRoleStore(reader, writer, clock, broker_id=writer_id, changes=changes),

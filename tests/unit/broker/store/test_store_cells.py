@@ -125,6 +125,9 @@ OLD_ORDER = {
     "epoch": 0,
     "lane": None,
     "turn_time": None,
+    "places": None,
+    "rollout_id": "",
+    "to_issuer": "",
     "txt_records": '[["example.org","_acme-challenge.example.org","v","7","c"]]',
     "certificate_id": "",
     "error": (

@@ -20,6 +20,7 @@ def upgrade() -> None:
     _add_to_orders()
     _add_plans_of_rollouts()
     _add_incidents()
+    _add_budget()
 
 
 def _add_rollouts() -> None:
@@ -143,10 +144,46 @@ def _add_incidents() -> None:
     op.create_index("ix_incidents_closed", "incidents", columns, sqlite_where=gone, postgresql_where=gone)
 
 
+def _add_budget() -> None:
+    """The ledger of the CAs' limits: all that is taken, and who waits."""
+    op.add_column("orders", sa.Column("places", _text))
+    op.create_table(
+        "budget_buckets",
+        sa.Column("bucket_id", _text, nullable=False),
+        sa.Column("directory_url", _text, nullable=False),
+        sa.Column("account", _text, nullable=False),
+        sa.Column("limit_name", _text, nullable=False),
+        sa.Column("subject", _text, nullable=False),
+        sa.Column("label", _text, nullable=False),
+        sa.Column("since", _time, nullable=False),
+        sa.Column("full_time", _time, nullable=False),
+        sa.Column("told_until", _time),
+        sa.Column("free_time", _time, nullable=False),
+        sa.PrimaryKeyConstraint("bucket_id", name="pk_budget_buckets"),
+        sqlite_strict=True,
+    )
+    op.create_index("ix_budget_buckets_directory_url", "budget_buckets", ["directory_url", "full_time"])
+    op.create_table(
+        "budget_waits",
+        sa.Column("bucket_id", _text, nullable=False),
+        sa.Column("order_id", _text, nullable=False),
+        sa.Column("issuer", _text, nullable=False),
+        sa.Column("rank", _time, nullable=False),
+        sa.Column("expire_time", _time, nullable=False),
+        sa.Column("free_time", _time, nullable=False),
+        sa.PrimaryKeyConstraint("bucket_id", "order_id", name="pk_budget_waits"),
+        sqlite_strict=True,
+    )
+    op.create_index("ix_budget_waits_order_id", "budget_waits", ["order_id"])
+
+
 def downgrade() -> None:
     """What was asked for is forgotten; hosts go on with what they were told."""
     op.drop_table("incidents")
     op.drop_table("moved_windows")
+    op.drop_table("budget_waits")
+    op.drop_table("budget_buckets")
+    op.drop_column("orders", "places")
     for name in ("to_issuer", "rollout_id"):
         op.drop_column("orders", name)
     for name in ("to_issuer", "new_key", "activate_by_time", "hold_activation", "rollout_id"):

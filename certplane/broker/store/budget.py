@@ -1,0 +1,387 @@
+"""The ledger of the CAs' limits: a row for each bucket of which places are taken, and one for each that waits for it.
+
+A place is taken in every bucket of an order or in none, by one transaction that has a lock of each (`locks`), with the
+order's row, which says what it has taken: who runs the order next has the places with it.
+
+Whether a place that is there is kept for somebody more urgent is looked at for half a minute after it came. Later it is
+anybody's: one that waits and doesn't ask (its turn among its broker's orders takes long, say) keeps up nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy import BindParameter, and_, bindparam, delete, exists, or_, select, text, true, tuple_
+from typing_extensions import override
+
+from certplane.broker.budget import gcra
+from certplane.broker.budget.model import (
+    FULL,
+    SAME_NAMES_WITHIN,
+    Bucket,
+    BucketKey,
+    Claim,
+    LedgerState,
+    Level,
+    Need,
+    Shortage,
+    Urgency,
+    Waiter,
+)
+from certplane.broker.budget.ports import BudgetLedger, BudgetReader, PlaceTry
+from certplane.broker.model import Order
+from certplane.broker.store.audit_log import reading
+from certplane.broker.store.batch import Done
+from certplane.broker.store.campaign_schema import budget_buckets, budget_waits
+from certplane.broker.store.change_feed import ChangeLog
+from certplane.broker.store.locks import lock_key
+from certplane.broker.store.order_rows import OrderRows, holder_lives, order_not_found
+from certplane.broker.store.rows import from_micros, to_micros
+from certplane.broker.store.schema import orders
+from certplane.broker.store.session import Database, Session
+from certplane.broker.store.statements import Row, limited_to
+from certplane.broker.store.writer import Writer
+from certplane.runtime.clock import Clock
+
+_KEPT_FOR: Final = timedelta(seconds=30)
+"""How long a place is kept for who is more urgent."""
+_LONGEST_TOLD: Final = timedelta(days=31)
+"""No CA's limit lasts longer: the clock was set back since."""
+_AT_ONCE: Final = 8
+"""Buckets of one question: an order of one name at a public CA has four."""
+_FORGET_EACH: Final = 32
+"""Takes between two removals of what is full again."""
+_FORGET_AFTER: Final = timedelta(hours=1)
+_FORGOTTEN: Final = 64
+"""Rows of one removal: some milliseconds of the writer at most."""
+
+_KEY: Final = ("directory_url", "account", "limit_name", "subject")
+_BUCKET: Final = (*_KEY, "label", "since", "full_time", "told_until")
+_WAIT: Final = ("bucket_id", "order_id", "issuer", "rank", "expire_time", "free_time")
+
+
+class SqlBudget(BudgetLedger, BudgetReader):
+    """`BudgetLedger` and `BudgetReader` over the database."""
+
+    def __init__(self, database: Database, writer: Writer, clock: Clock, changes: ChangeLog) -> None:
+        self._database = database
+        self._writer = writer
+        self._clock = clock
+        compiler = database.compiler
+        self._rows = OrderRows(compiler, changes)
+        self._waiting: set[str] = set()
+        """Orders that have waited, as was written here: the rows of others' are removed with time."""
+        self._takes = 0
+        some: list[BindParameter[str]] = [bindparam(f"id_{number}") for number in range(_AT_ONCE)]
+        bucket, wait = budget_buckets.c, budget_waits.c
+        self._buckets = compiler(
+            select(bucket.bucket_id, *(bucket[name] for name in _BUCKET)).where(
+                or_(*(bucket.bucket_id == each for each in some))
+            )
+        )
+        changing = ("label", "since", "full_time", "told_until", "free_time")
+        put = compiler.insert(budget_buckets).values(
+            {name: bindparam(name) for name in ("bucket_id", *_BUCKET, "free_time")}
+        )
+        self._put = compiler(
+            put.on_conflict_do_update(
+                index_elements=["bucket_id"], set_={name: put.excluded[name] for name in changing}
+            )
+        )
+        waits = compiler.insert(budget_waits).values({name: bindparam(name) for name in _WAIT})
+        self._wait = compiler(
+            waits.on_conflict_do_update(
+                index_elements=["bucket_id", "order_id"], set_={name: waits.excluded[name] for name in _WAIT[2:]}
+            )
+        )
+        self._waits_no_more = compiler(delete(budget_waits).where(wait.order_id == bindparam("which")))
+        counts = and_(
+            orders.c.order_id == wait.order_id,
+            orders.c.issuer == wait.issuer,
+            orders.c.end_time.is_(None),
+            orders.c.acme_order_url == "",
+            orders.c.places.is_(None),
+            # A broker that has its database for itself runs all that is open.
+            holder_lives(compiler) if compiler.driver == "postgresql" else true(),
+        )
+        others, held_up = budget_waits.alias("others"), budget_buckets.alias("held_up")
+        mine = tuple_(bindparam("rank"), bindparam("expire_time"), bindparam("order_id"))
+        self._ahead = compiler(
+            select(wait.order_id)
+            .join(orders, counts)
+            .where(
+                wait.bucket_id == bindparam("bucket_id"),
+                tuple_(wait.rank, wait.expire_time, wait.order_id) < mine,
+                ~exists()
+                .where(others.c.order_id == wait.order_id)
+                .where(held_up.c.bucket_id == others.c.bucket_id, held_up.c.free_time > bindparam("now")),
+            )
+            .suffix_with(limited_to())
+        )
+        self._known = compiler(
+            select(orders.c.order_id)
+            .where(
+                orders.c.names_sha256 == bindparam("names_sha256"),
+                orders.c.create_time > bindparam("since"),
+                orders.c.issuer == bindparam("issuer"),
+                text("(end_time IS NULL OR finalize_time IS NOT NULL)"),  # word for word the index's condition
+                orders.c.state == "ISSUED",
+            )
+            .suffix_with(limited_to(1))
+        )
+        this_ca = bucket.directory_url == bindparam("directory_url")
+        self._taken = compiler(
+            select(*(bucket[name] for name in _BUCKET)).where(this_ca, bucket.full_time > bindparam("since"))
+        )
+        over = select(bucket.bucket_id).where(this_ca, bucket.full_time < bindparam("since"))
+        self._forget = compiler(
+            delete(budget_buckets).where(bucket.bucket_id.in_(over.suffix_with(limited_to(_FORGOTTEN))))
+        )
+        self._waiters = compiler(
+            select(wait.order_id, wait.issuer, wait.rank, wait.expire_time, wait.free_time, *(bucket[n] for n in _KEY))
+            .select_from(budget_buckets)
+            .join(budget_waits, wait.bucket_id == bucket.bucket_id)
+            .join(orders, counts)
+            .where(this_ca)
+        )
+
+    @override
+    async def take_places(self, order: Order, claim: Claim) -> PlaceTry:
+        now = self._clock.now()
+
+        def take(session: Session) -> Done[PlaceTry]:
+            found = self._get(session, order)
+            if found.places or not found.state.is_open:
+                return Done(PlaceTry(found))
+            needs = self._needed(session, claim, now)
+            buckets = self._read(session, needs, now)
+            shortage = self._shortage(session, needs, buckets, claim.urgency, now)
+            if shortage is not None:
+                self._write_waits(session, order, needs, claim.urgency, shortage.free_time)
+                return Done(PlaceTry(found, shortage))
+            taken = [need for need in needs if need.takes]
+            for need in taken:
+                level = gcra.take(buckets[need.key].level, need.limit.rate, now)
+                self._write(session, replace(buckets[need.key], level=level), need)
+            if order.order_id in self._waiting:
+                session.execute(self._waits_no_more, self._waits_no_more.arguments({"which": order.order_id}))
+            self._forget_some(session, claim, now)
+            if not taken:
+                return Done(PlaceTry(found))
+            places = tuple(need.key.digest for need in taken)
+            return Done(PlaceTry(self._rows.put(session, replace(found, places=places, update_time=now))))
+
+        done = await self._writer.write(take, (), locks=_locks(claim.needs))
+        (self._waiting.discard if done.shortage is None else self._waiting.add)(order.order_id)
+        return done
+
+    @override
+    async def give_back(self, order: Order, needs: Sequence[Need]) -> Order:
+        now = self._clock.now()
+
+        def put_back(session: Session) -> Done[Order]:
+            found = self._get(session, order)
+            if not found.places:
+                return Done(found)
+            self._put_back(session, found, needs, now)
+            return Done(self._rows.put(session, replace(found, places=())))
+
+        return await self._writer.write(put_back, (), locks=_locks(needs))
+
+    @override
+    async def correct(self, order: Order, claim: Claim, refused: Sequence[Need], until: datetime) -> PlaceTry:
+        now = self._clock.now()
+        said = {need.key for need in refused}
+
+        def write(session: Session) -> Done[PlaceTry]:
+            found = self._get(session, order)
+            self._put_back(session, found, [need for need in claim.needs if need.key not in said], now)
+            buckets = self._read(session, refused, now)
+            for need in refused:
+                level = gcra.emptied(need.limit.rate, now, until)
+                self._write(session, replace(buckets[need.key], level=level, told_until=until), need)
+            self._write_waits(session, order, claim.needs, claim.urgency, until)
+            last = refused[-1]
+            shortage = Shortage(last.limit, last.key, last.label, until, told=True)
+            return Done(PlaceTry(self._rows.put(session, replace(found, places=(), update_time=now)), shortage))
+
+        done = await self._writer.write(write, (), locks=_locks([*claim.needs, *refused]))
+        self._waiting.add(order.order_id)
+        return done
+
+    @override
+    async def count_failures(self, needs: Sequence[Need]) -> None:
+        now = self._clock.now()
+
+        def write(session: Session) -> Done[None]:
+            buckets = self._read(session, needs, now)
+            for need in needs:
+                level = gcra.take(buckets[need.key].level, need.limit.rate, now)
+                self._write(session, replace(buckets[need.key], level=level), need)
+            return Done(None)
+
+        await self._writer.write(write, (), locks=_locks(needs, failures=True))
+
+    @override
+    async def state(self, directory_urls: Collection[str]) -> LedgerState:
+        now = self._clock.now()
+        buckets: dict[BucketKey, Bucket] = {}
+        waiting: dict[str, Waiter] = {}
+        for url in sorted(set(directory_urls)):
+            about = {"directory_url": url, "since": to_micros(now - _FORGET_AFTER), "clock": to_micros(now)}
+            with reading():
+                found = await self._database.all(self._taken, about)
+                waits = await self._database.all(self._waiters, about)
+            buckets.update((bucket.key, bucket) for bucket in map(_bucket, found))
+            for order_id, issuer, rank, expire, free, *key in waits:
+                known = waiting.get(order_id)
+                keys = (*(known.keys if known is not None else ()), BucketKey(*key))
+                urgency = Urgency(rank, from_micros(expire), order_id)
+                waiting[order_id] = Waiter(order_id, issuer, keys, urgency, from_micros(free))
+        return LedgerState(now, buckets, sorted(waiting.values(), key=lambda waiter: waiter.urgency))
+
+    @override
+    async def known_names(self, issuers: Collection[str], names_sha256: Collection[str]) -> Collection[str]:
+        since = to_micros(self._clock.now() - SAME_NAMES_WITHIN)
+        known = set()
+        for digest in names_sha256:
+            for issuer in issuers:
+                with reading():
+                    row = await self._database.one(
+                        self._known, {"names_sha256": digest, "issuer": issuer, "since": since}
+                    )
+                if row is not None:
+                    known.add(digest)
+                    break
+        return known
+
+    def _get(self, session: Session, order: Order) -> Order:
+        found = self._rows.get(session, order.order_id)
+        if found is None or found.epoch != order.epoch:
+            raise order_not_found()
+        return found
+
+    def _needed(self, session: Session, claim: Claim, now: datetime) -> Sequence[Need]:
+        """What the order needs, without what a certificate of the same names exempts it from."""
+        if not any(need.unless_known for need in claim.needs):
+            return claim.needs
+        asked = {
+            "names_sha256": claim.names_sha256,
+            "issuer": claim.issuer,
+            "since": to_micros(now - SAME_NAMES_WITHIN),
+        }
+        if session.one(self._known, asked) is None:
+            return claim.needs
+        return [need for need in claim.needs if not need.unless_known]
+
+    def _read(self, session: Session, needs: Sequence[Need], now: datetime) -> Mapping[BucketKey, Bucket]:
+        """The buckets of `needs`: one that has no row is full."""
+        ids = [need.key.digest for need in needs]
+        rows: dict[str, Bucket] = {}
+        for start in range(0, len(ids), _AT_ONCE):
+            part = ids[start : start + _AT_ONCE]
+            values = {f"id_{number}": part[min(number, len(part) - 1)] for number in range(_AT_ONCE)}
+            rows.update((row[0], _bucket(row[1:])) for row in session.all(self._buckets, values))
+        found = {}
+        for need, bucket_id in zip(needs, ids, strict=True):
+            bucket = rows.get(bucket_id) or Bucket(need.key, need.label, FULL)
+            told = bucket.told_until
+            if told is not None and told - now > _LONGEST_TOLD:
+                told = None
+            level = gcra.sane(bucket.level, need.limit.rate, now, told)
+            if gcra.whole_time(level, need.limit.rate) <= now:
+                told = None
+            found[need.key] = replace(bucket, level=level, told_until=told)
+            if level != bucket.level:  # at once, or it would be as far away at the next look
+                self._write(session, found[need.key], need)
+        return found
+
+    def _shortage(
+        self,
+        session: Session,
+        needs: Sequence[Need],
+        buckets: Mapping[BucketKey, Bucket],
+        urgency: Urgency,
+        now: datetime,
+    ) -> Shortage | None:
+        """Why there is no place for the order; None if there is one in each of its buckets."""
+        found: Shortage | None = None
+        for need in needs:
+            level, rate = buckets[need.key].level, need.limit.rate
+            free = gcra.free_time(level, rate) if need.takes else gcra.spare_time(level, rate)
+            if free > now and (found is None or free > found.free_time):
+                told = buckets[need.key].told_until
+                found = Shortage(need.limit, need.key, need.label, free, told=told is not None and now < told)
+        if found is not None:
+            return found
+        for need in needs:
+            level, rate = buckets[need.key].level, need.limit.rate
+            free = gcra.free_time(level, rate)
+            if need.takes and now - free <= _KEPT_FOR and level is not FULL:
+                left = gcra.places_left(level, rate, now)
+                values = {
+                    "bucket_id": need.key.digest,
+                    "rank": urgency.rank,
+                    "expire_time": to_micros(urgency.expire_time),
+                    "order_id": urgency.order_id,
+                    "now": to_micros(now),
+                }
+                ahead = len(session.all(self._ahead.at_most(left), values))
+                if ahead >= left:
+                    return Shortage(need.limit, need.key, need.label, now, ahead=ahead)
+        return None
+
+    def _write_waits(
+        self, session: Session, order: Order, needs: Sequence[Need], urgency: Urgency, free_time: datetime
+    ) -> None:
+        for need in needs:
+            if need.takes:
+                values = {
+                    "bucket_id": need.key.digest,
+                    "order_id": order.order_id,
+                    "issuer": order.issuer,
+                    "rank": urgency.rank,
+                    "expire_time": to_micros(urgency.expire_time),
+                    "free_time": to_micros(free_time),
+                }
+                session.execute(self._wait, self._wait.arguments(values))
+
+    def _put_back(self, session: Session, order: Order, needs: Sequence[Need], now: datetime) -> None:
+        taken = [need for need in needs if need.takes and need.key.digest in order.places]
+        buckets = self._read(session, taken, now)
+        for need in taken:
+            bucket = buckets[need.key]
+            self._write(session, replace(bucket, level=gcra.give_back(bucket.level, need.limit.rate)), need)
+
+    def _write(self, session: Session, bucket: Bucket, need: Need) -> None:
+        told = bucket.told_until
+        values: dict[str, Any] = {
+            "bucket_id": need.key.digest,
+            **dict(zip(_KEY, need.key, strict=True)),
+            "label": need.label,
+            "since": to_micros(bucket.level.since),
+            "full_time": to_micros(bucket.level.full_time),
+            "told_until": None if told is None else to_micros(told),
+            "free_time": to_micros(gcra.free_time(bucket.level, need.limit.rate)),
+        }
+        session.execute(self._put, self._put.arguments(values))
+
+    def _forget_some(self, session: Session, claim: Claim, now: datetime) -> None:
+        self._takes += 1
+        if claim.needs and self._takes % _FORGET_EACH == 0:
+            about = {"directory_url": claim.needs[0].key.directory_url, "since": to_micros(now - _FORGET_AFTER)}
+            session.execute(self._forget, self._forget.arguments(about))
+
+
+def _locks(needs: Sequence[Need], *, failures: bool = False) -> Sequence[int]:
+    """Of the buckets that are changed; failures of a name are counted by who has met one, and looked at by others."""
+    return sorted({lock_key("budget", need.key.digest) for need in needs if need.takes or failures})
+
+
+def _bucket(row: Row | Iterator[Any]) -> Bucket:
+    *key, label, since, full_time, told = row
+    level = Level(from_micros(since), from_micros(full_time))
+    return Bucket(BucketKey(*key), label, level, None if told is None else from_micros(told))
