@@ -336,6 +336,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             meter=meter,
             settings=hub.context.settings,
             most_hosts=settings.metrics.certificates_up_to_hosts,
+            label_keys=settings.metrics.host_labels,
         )
         own = own_troubles(settings, stores, trust, issuing, files, seals=seals, trail=trail, clock=clock, meter=meter)
         roles = roles_of(

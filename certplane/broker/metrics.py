@@ -244,6 +244,11 @@ CERTIFICATES: Final = Gauge(
     "certplane_host_certificates", "Certificates of all hosts, by the state that was reported last.", ("state",)
 )
 HEALTH: Final = Gauge("certplane_fleet_certificates", "Certificates of all hosts, by health.", ("health",))
+LABEL_HEALTH: Final = Table(
+    "certplane_fleet_label_certificates",
+    "Certificates by health and by a label of their hosts in the policy; of the keys of metrics.host_labels.",
+    ("key", "value", "health"),
+)
 SOONEST_END: Final = Gauge(
     "certplane_fleet_soonest_not_after_timestamp_seconds",
     "The soonest end of what hosts use, Unix time; +Inf for none.",

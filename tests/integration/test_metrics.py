@@ -265,7 +265,7 @@ async def a_stream(_folder: Path) -> Collection[Metric]:
     policy = FakePolicySource(
         FakePolicy.of(
             [
-                Grant(HOST, IdentityKind.HOST, "web1", profiles=("web",)),
+                Grant(HOST, IdentityKind.HOST, "web1", profiles=("web",), labels={"ring": "canary"}),
                 Grant(OPERATOR, IdentityKind.OPERATOR, "admin", roles=("operator",)),
             ],
             [Profile("web", "multi_san", ("www.example",), "hash")],
@@ -288,7 +288,7 @@ async def a_stream(_folder: Path) -> Collection[Metric]:
         await host.answer((await host.directive()).nonce)
         await host.answer("never-asked")
         awaited = {metrics.WATCHERS, metrics.STREAM_MISUSES, metrics.CERTIFICATES, metrics.HEALTH, metrics.SOONEST_END}
-        awaited |= {metrics.ENDING, metrics.NOT_AFTER, metrics.HOSTS}
+        awaited |= {metrics.ENDING, metrics.NOT_AFTER, metrics.HOSTS, metrics.LABEL_HEALTH}
         await until(lambda: awaited <= edge.meter.moved)
         watch.cancel()
         other = HostStreamClient(channel)
@@ -512,7 +512,7 @@ MOVED: dict[Scenario, set[Metric]] = {
     a_stream: {
         metrics.STREAMS, metrics.STREAMS_ENDED, metrics.STREAM_MISUSES, metrics.REPORTS, metrics.DIRECTIVES,
         metrics.DIRECTIVE_SECONDS, metrics.CERTIFICATES, metrics.HEALTH, metrics.SOONEST_END, metrics.WATCHERS,
-        metrics.ENDING, metrics.NOT_AFTER, metrics.HOSTS, metrics.RPC_IN_FLIGHT,
+        metrics.ENDING, metrics.NOT_AFTER, metrics.HOSTS, metrics.LABEL_HEALTH, metrics.RPC_IN_FLIGHT,
     },
     a_full_disk: {
         metrics.ROWS_PRUNED, metrics.STORE_SIZE, metrics.STORE_GROWTH, metrics.SPACE_LOW,

@@ -185,6 +185,7 @@ class EdgeServer:
             clock=self.clock,
             meter=self.meter,
             settings=self.streams,
+            label_keys=("ring",),
         )
         self.orders = OrdersView(
             NoOrdersHere(self.stores.holds),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
@@ -20,6 +20,11 @@ from certplane.runtime.health import HealthWord
 
 WITHIN_DAYS: Final = (1, 7, 14, 30)
 """Counted by these: what is about to end, and what a month's plan has to know."""
+
+_MOST_VALUES: Final = 100
+"""Of one label: more make no picture, and each is some series."""
+_OTHERS: Final = "(others)"
+"""No value of a label: it has characters that those haven't."""
 
 
 class Link(StrEnum):
@@ -35,8 +40,15 @@ class Link(StrEnum):
 class FleetFigures:
     """Those of one round."""
 
-    def __init__(self, now: datetime, most_hosts: int, knows_profile: Callable[[str], bool]) -> None:
-        """Counts at `now`. In a fleet of more than `most_hosts` no certificate has a row of its own."""
+    def __init__(
+        self, now: datetime, most_hosts: int, knows_profile: Callable[[str], bool], keys: Sequence[str] = ()
+    ) -> None:
+        """Counts at `now`. In a fleet of more than `most_hosts` no certificate has a row of its own.
+
+        `keys` are those of labels that certificates are counted by.
+        """
+        self._keys = keys
+        self._labelled: Counter[tuple[str, str, HealthWord]] = Counter()
         self._now, self._most_hosts, self._knows_profile = now, most_hosts, knows_profile
         self._links: Counter[Link] = Counter()
         self._healths: Counter[HealthWord] = Counter()
@@ -90,6 +102,28 @@ class FleetFigures:
             if not_after - self._now <= timedelta(days=days):
                 self._ending[known, days] += 1
 
+    def add_labels(self, labels: Mapping[str, str], healths: Iterable[HealthWord]) -> None:
+        """Count a host's certificates by its labels."""
+        for key in self._keys:
+            if (value := labels.get(key)) is not None:
+                self._labelled.update((key, value, word) for word in healths)
+
+    def _label_rows(self) -> dict[tuple[str, ...], float]:
+        """Each label's words, those without a certificate too; values beyond the most frequent are one."""
+        values: Counter[tuple[str, str]] = Counter()
+        for (key, value, _), count in self._labelled.items():
+            values[key, value] += count
+        shown = {
+            (key, value)
+            for wanted in self._keys
+            for key, value in [each for each, _ in values.most_common() if each[0] == wanted][:_MOST_VALUES]
+        }
+        rows: dict[tuple[str, ...], float] = {(*each, word.value): 0.0 for each in shown for word in HealthWord}
+        for (key, value, word), count in self._labelled.items():
+            row = (key, value if (key, value) in shown else _OTHERS, word.value)
+            rows[row] = rows.get(row, 0.0) + count
+        return rows
+
     def show(self, meter: Meter, before: frozenset[str]) -> frozenset[str]:
         """Show all of it; the profiles that are shown now: those of `before` too, if nothing of theirs is in use."""
         for link in Link:
@@ -105,6 +139,7 @@ class FleetFigures:
             for days in WITHIN_DAYS:
                 meter.level(metrics.ENDING, self._ending[profile, days], profile=profile, days=str(days))
         meter.table(metrics.NOT_AFTER, self._rows)
+        meter.table(metrics.LABEL_HEALTH, self._label_rows())
         return profiles
 
 
@@ -114,6 +149,7 @@ SHOWN: Final = (
     metrics.SOONEST_END,
     metrics.ENDING,
     metrics.NOT_AFTER,
+    metrics.LABEL_HEALTH,
     metrics.HOSTS,
 )
 """All that `FleetFigures.show` shows: forgotten where another broker shows them."""

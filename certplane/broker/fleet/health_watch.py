@@ -6,6 +6,7 @@ Of brokers that share a database one tells them (`lead`), or sums would count th
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
 
@@ -35,6 +36,7 @@ class HealthWatch:
         meter: Meter,
         settings: StreamSettings,
         most_hosts: int = 1000,
+        label_keys: Sequence[str] = (),
     ) -> None:
         """Nothing is shown yet.
 
@@ -45,6 +47,7 @@ class HealthWatch:
             meter: Measures.
             settings: How often.
             most_hosts: Up to how large a fleet each certificate is shown.
+            label_keys: Labels that certificates are counted by.
         """
         self._index = index
         self._policy = policy
@@ -52,6 +55,7 @@ class HealthWatch:
         self._meter = meter
         self._settings = settings
         self._most_hosts = most_hosts
+        self._label_keys = label_keys
         self._profiles: frozenset[str] = frozenset()
 
     async def lead(self) -> None:
@@ -78,12 +82,17 @@ class HealthWatch:
         await self._index.settled()
         policy = self._policy.current
         figures = FleetFigures(
-            self._clock.now(), self._most_hosts, lambda profile: policy.find_profile(profile) is not None
+            self._clock.now(),
+            self._most_hosts,
+            lambda profile: policy.find_profile(profile) is not None,
+            self._label_keys,
         )
         async for host in self._index.walk():
             is_service = host.kind is IdentityKind.SERVICE
             if not is_service:
                 figures.add_host(_link(host))
+            if self._label_keys and host.labels:
+                figures.add_labels(host.labels, [each.health for each in host.certificates])
             for each in host.certificates:
                 figures.add_certificate(
                     host.name,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated, Self
 
-from certplane.config.decoding import Check, InputPath
+from certplane.config.decoding import Check, InputPath, KeyProblem
 from certplane.config.durations import DurationError, format_duration, parse_duration
-from certplane.config.values import ListenAddress, LogDestination, LogFormat, LogLevel, PositiveNumber
+from certplane.config.values import ListenAddress, LogDestination, LogFormat, LogLevel, NonEmptyText, PositiveNumber
 from certplane.pki.identity import PROVISIONER_KINDS
 
 _DEFAULT_ADDRESS = ListenAddress("", 8443)
+
+_MOST_KEYS = 5
 
 
 def _provisioner_kinds(kinds: tuple[str, ...]) -> str | None:
@@ -121,11 +124,19 @@ class PolicySettings:
 class MetricsSettings:
     """Where Prometheus metrics are served, plain HTTP without authentication: loopback, say. Unset is off.
 
-    `certificates_up_to_hosts`: in a larger fleet no certificate has a series of its own.
+    `certificates_up_to_hosts`: in a larger fleet no certificate has a series of its own. `host_labels`: keys of
+    hosts' labels in the policy that certificates are counted by.
     """
 
     address: ListenAddress | None = None
     certificates_up_to_hosts: Annotated[int, Check(_count)] = 1000
+    host_labels: tuple[NonEmptyText, ...] = ()
+
+    def problems(self) -> Iterator[KeyProblem]:
+        """Few keys: each has a series for each value and health."""
+        if len(self.host_labels) > _MOST_KEYS:
+            problem = f"has {len(self.host_labels)} keys, more than {_MOST_KEYS}"
+            yield KeyProblem("host_labels", problem, "leave some out: each has a series for each of its values")
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,6 +112,7 @@ EXPECTED = {
     "server.address": ListenAddress("127.0.0.1", 9443),
     "metrics.address": ListenAddress("127.0.0.1", 9464),
     "metrics.certificates_up_to_hosts": 500,
+    "metrics.host_labels": ("ring", "dc"),
     "tracing.endpoint": OtlpUrl("https://otlp.example:4317"),
     "tracing.ca_bundle": Path("/etc/certplane/otlp-ca.pem"),
     "tracing.per_cent": 10,

@@ -99,3 +99,28 @@ def test_links_and_healths() -> None:
     assert labelled(meter, metrics.HOSTS) == {("up",): 1, ("down",): 1, ("never",): 3}
     healths = labelled(meter, metrics.HEALTH)
     assert (healths["EXPIRED",], healths["OK",]) == (1, 0)
+
+
+def test_by_labels() -> None:
+    """Of the keys that are asked for: a value's words are all there, and those of a host without the label aren't."""
+    counted, meter = FleetFigures(NOW, 10, {"web"}.__contains__, ("ring",)), FakeMeter()
+    counted.add_labels({"ring": "canary", "dc": "fra1"}, [HealthWord.OK, HealthWord.FAILING])
+    counted.add_labels({"ring": "canary"}, [HealthWord.OK])
+    counted.add_labels({"dc": "fra1"}, [HealthWord.OK])
+    counted.show(meter, frozenset())
+    rows = meter.tables[metrics.LABEL_HEALTH]
+    assert {row[:2] for row in rows} == {("ring", "canary")}
+    assert {row[2]: count for row, count in rows.items() if count} == {"OK": 2, "FAILING": 1}
+    assert len(rows) == len(HealthWord)
+
+
+def test_a_label_of_very_many_values() -> None:
+    """The most frequent hundred have series of their own, the others one."""
+    counted, meter = FleetFigures(NOW, 10, {"web"}.__contains__, ("rack",)), FakeMeter()
+    for number in range(102):
+        counted.add_labels({"rack": f"r{number}"}, [HealthWord.OK] * (1 if number < 2 else 2))
+    counted.show(meter, frozenset())
+    rows = meter.tables[metrics.LABEL_HEALTH]
+    assert len({value for _, value, _ in rows}) == 101
+    assert rows["rack", "(others)", "OK"] == 2
+    assert rows["rack", "r101", "OK"] == 2
