@@ -11,7 +11,7 @@ import pytest
 from certplane.broker.incidents.model import Figures, Incident, Member
 from certplane.broker.incidents.ports import place_of
 from certplane.broker.model import CertificateRecord, RevocationReason
-from certplane.broker.renewal.model import RenewalPlan, WindowMove
+from certplane.broker.renewal.model import RenewalPlan, Selection, WindowMove
 from certplane.errors import RefusalError
 from certplane.fleet_report.model import RenewalCause
 from tests.fakes.clock import ManualClock
@@ -261,3 +261,23 @@ async def test_what_is_old_is_forgotten(store: StoreHarness) -> None:
     await incidents.forget(moved_before=NOW, closed_before=NOW + DAY)
     assert await incidents.list_incidents(None, 10) == [OTHER]
     assert await incidents.members(INCIDENT.incident_id, "", 9) == []
+
+
+async def test_an_incidents_certificates_can_be_selected(store: StoreHarness) -> None:
+    """Those that are in force; other fields narrow it; an incident that isn't known has none."""
+    records = [await store.issue() for _ in range(4)]
+    for record in records[:3]:
+        await move(store, record)
+    await opened(store, INCIDENT, *records[:3])
+    await store.issue(replaces_certificate_id=records[0].certificate_id)
+
+    async def selected(**values: Any) -> list[str]:
+        found = await store.stores.renewal_plans.select(Selection(**values), store.clock.now())
+        return [one.certificate_id for one in found]
+
+    of_incident = [record.certificate_id for record in records[1:3]]
+    assert await selected(incident_id=INCIDENT.incident_id) == of_incident
+    named = (records[2].certificate_id, records[3].certificate_id)
+    assert await selected(incident_id=INCIDENT.incident_id, certificate_ids=named) == of_incident[1:]
+    assert await selected(incident_id=INCIDENT.incident_id, profiles=("other",)) == []
+    assert await selected(incident_id="unknown", all=True) == []

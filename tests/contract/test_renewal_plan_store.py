@@ -21,7 +21,7 @@ from certplane.broker.renewal.model import (
     RequestItem,
     Selection,
 )
-from certplane.broker.store import renewal_plans
+from certplane.broker.store import selected_rows
 from certplane.errors import Reason, RefusalError
 from certplane.fleet_report.model import RenewalCause
 from tests.support.stores import StoreHarness
@@ -479,7 +479,7 @@ async def test_what_a_clock_has_lost_is_found_again(store: StoreHarness) -> None
 
 async def test_a_large_selection_is_read_in_pages(store: StoreHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole, each once, and by host, however many pages and certificates of one host there are."""
-    monkeypatch.setattr(renewal_plans, "_PAGE", 2)
+    monkeypatch.setattr(selected_rows, "_PAGE", 2)
     hosts = [f"spiffe://example.org/host/web{number % 3}" for number in range(11)]
     records = [await store.issue(identity=host, profile="api" if n == 5 else "web") for n, host in enumerate(hosts)]
     wanted = sorted((record.identity, record.certificate_id) for record in records)

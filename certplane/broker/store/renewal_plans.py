@@ -8,23 +8,18 @@ it is found.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
 from sqlalchemy import (
-    ColumnElement,
-    Table,
-    and_,
     bindparam,
     delete,
     exists,
     literal_column,
     null,
     select,
-    text,
-    tuple_,
     update,
 )
 from typing_extensions import override
@@ -32,7 +27,6 @@ from typing_extensions import override
 from certplane.broker.events import AuditEvent
 from certplane.broker.model import ChangeKind
 from certplane.broker.renewal.model import (
-    Candidate,
     DueCheck,
     FollowedItem,
     InForce,
@@ -59,7 +53,8 @@ from certplane.broker.store.request_rows import (
     request_from_row,
 )
 from certplane.broker.store.rows import from_micros, to_micros
-from certplane.broker.store.schema import certificates, orders, renewal_plans
+from certplane.broker.store.schema import certificates, renewal_plans
+from certplane.broker.store.selected_rows import SelectedRows, in_force
 from certplane.broker.store.session import Database, Session
 from certplane.broker.store.statements import HOSTS, Row, hosts_parameters, limited_to
 from certplane.broker.store.writer import Writer
@@ -75,8 +70,6 @@ _CERTIFICATE_COLUMNS: Final = (
     "not_after",
     "renew_time",
 )
-_PAGE: Final = 512
-"""Rows of one read where all are wanted: a few milliseconds of the read thread, one or two of the loop."""
 _AT_ONCE: Final = 512
 """Rows of one transaction of a chore."""
 
@@ -97,39 +90,12 @@ class SqlRenewalPlanStore(RenewalPlanStore, RenewalRequestLog, RequestItems, Ren
         planned = renewal_plans.join(certificates, certificates.c.certificate_id == plans.certificate_id)
         plan = tuple(plans[name] for name in PLAN.names)
         row = (*(certificates.c[name] for name in _CERTIFICATE_COLUMNS), *plan)
-        standing = select(*row).select_from(planned).where(_in_force(renewal_plans))
+        standing = select(*row).select_from(planned).where(in_force(renewal_plans))
         self._of_host = compiler(standing.where(plans.host == bindparam("host")).order_by(plans.certificate_id))
         self._of_hosts = compiler(standing.where(plans.host.in_(HOSTS)))
         self._of_certificate = compiler(standing.where(plans.certificate_id == bindparam("certificate_id")))
-        selected = (
-            select(
-                plans.certificate_id,
-                plans.host,
-                certificates.c.profile,
-                certificates.c.issuer,
-                certificates.c.dns_names,
-                certificates.c.serial_number,
-                certificates.c.public_key_sha256,
-                certificates.c.create_time,
-                plans.window_start,
-                plans.renew_time,
-                plans.renewal_request_id,
-            )
-            .select_from(planned)
-            .where(_in_force(renewal_plans))
-        )
-        by_host = (plans.host, plans.certificate_id)
-        self._selected_of_hosts = compiler(selected.where(plans.host.in_(HOSTS)))
-        self._selected = compiler(selected.where(plans.certificate_id.in_(HOSTS)))
-        self._selected_after = compiler(
-            selected.where(
-                plans.host >= bindparam("host"),  # what an index finds; SQLite's reads a pair by its first
-                tuple_(*by_host) > tuple_(bindparam("host"), bindparam("certificate_id")),
-            )
-            .order_by(*by_host)
-            .suffix_with(limited_to())
-        )
-        to_check = select(certificates.c.certificate_pem, *row).select_from(planned).where(_in_force(renewal_plans))
+        self._selected = SelectedRows(compiler)
+        to_check = select(certificates.c.certificate_pem, *row).select_from(planned).where(in_force(renewal_plans))
         of_issuer = to_check.where(plans.issuer == bindparam("issuer"))
         self._unchecked = compiler(
             of_issuer.where(plans.next_check_time.is_(null()))
@@ -165,7 +131,7 @@ class SqlRenewalPlanStore(RenewalPlanStore, RenewalRequestLog, RequestItems, Ren
         own = exists().where(plans.certificate_id == certificates.c.certificate_id)
         self._lost = compiler(
             select(*(certificates.c[name] for name in BEGUN))
-            .where(_in_force(certificates), ~own)
+            .where(in_force(certificates), ~own)
             .suffix_with(limited_to(_AT_ONCE))
         )
 
@@ -265,28 +231,8 @@ class SqlRenewalPlanStore(RenewalPlanStore, RenewalRequestLog, RequestItems, Ren
 
     @override
     async def select(self, selection: Selection, now: datetime) -> Sequence[Selected]:
-        """The narrowest index is used: certificates, then hosts, then all, a page at a time."""
-        if selection == Selection() or selection.incident_id:  # incidents have no certificates here yet
-            return []
-        now_values = {"now": to_micros(now)}
-        matches = selection.matcher(now)
-        found: list[Selected] = []
         with reading():
-            if selection.certificate_ids or selection.hosts:
-                ids = selection.certificate_ids
-                statement = self._selected if ids else self._selected_of_hosts
-                for some in hosts_parameters(sorted(set(ids or selection.hosts))):
-                    rows = await self._database.all(statement, {**some, **now_values})
-                    found += sorted(_matching(rows, matches), key=_place)
-                return sorted(found, key=_place)  # of hosts it is sorted already
-            host = certificate_id = ""
-            while True:
-                place = {"host": host, "certificate_id": certificate_id, **now_values}
-                rows = await self._database.all(self._selected_after.at_most(_PAGE), place)
-                found += _matching(rows, matches)
-                if len(rows) < _PAGE:
-                    return found
-                certificate_id, host = rows[-1][:2]
+            return await self._selected.read(self._database, selection, now)
 
     @override
     async def to_check(self, issuer: str, now: datetime, limit: int) -> Sequence[DueCheck]:
@@ -364,36 +310,8 @@ class SqlRenewalPlanStore(RenewalPlanStore, RenewalRequestLog, RequestItems, Ren
         return Done(None)
 
 
-def _in_force(dated: Table) -> ColumnElement[bool]:
-    """Of a row of `certificates`; conditions of partial indexes stand word for word.
-
-    `dated` is the table whose `not_after` is looked at: the one that the query begins with, or PostgreSQL might begin
-    with the index of the other.
-    """
-    replacement = exists().where(
-        orders.c.replaces_certificate_id == certificates.c.certificate_id, text("state = 'ISSUED'")
-    )
-    return and_(
-        text("revoke_time IS NULL"),
-        certificates.c.forget_time.is_(null()),
-        dated.c.not_after > bindparam("now"),
-        ~replacement,
-    )
-
-
-def _place(one: InForce | Selected) -> tuple[str, str]:
+def _place(one: InForce) -> tuple[str, str]:
     return (one.host, one.certificate_id)
-
-
-def _matching(rows: Sequence[Row], matches: Callable[[Candidate], bool]) -> Iterator[Selected]:
-    for row in rows:
-        certificate_id, host, profile, issuer, names, serial_number, key, created, window, renew_time, request_id = row
-        start = None if window is None else from_micros(window)
-        one = Candidate(
-            certificate_id, host, profile, issuer, decode_names(names), serial_number, key, from_micros(created), start
-        )
-        if matches(one):
-            yield Selected(one.certificate_id, one.host, from_micros(renew_time), request_id)
 
 
 def _in_force_from_row(row: Sequence[Any]) -> InForce:
