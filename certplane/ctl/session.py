@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from certplane.ctl.contexts import chosen
 from certplane.ctl.output import Output
@@ -17,9 +17,12 @@ from certplane.ctl.settings import Context, CtlSettings
 from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.command import say
+from certplane.runtime.text import printable
 
 if TYPE_CHECKING:  # `context list` needs no gRPC
     from certplane.ctl.client import Client
+
+_MOST_TEXT: Final = 8000
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ async def agreed(question: str, otherwise: str = "") -> bool:
     Raises:
         ConfigurationError: there is no terminal to ask at.
     """
+    question = printable(question, _MOST_TEXT)  # it may have words of the broker's
     if not sys.stdin.isatty():
         raise misuse(
             f"{question}; there is no terminal to ask at", f"add --yes{f', or {otherwise}' if otherwise else ''}"

@@ -40,6 +40,15 @@ async def test_the_question_takes_a_yes_alone(keyboard: int, typed: bytes, agree
     assert await asking is agreed
 
 
+async def test_a_question_with_words_of_others(keyboard: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a broker says, as of a rollout that is to be approved, doesn't write on the screen elsewhere."""
+    asking = asyncio.create_task(ask("rollout r-1: \x1b[2J\u202eticket\n4711"))
+    await asyncio.sleep(0)
+    os.write(keyboard, b"n\n")
+    assert await asking is False
+    assert capsys.readouterr().err == "rollout r-1:  [2J ticket 4711. Go on? [y/N] "
+
+
 async def test_a_question_that_is_left_holds_up_nothing(keyboard: int) -> None:
     """Ctrl-C at the question ends the program: no thread goes on waiting for the Enter key."""
     threads = set(threading.enumerate())

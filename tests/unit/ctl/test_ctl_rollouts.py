@@ -245,6 +245,23 @@ async def test_a_rollout_in_full(broker: OperatorsBroker, ctl: Ctl, width: int) 
     assert yaml.safe_load((await ctl("rollout", "show", "r-7f3a", "-o", "yaml")).out)["state"] == "STATE_HALTED"
 
 
+async def test_words_of_others(broker: OperatorsBroker, ctl: Ctl) -> None:
+    """Whatever a host, a CA or another operator said, nothing of it reaches the terminal but its letters."""
+    evil = "\x1b]0;title\x07\u202e\n"
+    rollout = halted(NOW)
+    rollout.state_reason = rollout.spec.reason = rollout.created_by = rollout.rings[0].name = evil
+    rollout.failed[0].reason = rollout.failed[0].host = rollout.forecast.bound_by = evil
+    rollout.spec.selection.hosts.append(evil)
+    broker.answers["GetRollout"] = rollout_pb2.GetRolloutResponse(rollout=rollout)
+    broker.answers["ListRollouts"] = rollout_pb2.ListRolloutsResponse(rollouts=[rollout])
+    broker.answers["PlanRollout"] = a_plan(warnings=[evil], refusal=evil, remedy=evil)
+    broker.answers["WatchRollout"] = watched(rollout)
+    broker.answers["ResumeRollout"] = rollout_pb2.ResumeRolloutResponse(rollout=rollout)
+    for line in ("show r-1", "list", "plan --all", "resume r-1 --reason x --wait", "show r-1 -o json", "list -o wide"):
+        ran = await ctl("rollout", *line.split())
+        assert not set("\x1b\x07\u202e") & set(ran.out + ran.said), line
+
+
 async def test_a_deadline_that_cant_be_kept(broker: OperatorsBroker, ctl: Ctl) -> None:
     """Late by how much, and what it cost: bake times that were cut."""
     rollout = a_rollout(now=NOW)

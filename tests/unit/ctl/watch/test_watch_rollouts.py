@@ -85,6 +85,22 @@ def test_any_width(width: int) -> None:
     assert len(bars) == (3 if width < 70 else 0)
 
 
+def test_words_of_others() -> None:
+    """Nothing of them reaches the terminal but its letters."""
+    evil = "\x1b]0;title\x07\u202e\n"
+    rollout, budget = halted(), limits()
+    rollout.rollout_id = rollout.state_reason = rollout.spec.reason = rollout.rings[0].name = evil
+    rollout.failed[0].host = rollout.failed[0].reason = rollout.failed[0].certificate_name = evil
+    budget.issuers[0].issuer = budget.issuers[0].hold_reason = budget.issuers[0].budgets[0].name = evil
+    what = known(rollout, budget)
+    what.keep(Question(Topic.ROLLOUTS), Answer((rollout,)))
+    incident = incident_pb2.Incident(incident_id=evil, issuer=evil, explanation_url=evil, rollout_id=evil, hosts=[evil])
+    what.keep(Question(Topic.INCIDENTS), Answer((incident,)))
+    for page in (PAGE, ROLLOUTS, INCIDENTS):
+        for width in (20, 80):
+            assert all(line.isprintable() for line in texts(what, page, width))
+
+
 def test_a_ring_that_bakes() -> None:
     """How long still, and what the deadline cut off; late is red, and said on top."""
     rollout = a_rollout()
