@@ -34,10 +34,10 @@ async def plan(options: argparse.Namespace, session: Session) -> int:
     spec = spec_of(options, "rollout plan", session.now())
     async with session.client() as client:
         found = await client.plan_rollout(spec)
-    if session.out.for_people:
-        _show_plan(session, session.out, spec, found)
-    else:
+    if not session.out.for_people:
         session.out.message(found)
+    elif found.rings or not found.refusal:  # what is refused for its rings has none
+        _show_plan(session, session.out, spec, found)
     return _refused(session, found)
 
 

@@ -88,6 +88,8 @@ async def test_what_would_be_refused(broker: OperatorsBroker, ctl: Ctl, asked: l
         assert ran.said == said
     assert asked == []
     assert not broker.requests("CreateRollout")
+    broker.answers["PlanRollout"] = rollout_pb2.PlanRolloutResponse(refusal="REQUEST_INVALID: nothing is picked")
+    assert (await ctl("rollout", "plan", "--all"))[:2] == (1, "")
 
 
 async def test_a_start_is_asked_for(broker: OperatorsBroker, ctl: Ctl, asked: list[str]) -> None:
