@@ -269,6 +269,16 @@ HOSTS: Final = Gauge(
 )
 WATCHERS: Final = Gauge("certplane_renewal_watchers", "Streams of WatchRenewals.")
 
+# Rollouts.
+
+ROLLOUTS: Final = Gauge("certplane_rollouts", "Rollouts that haven't ended, by their state.", ("state",))
+ROLLOUT_CERTIFICATES: Final = Gauge(
+    "certplane_rollout_certificates", "Certificates of rollouts that haven't ended, by how far they are.", ("state",)
+)
+ROLLOUT_UNREVOKED: Final = Gauge(
+    "certplane_rollout_unrevoked_certificates", "Certificates that rollouts are to revoke, and haven't yet."
+)
+
 # Notifications.
 
 NOTIFICATIONS: Final = Counter(

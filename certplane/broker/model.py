@@ -181,7 +181,7 @@ class OrderDraft:
     renewal_request_id: str = ""
     """The operators' request that wants it, with the cause OPERATOR; the audit log names it."""
     rollout_id: str = ""
-    """The rollout that wants it, with the cause OPERATOR; the audit log names it."""
+    """The rollout that wants it, with the cause OPERATOR, or ISSUER where the CA does too; the audit log names it."""
     to_issuer: str = ""
     """The issuer that it must come from, since that rollout moves to it; empty: any that the profile allows."""
 

@@ -67,6 +67,7 @@ class IndexedHost:
         mode: How its agent runs; None of one that doesn't say (`circumstances`).
         run_interval: How often that is, of a timer; None where it isn't known.
         broker_roots: The roots by which it knows its broker, as in `HostFacts`; empty of an agent that doesn't say.
+        can_hold: Whether its agent can hold a certificate back for a rollout.
         blocked: Why it gets no certificates whatever it asks for, for people; empty if it does.
         change_time: When time alone may next change the health of one of its certificates; None if it can't.
         unheard_since: Since when it has been silent for longer than its mode allows; None if it isn't, or never came.
@@ -86,6 +87,7 @@ class IndexedHost:
     mode: AgentMode | None = None
     run_interval: timedelta | None = None
     broker_roots: tuple[str, ...] = ()
+    can_hold: bool = False
     blocked: str = ""
     change_time: datetime | None = None
     unheard_since: datetime | None = None

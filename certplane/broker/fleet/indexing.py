@@ -32,7 +32,7 @@ from certplane.broker.fleet.watching import FleetListener
 from certplane.broker.model import IdentityKind
 from certplane.broker.ports import Policy, PolicySource
 from certplane.errors import RefusalError
-from certplane.fleet_report.model import CertificateStatus
+from certplane.fleet_report.model import ROLLOUT_FEATURE, CertificateStatus
 from certplane.runtime.clock import Clock
 from certplane.runtime.health import HealthWord
 
@@ -151,6 +151,7 @@ class MemoryIndex(FleetIndex, FleetListener):
                 mode=facts.agent_mode,
                 run_interval=facts.run_interval,
                 broker_roots=facts.broker_roots_sha256,
+                can_hold=ROLLOUT_FEATURE in facts.features,
             )
         )
 

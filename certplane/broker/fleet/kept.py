@@ -23,7 +23,7 @@ from certplane.broker.fleet.model import HostStream, IssuedCertificate, RevokedC
 from certplane.broker.fleet.places import HostPlaces
 from certplane.broker.model import IdentityKind
 from certplane.broker.ports import Policy, PolicySource
-from certplane.fleet_report.model import CertificateStatus
+from certplane.fleet_report.model import ROLLOUT_FEATURE, CertificateStatus
 from certplane.runtime.clock import Clock
 from certplane.runtime.health import HealthWord
 from certplane.runtime.sharing import SharedTexts
@@ -150,6 +150,7 @@ class KeptHosts:
             mode=stream.facts.agent_mode,
             run_interval=stream.facts.run_interval,
             broker_roots=tuple(map(self._texts.share, stream.facts.broker_roots_sha256)),
+            can_hold=ROLLOUT_FEATURE in stream.facts.features,
         )
 
     def certificate(

@@ -285,5 +285,5 @@ def _why(order: Order) -> dict[str, Any]:
         "cause": order.cause.value,
         "replaces_certificate_id": order.replaces_certificate_id,
         "renewal_request_id": order.renewal_request_id if order.cause is OrderCause.OPERATOR else "",
-        "rollout_id": order.rollout_id if order.cause is OrderCause.OPERATOR else "",
+        "rollout_id": order.rollout_id if order.cause in (OrderCause.OPERATOR, OrderCause.ISSUER) else "",
     }

@@ -37,6 +37,8 @@ INCIDENTS: Final = "incidents"
 """What CAs do to many certificates at once is looked for, and followed."""
 NOTIFICATIONS: Final = "notifications"
 """People are told what is wrong."""
+ROLLOUTS: Final = "rollouts"
+"""Rollouts are run."""
 AUDIT_SINKS: Final = "audit_sinks"
 """The audit log is copied to its sinks."""
 

@@ -103,14 +103,14 @@ class RenewalPlans(RenewalTimes, RenewalPlanStore, RenewalRequestLog, RequestIte
         found = await self._store.find(certificate.certificate_id, now)
         plan = None if found is None else found.plan
         if plan is not None and plan.window_start is not None and plan.window_start <= now:
-            return Wanted(OrderCause.ISSUER, plan.window_start)
+            return Wanted(OrderCause.ISSUER, plan.window_start, "", plan.rollout_id, plan.to_issuer)
         since = certificate.renew_time if plan is None else plan.renew_time
         if since > now:
             since -= _SKEW
         if since > now:
             return None
         if plan is not None and plan.cause is RenewalCause.OPERATOR:
-            return Wanted(OrderCause.OPERATOR, since, plan.renewal_request_id)
+            return Wanted(OrderCause.OPERATOR, since, plan.renewal_request_id, plan.rollout_id, plan.to_issuer)
         return Wanted(OrderCause.DUE, since)
 
     @override

@@ -51,6 +51,7 @@ from certplane.broker.store.session import Database, Session
 from certplane.broker.store.shared_orders import SqlSharedOrders
 from certplane.broker.store.soundness import ServerSoundness, SqliteSoundness, corrupt
 from certplane.broker.store.statements import Driver
+from certplane.broker.store.successors import SqlSuccessors
 from certplane.broker.store.upkeep import SqlUpkeep
 from certplane.broker.store.writer import Writer
 from certplane.errors import OperationError
@@ -103,6 +104,7 @@ class Stores:
     host_removal: SqlHostRemoval
     fleet: SqlFleetStore
     issued: SqlIssuedCertificates
+    successors: SqlSuccessors
     audit: SqlAuditLog
     audit_reader: SqlAuditReader
     audit_proof: SqlAuditProof
@@ -258,6 +260,7 @@ def assemble(
         host_removal=SqlHostRemoval(reader, writer, log, changes),
         fleet=SqlFleetStore(reader, writer, log, broker_id=writer_id, changes=changes),
         issued=SqlIssuedCertificates(reader),
+        successors=SqlSuccessors(reader),
         audit=log,
         audit_reader=SqlAuditReader(reader, clock),
         audit_proof=SqlAuditProof(reader, writer, rows, clock),
