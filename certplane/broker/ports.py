@@ -973,6 +973,14 @@ class RenewalTimes(Protocol):
         """
         ...
 
+    async def in_window(self, certificate: CertificateRecord, now: datetime) -> bool:
+        """Whether the window that its CA suggests is open at `now`: begun and not over (RFC 9773 4.2).
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        ...
+
     def note_issued(self, certificate: CertificateRecord) -> None:
         """It was issued just now, and is durable."""
         ...
@@ -992,6 +1000,10 @@ class StoredRenewalTimes(RenewalTimes):
     @override
     async def wanted(self, certificate: CertificateRecord, now: datetime) -> Wanted | None:
         return Wanted(OrderCause.DUE, certificate.renew_time) if certificate.renew_time <= now else None
+
+    @override
+    async def in_window(self, certificate: CertificateRecord, now: datetime) -> bool:
+        return False
 
     @override
     def note_issued(self, certificate: CertificateRecord) -> None:

@@ -14,6 +14,7 @@ from unittest import mock
 
 from certplane.broker.audit import RepeatCoalescer
 from certplane.broker.audit.fallback import FailureMode
+from certplane.broker.budget.model import IssuerLimits
 from certplane.broker.events import AuditEventType
 from certplane.broker.issuance import order_context
 from certplane.broker.issuance.authority import RegistrationAuthority
@@ -138,6 +139,8 @@ class World:
     failure_mode: FailureMode = "fail_closed"
     settings: IssuanceSettings = field(default_factory=IssuanceSettings)
     policies: FakePolicySource = field(default_factory=lambda: FakePolicySource(policy()))
+    budgets: dict[str, IssuerLimits] = field(default_factory=dict)
+    """The CAs' limits by issuer."""
     coalesces: bool = False
     """Whether repeated events are counted together, as a broker does, or each is written."""
 
@@ -173,7 +176,7 @@ class World:
 
     def fork(self) -> World:
         """The world as a process finds it that starts after this moment's power cut."""
-        other = World(self.clock, self.failure_mode, self.settings, self.policies, self.coalesces)
+        other = World(self.clock, self.failure_mode, self.settings, self.policies, self.budgets, self.coalesces)
         other.database = self.database.fork()
         other.dns = self.dns.fork()
         other.ca = self.ca.fork(other.dns)
@@ -198,6 +201,8 @@ class World:
             revokers={self.issuer.name: self.revoker},
             solver=self.solver,
             holds=self.stores.holds,
+            ledger=self.stores.budget,
+            budgets=self.budgets,
             conditions=self.stores.conditions,
             preflight=self.preflight,
             lease=lease or LastingLease(),

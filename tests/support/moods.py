@@ -94,6 +94,7 @@ class Moody:
             revokers=self._issuers,
             solver=FakeChallengeSolver(self.dns),
             holds=stores.holds,
+            ledger=stores.budget,
             conditions=stores.conditions,
             epoch=RetryEpoch(self._clock, lambda: f"epoch-{next(self._ids):06d}"),
             clock=self._clock,

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from certplane.broker.budget.model import Claim, LedgerState, Need, Shortage
+from certplane.broker.budget.model import BucketKey, Claim, LedgerState, Need, Shortage
 from certplane.broker.model import Order
 
 
 @dataclass(frozen=True, slots=True)
 class PlaceTry:
-    """What came of a try: the order as it durably is, and why it has to wait; None: it has all its places."""
+    """What came of a try.
+
+    Attributes:
+        order: As it durably is.
+        shortage: Why it has to wait; None: it has all its places.
+        free_times: From when on the buckets have a place again of which it has taken one.
+    """
 
     order: Order
     shortage: Shortage | None = None
+    free_times: Mapping[BucketKey, datetime] = field(default_factory=dict)
 
 
 class BudgetLedger(Protocol):
@@ -30,7 +37,7 @@ class BudgetLedger(Protocol):
         same bucket, can go now, and are a living broker's.
 
         Raises:
-            RefusalError: ORDER_NOT_FOUND as `OrderStore.change_order`; STORE_UNAVAILABLE.
+            RefusalError: ORDER_NOT_FOUND as `OrderStore.change_order`, also if it has ended; STORE_UNAVAILABLE.
         """
         ...
 

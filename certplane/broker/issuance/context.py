@@ -6,6 +6,8 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from certplane.broker.budget.model import IssuerLimits
+from certplane.broker.budget.ports import BudgetLedger
 from certplane.broker.issuance.condition import ConditionTeller
 from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.issuance.holds import HoldStore
@@ -67,10 +69,13 @@ class IssuancePorts:
     revokers: Mapping[str, Revoker]
     solver: ChallengeSolver
     holds: HoldStore
+    ledger: BudgetLedger
     conditions: ConditionTeller
     epoch: RetryEpoch
     clock: Clock
     new_id: Callable[[], str]
+    budgets: Mapping[str, IssuerLimits] = field(default_factory=dict)
+    """The CAs' limits by issuer; of one that isn't here nothing is counted."""
     renewals: RenewalTimes = field(default_factory=StoredRenewalTimes)
     preflight: OrderPreflight = field(default_factory=NoPreflight)
     lease: Lease = field(default_factory=LastingLease)

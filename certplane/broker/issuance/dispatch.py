@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 from certplane.broker import metrics
 from certplane.broker.events import AuditEvent
 from certplane.broker.issuance.authorisation import OrderAuthorisation
+from certplane.broker.issuance.budgeting import OrderBudget
 from certplane.broker.issuance.condition import ConditionFollower, IssuanceCondition
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.elsewhere import OrdersElsewhere
@@ -67,7 +68,6 @@ class OrderDispatcher:
         self._settings = settings
         self._events = events
         self._authorisation = OrderAuthorisation(ports, settings.account_keys_sha256)
-        queue = OrderQueue(settings.parallel_orders, settings.orders_asked_for)
         directories = {name: issuer.directory for name, issuer in ports.issuers.items()}
         self.holds = IssuerHolds(ports.holds, directories, lambda: ports.epoch.current)
         self._choice = IssuerChoice(self.holds)
@@ -80,8 +80,9 @@ class OrderDispatcher:
             ports=ports,
             settings=settings,
             tenure=self._tenure,
-            queue=queue,
+            queue=OrderQueue(settings.parallel_orders, settings.orders_asked_for),
             lanes=self._lanes,
+            budget=OrderBudget(ports),
             holds=self.holds,
             choice=self._choice,
             condition=self.condition,
@@ -189,8 +190,7 @@ class OrderDispatcher:
 
     def choose_issuer(self, profile: Profile) -> str:
         """The issuer for a new order of `profile`: the first of its list that isn't known to be out."""
-        issuers = self._ports.issuers_of(profile)
-        now = self._ports.clock.now()
+        issuers, now = self._ports.issuers_of(profile), self._ports.clock.now()
         return self._choice.choose(issuers, profile.dns_names, profile.acme_profile, now)
 
     def run(self, order: Order) -> Flight:

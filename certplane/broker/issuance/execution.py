@@ -9,6 +9,8 @@ at the CA's order, then do what its state and ours ask for.
   no key ever gets a second certificate.
 - Before that, an order that the CA lost or that somebody else finalised is abandoned, which is counted, and another is
   made; and an order whose issuer is out goes on at the next one of its profile (`failover`).
+- Where the CA's limits have no place for an order, it waits without its turn (`budgeting`), or goes on at the next
+  issuer as well.
 - All that let the order in (`authorisation`) is asked again before the CA is asked for anything, and right before the
   finalisation.
 - A cancellation parks the order: nothing is undone, the next start goes on.
@@ -18,17 +20,18 @@ from __future__ import annotations
 
 import logging
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 
 from certplane.broker import metrics
 from certplane.broker.events import AuditEvent
+from certplane.broker.issuance.budgeting import limit_refusal
 from certplane.broker.issuance.events import OrderEvents
 from certplane.broker.issuance.flights import Flight
 from certplane.broker.issuance.journal import Journal, OrderEndedError, OrderTakenError
 from certplane.broker.issuance.order_context import OrderContext
 from certplane.broker.issuance.outcome import (
+    SHORT_RATE_LIMIT,
     Consequence,
     End,
     TryAgain,
@@ -42,7 +45,8 @@ from certplane.broker.issuance.outcome import (
 )
 from certplane.broker.issuance.progress import TURN, cut
 from certplane.broker.issuance.queue import Place
-from certplane.broker.issuance.steps import Abandoned, Elsewhere, Failed, OrderSteps, Outcome, Over
+from certplane.broker.issuance.step_outcome import Abandoned, Elsewhere, Failed, Outcome, OutOfBudget, Over
+from certplane.broker.issuance.steps import OrderSteps
 from certplane.broker.issuance.tenure import LeaseLostError
 from certplane.broker.model import Order, OrderState
 from certplane.broker.ports import OrderChange
@@ -53,8 +57,8 @@ logger = logging.getLogger(__name__)
 _MOST_ABANDONED = 3
 """ACME orders that one order may give up before it fails: a CA that loses each one would get new ones without end."""
 
-_SHORTEST_PAUSE = timedelta(minutes=1)
-"""Before a new order goes to an issuer that was left and isn't known to be out any more."""
+_CHECKED_FOR = timedelta(minutes=10).total_seconds()
+"""What was looked at before an order isn't looked at again by one that has waited for a place for less."""
 
 
 class OrderExecution:
@@ -77,6 +81,10 @@ class OrderExecution:
         """Why the last step that failed did, as the log has it."""
         self._out_since: float | None = None
         """Since when, after the order's last progress, the CA has been out of reach."""
+        self._lacks: OutOfBudget | None = None
+        """Why the order waits for places within its CA's limits."""
+        self._checked: tuple[str, float] | None = None
+        """At which issuer what can be known before an order was looked at last, and when (monotonic)."""
         self._ending: End | None = None
         """In FINALIZING: how the order ends if the CA turns out not to have the CSR."""
 
@@ -97,10 +105,12 @@ class OrderExecution:
             return
         moved = True
         while moved:
+            if self._lacks is not None:
+                await self._wait_for_places(self._lacks)
             self._lane = self._context.lane_of(self.order)
             async with self._turn() as place:
+                self._flight.begun = True
                 if self._started is None:
-                    self._flight.begun = True
                     self._started = self._ports.clock.monotonic()
                     if not self._ports.lease.shared:  # else its row was read when it got its turn
                         await self._journal.refresh()
@@ -116,6 +126,14 @@ class OrderExecution:
             return queue.place()
         others = partial(self._context.lanes.take, self._journal, self._lane)
         return queue.turn(self._lane, others=others, waits=waits)
+
+    async def _wait_for_places(self, out: OutOfBudget) -> None:
+        """Without its turn, as long as the CA's limits have no place for the order: others go on."""
+        self._lacks = None
+        self._flight.begun = False
+        await self.leave_lane()
+        await self._context.budget.wait(self._journal, out)
+        await self._journal.refresh()
 
     async def fail(self, refusal: Refusal) -> None:
         """End the order for a reason that lies outside of it, and remove its records."""
@@ -151,13 +169,25 @@ class OrderExecution:
     async def _work(self, place: Place) -> bool:
         """Work at the order's issuer until the order has ended; or return True, since it goes on at another one."""
         deadline = self._ports.clock.monotonic() + self._settings.time_limit(self.order.issuer).total_seconds()
+        now, issuer = self._ports.clock.monotonic(), self.order.issuer
+        checked = self._checked is not None and self._checked[0] == issuer and now - self._checked[1] < _CHECKED_FOR
         steps = OrderSteps(
-            self._context, self._journal, self._events, lane=self._lane, deadline=deadline, left=self._left
+            self._context,
+            self._journal,
+            self._events,
+            lane=self._lane,
+            deadline=deadline,
+            left=self._left,
+            checked=checked,
         )
+        self._checked = self._checked if checked else (issuer, now)
         while self.order.state.is_open:
             state = self.order.state
             with suppress(OrderEndedError):
-                if await self._act_on(await steps.advance(self._ending), steps.time_left, place):
+                outcome = await steps.advance(self._ending)
+                if steps.has_unused_places and isinstance(outcome, Over | Elsewhere):
+                    await self._context.budget.give_back(self._journal)
+                if await self._act_on(outcome, steps.time_left, place):
                     return True
             if self.order.state is not state:
                 self._failures = 0
@@ -175,9 +205,23 @@ class OrderExecution:
             case Elsewhere():
                 await self._move(outcome)
                 return True
+            case OutOfBudget():
+                return await self._without_places(outcome)
             case Failed():
                 return await self._after_failure(outcome, time_left, place)
         return False
+
+    async def _without_places(self, out: OutOfBudget) -> bool:
+        """Go on at another issuer, if there is one; else wait, without its turn. True: not here and now."""
+        refusal = limit_refusal(out.shortage, self._ports.clock.now())
+        profile = self._ports.profile_of(self.order)
+        if profile is not None and (refusal.retry_after or SHORT_RATE_LIMIT) > SHORT_RATE_LIMIT:
+            issuer = self._context.next_issuer(self.order, profile, self._left)
+            if issuer:  # the ledger knows when this one may be asked again: nothing is held
+                await self._move(Elsewhere(issuer, refusal), hold=False)
+                return True
+        self._lacks = out
+        return True
 
     async def _after_failure(self, failed: Failed, time_left: timedelta, place: Place) -> bool:
         refusal = failed.refusal
@@ -233,18 +277,14 @@ class OrderExecution:
         self._journal.note(trouble=trouble, failures=self._failures, next_attempt=None, wait="")
         first = self._context.is_news(self.order, refusal.reason)
         level = logging.WARNING if stuck or first else logging.INFO
-        fields = {
-            "order_id": self.order.order_id,
-            "state": self.order.state.value,
-            "issuer": self.order.issuer,
-            "reason": refusal.reason.value,
-            "failures": self._failures,
-        }
+        order = self.order
+        fields = {"order_id": order.order_id, "state": order.state.value, "issuer": order.issuer}
+        more = {"reason": refusal.reason.value, "failures": self._failures}
         logger.log(
             level if news else logging.DEBUG,
             "a step of an order failed: %s",
             refusal.message,
-            extra={"fields": fields},
+            extra={"fields": {**fields, **more}},
         )
 
     def _next_issuer(self, refusal: Refusal, verdict: TryAgain | End) -> str:
@@ -264,7 +304,7 @@ class OrderExecution:
             self._context.holds.suspect(self.order.issuer, self._ports.clock.now(), refusal)
         return issuer
 
-    async def _move(self, elsewhere: Elsewhere) -> None:
+    async def _move(self, elsewhere: Elsewhere, *, hold: bool = True) -> None:
         """Go on at another issuer: nothing was finalised here, so that no key gets two certificates."""
         order, refusal = self.order, elsewhere.refusal
         asks_person = classify(refusal) is Consequence.ASK_PERSON  # whom nobody would call while the other one works
@@ -276,7 +316,8 @@ class OrderExecution:
             extra={"fields": {"order_id": order.order_id, "issuer": order.issuer, "next_issuer": elsewhere.issuer}},
         )
         self._ports.meter.count(metrics.FAILOVERS, issuer=order.issuer, reason=refusal.reason.value)
-        await self._hold(refusal, pause_before_new_order(refusal))
+        if hold:
+            await self._hold(refusal, pause_before_new_order(refusal))
         self._left |= {order.issuer}
         self._failures = 0
         self._out_since = None
@@ -304,7 +345,7 @@ class OrderExecution:
             fields = {"order_id": order.order_id, "profile": order.profile, "reason": refusal.reason.value}
             logger.error("a person has to act: %s", refusal.message, extra={"fields": fields})
         await self._hold(refusal, over.end.pause)
-        error, pause = self._until_any_issuer(over.end)
+        error, pause = self._context.until_any_issuer(order, over.end)
         events = [self._events.failed(error, order.acme_order_url, alarming=over.unaccounted or asks_person)]
         if over.left_open:
             events += self._abandoning(error.message)
@@ -334,22 +375,6 @@ class OrderExecution:
             self._context.holds.works(self.order.issuer)
             await self._context.holds.save(self._ports.clock.now())
         await self.clean_up()
-
-    def _until_any_issuer(self, end: End) -> tuple[Refusal, timedelta]:
-        """What is told, and when a new order may follow: as soon as another of the profile's issuers can be asked.
-
-        A limit of the issuer that was asked last, days long, must not keep the order from the first one that was away
-        for minutes.
-        """
-        profile = self._ports.profile_of(self.order)
-        if profile is None or self.order.to_issuer or not fails_over(end.refusal):
-            return end.refusal, end.pause
-        others = [issuer for issuer in self._ports.issuers_of(profile) if issuer != self.order.issuer]
-        if not others:
-            return end.refusal, end.pause
-        wait = self._context.choice.wait(others, self.order.dns_names, profile.acme_profile, self._ports.clock.now())
-        pause = min(end.pause, max(wait, _SHORTEST_PAUSE))
-        return (end.refusal if pause == end.pause else replace(end.refusal, retry_after=pause)), pause
 
     async def _life_left(self) -> timedelta | None:
         """Of the certificate that the order was to take the place of; None if there is none, or it can't be read."""

@@ -10,9 +10,12 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Any, TypeVar
 
 from certplane.broker import metrics
+from certplane.broker.budget.model import Claim, Need
+from certplane.broker.budget.ports import PlaceTry
 from certplane.broker.events import AuditEvent
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.flights import Flight
@@ -107,6 +110,34 @@ class Journal:
             OrderTakenError: see `write`.
         """
         self._publish(await self._fenced(self._ports.shared_orders.leave_lane))
+
+    async def take_places(self, claim: Claim) -> PlaceTry:
+        """Take the order's places within its CA's limits, if there are; it keeps those that it has.
+
+        Raises:
+            OrderEndedError, OrderTakenError: see `write`.
+        """
+        tried = await self._fenced(lambda order: self._ports.ledger.take_places(order, claim))
+        self._publish(tried.order)
+        return tried
+
+    async def correct_places(self, claim: Claim, refused: Sequence[Need], until: datetime) -> PlaceTry:
+        """The CA has said that no `refused` bucket has a place before `until`.
+
+        Raises:
+            OrderEndedError, OrderTakenError: see `write`.
+        """
+        tried = await self._fenced(lambda order: self._ports.ledger.correct(order, claim, refused, until))
+        self._publish(tried.order)
+        return tried
+
+    async def give_places_back(self, needs: Sequence[Need]) -> None:
+        """Put back what the order has taken, for which the CA was never asked.
+
+        Raises:
+            OrderEndedError, OrderTakenError: see `write`.
+        """
+        self._publish(await self._fenced(lambda order: self._ports.ledger.give_back(order, needs)))
 
     async def find(self, order_id: str) -> Order | None:
         """Another order, as it durably is."""

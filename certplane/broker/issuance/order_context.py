@@ -4,25 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from certplane.broker import metrics
 from certplane.broker.issuance.authorisation import OrderAuthorisation
+from certplane.broker.issuance.budgeting import OrderBudget
 from certplane.broker.issuance.condition import IssuanceCondition
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.failover import IssuerChoice
 from certplane.broker.issuance.holds import IssuerHolds
 from certplane.broker.issuance.journal import Journal
 from certplane.broker.issuance.lanes import SharedLanes
+from certplane.broker.issuance.outcome import End, fails_over
 from certplane.broker.issuance.progress import WAITS, TroubleTold
 from certplane.broker.issuance.queue import Lane, OrderQueue
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuance.tenure import Tenure
 from certplane.broker.issuance.validation import ChallengeRecords
 from certplane.broker.model import Order, Profile
-from certplane.errors import Reason
+from certplane.errors import Reason, Refusal
 from certplane.runtime.failpoints import failpoint
+
+_SHORTEST_PAUSE = timedelta(minutes=1)
+"""Before a new order goes to an issuer that was left and isn't known to be out any more."""
 
 _OUTSIDE = frozenset({"create", "present", "answer", "finalize", "remove"})
 """What can't be undone, at the CA or in the DNS. What is known already is written down all the same."""
@@ -37,6 +42,7 @@ class OrderContext:
     tenure: Tenure
     queue: OrderQueue
     lanes: SharedLanes
+    budget: OrderBudget
     holds: IssuerHolds
     choice: IssuerChoice
     condition: IssuanceCondition
@@ -55,6 +61,22 @@ class OrderContext:
             return ""  # a rollout moves there, perhaps since no other is to be trusted any more
         issuers, now = self.ports.issuers_of(profile), self.ports.clock.now()
         return self.choice.choose(issuers, order.dns_names, profile.acme_profile, now, but=left | {order.issuer})
+
+    def until_any_issuer(self, order: Order, end: End) -> tuple[Refusal, timedelta]:
+        """What is told, and when a new order may follow: as soon as another of the profile's issuers can be asked.
+
+        A limit of the issuer that was asked last, days long, must not keep the order from the first one that was away
+        for minutes.
+        """
+        profile = self.ports.profile_of(order)
+        if profile is None or order.to_issuer or not fails_over(end.refusal):
+            return end.refusal, end.pause
+        others = [issuer for issuer in self.ports.issuers_of(profile) if issuer != order.issuer]
+        if not others:
+            return end.refusal, end.pause
+        wait = self.choice.wait(others, order.dns_names, profile.acme_profile, self.ports.clock.now())
+        pause = min(end.pause, max(wait, _SHORTEST_PAUSE))
+        return (end.refusal if pause == end.pause else replace(end.refusal, retry_after=pause)), pause
 
     def is_news(self, order: Order, reason: str) -> bool:
         """Whether nobody has met this trouble yet of the order's issuer or DNS provider: from now on it is known."""

@@ -9,24 +9,26 @@ A step returns what came of it (`Outcome`); what follows from that is decided by
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from typing import TypeAlias
 
+from certplane.broker.budget.model import Claim
 from certplane.broker.issuance.events import OrderEvents
 from certplane.broker.issuance.journal import Journal
 from certplane.broker.issuance.order_context import OrderContext
 from certplane.broker.issuance.outcome import End, fails_over, is_told, pause_before_new_order
 from certplane.broker.issuance.progress import LOOK, PREFLIGHT, cut
 from certplane.broker.issuance.queue import Lane
+from certplane.broker.issuance.step_outcome import Abandoned, Elsewhere, Failed, Outcome, OutOfBudget, Over
 from certplane.broker.issuance.storing import record_of
-from certplane.broker.model import IssuerOrder, IssuerOrderStatus, Order, OrderState, Profile
+from certplane.broker.model import CertificateRecord, IssuerOrder, IssuerOrderStatus, Order, OrderState, Profile
 from certplane.broker.ports import Issuer, OrderChange
 from certplane.broker.telling import telling
 from certplane.errors import Reason, Refusal, RefusalError
 from certplane.pki.chain import MOST_CAME, IssuedChain, check_issued_chain
 from certplane.pki.chain_path import ChainError
+from certplane.runtime.failpoints import failpoint
 
 logger = logging.getLogger(__name__)
 
@@ -49,51 +51,10 @@ STEPS = (
 
 FAILPOINTS = tuple(f"order.{step}.{edge}" for step in STEPS for edge in ("before", "after"))
 
+LEDGER_FAILPOINTS = ("order.take_places.before", "order.take_places.after")
+"""Before "create", where the CA's limits are counted."""
+
 _SHORTEST_TIMEOUT = timedelta(seconds=1)
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The step failed and may be tried again.
-
-    `unreached_since` is when the CA was asked that gave no answer (monotonic); None if it was not the CA that failed.
-    """
-
-    refusal: Refusal
-    unreached_since: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Abandoned:
-    """The CA's order can't be used, and was not finalised by us: another one can take its place."""
-
-    why: str
-    refusal: Refusal
-
-
-@dataclass(frozen=True, slots=True)
-class Elsewhere:
-    """The issuer was not asked: others found it out of reach, as `refusal` says. `issuer` is the next one."""
-
-    issuer: str
-    refusal: Refusal
-
-
-@dataclass(frozen=True, slots=True)
-class Over:
-    """The order can't go on.
-
-    `left_open` says whether the CA still holds an order that was never finalised; `unaccounted`, that the CA may have
-    issued what is not stored: a person should look, and the key is spent.
-    """
-
-    end: End
-    left_open: bool = False
-    unaccounted: bool = False
-
-
-Outcome: TypeAlias = "Failed | Abandoned | Elsewhere | Over | None"
-"""None: the order is a step further."""
 
 
 class OrderSteps:
@@ -108,8 +69,12 @@ class OrderSteps:
         lane: Lane,
         deadline: float,
         left: frozenset[str],
+        checked: bool = False,
     ) -> None:
-        """The order has its turn in `lane`, must be ready by `deadline` (monotonic), and has `left` these issuers."""
+        """The order has its turn in `lane`, must be ready by `deadline` (monotonic), and has `left` these issuers.
+
+        `checked` says whether what can be known before an order was looked at just now.
+        """
         self._context = context
         self._ports = context.ports
         self._settings = context.settings
@@ -126,8 +91,12 @@ class OrderSteps:
         """When the CA was turned to in this step, after whatever had to be waited for before."""
         self._unusable_since: float | None = None
         """Since when what the CA hands out as the certificate can't be used."""
-        self._preconditions_checked = False
+        self._preconditions_checked = checked
         """Once, not at each try."""
+        self._counted = False
+        """Whether the CA has counted the order although it replaces a certificate in its window."""
+        self._took = self._asked = False
+        """Whether the order's places were taken here, and whether the CA may have heard of the order since."""
 
     @property
     def order(self) -> Order:
@@ -138,6 +107,11 @@ class OrderSteps:
     def time_left(self) -> timedelta:
         """Until the order's deadline."""
         return timedelta(seconds=self._deadline - self._ports.clock.monotonic())
+
+    @property
+    def has_unused_places(self) -> bool:
+        """Whether the order has taken places for which the CA was never asked."""
+        return self._took and not self._asked and bool(self.order.places)
 
     async def advance(self, ending: End | None = None) -> Outcome:
         """Take the next step.
@@ -183,7 +157,8 @@ class OrderSteps:
 
     async def _create(self) -> Outcome:
         self._check_held()
-        replaces = await self._replaced_pem()
+        replaced = await self._replaced()
+        replaces = self._told_pem(replaced)
         if not self._preconditions_checked:
             self._preconditions_checked = True
             self._journal.begin(PREFLIGHT)
@@ -196,11 +171,23 @@ class OrderSteps:
             elsewhere = self._where_others_went(profile)
             if elsewhere is not None:
                 return elsewhere
+            claim = await self._context.budget.claim(self.order, replaced, told=bool(replaces) and not self._counted)
+            out = await self._take_places(claim)
+            if out is not None:
+                return out
             self._asked_at = self._ports.clock.monotonic()
-            with self._step("create"):
-                acme = await self._issuer.create_order(
-                    self.order.csr_der, profile, self._timeout(self._settings.call_timeout), replaces=replaces
-                )
+            try:
+                with self._step("create"):
+                    self._asked = True
+                    acme = await self._issuer.create_order(
+                        self.order.csr_der, profile, self._timeout(self._settings.call_timeout), replaces=replaces
+                    )
+            except RefusalError as error:
+                shortage = await self._context.budget.refused(self._journal, claim, error.refusal)
+                if shortage is None or claim is None:
+                    raise
+                self._counted = True
+                return OutOfBudget(shortage, claim.urgency)
         if acme.status not in (IssuerOrderStatus.PENDING, IssuerOrderStatus.READY):
             raise RefusalError(Reason.ISSUER_UNAVAILABLE, f"the CA returned an order that is {acme.status.value}")
         with self._step("journal_url"):
@@ -225,11 +212,27 @@ class OrderSteps:
         issuer = self._context.next_issuer(self.order, profile, self._left) if suspected is not None else ""
         return Elsewhere(issuer, suspected[1]) if suspected is not None and issuer else None
 
-    async def _replaced_pem(self) -> str:
+    async def _take_places(self, claim: Claim | None) -> OutOfBudget | None:
+        """Take the order's places within the CA's limits: whatever happens next, they are counted."""
+        if claim is None or not claim.needs:
+            return None
+        self._context.tenure.check()
+        failpoint(LEDGER_FAILPOINTS[0])
+        self._took = self._took or not self.order.places
+        shortage = await self._context.budget.take(self._journal, claim)
+        failpoint(LEDGER_FAILPOINTS[1])
+        if shortage is not None:
+            return OutOfBudget(shortage, claim.urgency)
+        if self.order.progress.place_time is not None:
+            self._journal.note(trouble="", place_time=None)
+        return None
+
+    async def _replaced(self) -> CertificateRecord | None:
+        replaced_id = self.order.replaces_certificate_id
+        return await self._ports.certificates.get_certificate(replaced_id) if replaced_id else None
+
+    def _told_pem(self, record: CertificateRecord | None) -> str:
         """The certificate that the CA is told this order replaces: one of its own that shares a name (RFC 9773 5)."""
-        if not self.order.replaces_certificate_id:
-            return ""
-        record = await self._ports.certificates.get_certificate(self.order.replaces_certificate_id)
         if record is None or record.issuer != self.order.issuer:
             return ""
         return "" if set(record.dns_names).isdisjoint(self.order.dns_names) else record.certificate_pem
@@ -299,8 +302,15 @@ class OrderSteps:
         await self._context.records.publish(self._journal, ours, profile, self._timeout, self._step)
         await self._authorisation.ask_again(self.order)  # DNS may have taken minutes
         self._asked_at = self._ports.clock.monotonic()
-        with self._step("answer"):
-            answered = await self._issuer.answer_challenges(acme, self._timeout(self._settings.call_timeout))
+        try:
+            with self._step("answer"):
+                answered = await self._issuer.answer_challenges(acme, self._timeout(self._settings.call_timeout))
+        except RefusalError as error:
+            if error.refusal.reason is Reason.ISSUER_REJECTED:
+                named = {problem.identifier for problem in error.refusal.problems if problem.identifier}
+                failed = named or {challenge.domain for challenge in acme.challenges}
+                await self._context.budget.count_failures(self.order, failed)
+            raise
         if answered.status is IssuerOrderStatus.PENDING:
             # The CA answers and is slow with these names: that says nothing of whether others reach it.
             message = "the CA has not finished validating"

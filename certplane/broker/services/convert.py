@@ -192,6 +192,8 @@ def order_message(order: Order) -> certificate_pb2.Order:
         message.error.CopyFrom(status_from_refusal(order.error, request_id=order.request_id))
     if order.retry_time is not None:
         put_time(order.retry_time, message.retry_time)
+    if order.progress.place_time is not None:
+        put_time(order.progress.place_time, message.wait_time)
     return message
 
 

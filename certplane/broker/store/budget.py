@@ -154,7 +154,7 @@ class SqlBudget(BudgetLedger, BudgetReader):
 
         def take(session: Session) -> Done[PlaceTry]:
             found = self._get(session, order)
-            if found.places or not found.state.is_open:
+            if found.places:
                 return Done(PlaceTry(found))
             needs = self._needed(session, claim, now)
             buckets = self._read(session, needs, now)
@@ -163,16 +163,19 @@ class SqlBudget(BudgetLedger, BudgetReader):
                 self._write_waits(session, order, needs, claim.urgency, shortage.free_time)
                 return Done(PlaceTry(found, shortage))
             taken = [need for need in needs if need.takes]
+            free_times = {}
             for need in taken:
                 level = gcra.take(buckets[need.key].level, need.limit.rate, now)
                 self._write(session, replace(buckets[need.key], level=level), need)
+                free_times[need.key] = gcra.free_time(level, need.limit.rate)
             if order.order_id in self._waiting:
                 session.execute(self._waits_no_more, self._waits_no_more.arguments({"which": order.order_id}))
             self._forget_some(session, claim, now)
             if not taken:
                 return Done(PlaceTry(found))
             places = tuple(need.key.digest for need in taken)
-            return Done(PlaceTry(self._rows.put(session, replace(found, places=places, update_time=now))))
+            made = self._rows.put(session, replace(found, places=places, update_time=now))
+            return Done(PlaceTry(made, free_times=free_times))
 
         done = await self._writer.write(take, (), locks=_locks(claim.needs))
         (self._waiting.discard if done.shortage is None else self._waiting.add)(order.order_id)
@@ -260,7 +263,7 @@ class SqlBudget(BudgetLedger, BudgetReader):
 
     def _get(self, session: Session, order: Order) -> Order:
         found = self._rows.get(session, order.order_id)
-        if found is None or found.epoch != order.epoch:
+        if found is None or found.epoch != order.epoch or not found.state.is_open:
             raise order_not_found()
         return found
 

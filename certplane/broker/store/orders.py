@@ -369,4 +369,5 @@ def _changed(order: Order, change: OrderChange, now: datetime) -> Order:
             values["finalize_time"] = now
     if change.issuer is not None:
         values["lane"] = values["turn_time"] = None  # another issuer's lane is another one
+        values["places"] = ()
     return replace(order, **values)

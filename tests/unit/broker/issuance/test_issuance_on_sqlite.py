@@ -52,6 +52,7 @@ async def broker(folder: Path, ca: FakeCa) -> AsyncIterator[tuple[RegistrationAu
                 revokers={"fake-ca": FakeRevoker(ca)},
                 solver=FakeChallengeSolver(ca.dns),
                 holds=stores.holds,
+                ledger=stores.budget,
                 conditions=stores.conditions,
                 epoch=RetryEpoch(clock, TimeOrderedIds(clock)),
                 clock=clock,

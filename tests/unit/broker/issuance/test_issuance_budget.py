@@ -1,0 +1,199 @@
+"""Orders and the ledger of their CA's limits: who waits, who goes first, and what a refusal of the CA teaches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from unittest import mock
+
+import pytest
+
+from certplane.broker.budget.model import Exemption, IssuerLimits, Limit, LimitScope
+from certplane.broker.issuance import steps
+from certplane.broker.issuance.steps import LEDGER_FAILPOINTS
+from certplane.broker.model import OrderState
+from certplane.errors import Reason, RefusalError, Violation
+from tests.fakes.issuer import FakeIssuer
+from tests.support.issuance import NO_WAIT, World, caller, issue, kill_all, settle
+
+HOUR = timedelta(hours=1)
+MINUTE = timedelta(minutes=1)
+URL = "https://ca.test/directory"
+ALL = frozenset(Exemption)
+
+
+def limited(world: World, *limits: Limit) -> World:
+    world.budgets[world.issuer.name] = IssuerLimits(world.issuer.name, URL, "configuration", limits)
+    return world
+
+
+def one_an_hour(**changes: object) -> Limit:
+    return replace(Limit("orders", LimitScope.ACCOUNT, 1, HOUR, frozenset({Exemption.ARI})), **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def world() -> World:
+    """Its CA makes one order an hour."""
+    return limited(World(), one_an_hour())
+
+
+def states(world: World) -> list[OrderState]:
+    return [order.state for order in world.orders]
+
+
+async def test_an_order_without_a_place_waits_and_says_so(world: World) -> None:
+    """It stays open, without failing, as long as that takes; its caller, and who looks, are told why and until when."""
+    authority = await world.started()
+    await authority.issue(caller(), issue())
+    await world.run_on()
+    asked = await authority.issue(caller(), issue("two", wait=NO_WAIT))
+    await settle()
+    seen = (await authority.get_order(caller(), "req-9", asked.order.order_id)).order
+    assert (seen.state, seen.progress.step, seen.error) == (OrderState.PENDING, "budget", None)
+    assert seen.trouble.startswith("budget: 1 per 1h for the account; free at ")
+    assert seen.progress.place_time is not None
+    assert len(world.ca.orders) == 1
+    world.clock.advance(seen.progress.place_time - world.clock.now() - MINUTE)
+    await settle()
+    assert len(world.ca.orders) == 1
+    world.clock.advance(MINUTE)
+    await world.run_on()
+    assert states(world) == [OrderState.ISSUED] * 2
+
+
+async def test_the_most_urgent_goes_first(world: World) -> None:
+    """A renewal before first issues, whoever asked first; each waits for one place, and none is asked of the CA in vain."""
+    authority = await world.started()
+    first = await authority.issue(caller(), issue())
+    await world.run_on()
+    for key in ("two", "three"):
+        await authority.issue(caller("web2.test"), issue(key, wait=NO_WAIT))
+        await settle()
+        world.clock.advance(timedelta(seconds=1))
+    assert first.certificate is not None
+    renewal = issue("four", wait=NO_WAIT, replaces=first.certificate.certificate_id)
+    await authority.issue(caller(), renewal)
+    await settle()
+    assert len(world.ca.orders) == 1
+    issued = []
+    for _ in range(3):
+        world.clock.advance(HOUR + MINUTE)
+        for _ in range(30):
+            await settle(60)
+            world.clock.advance(timedelta(seconds=2))
+        issued.append([order.request_id for order in world.orders if order.state is OrderState.ISSUED])
+        assert len(world.ca.orders) == 1 + len(issued)
+    ended = [order.identity for order in sorted(world.orders, key=lambda order: order.update_time)]
+    assert ended == ["web1.test", "web1.test", "web2.test", "web2.test"]
+
+
+async def test_a_refusal_of_the_ca_corrects_the_ledger() -> None:
+    """The order waits as one without a place would, for as long as the CA says; nothing is failed and nobody held."""
+    world = limited(World(), one_an_hour(amount=100))
+    until = 2 * HOUR
+    refusal = RefusalError(
+        Reason.ISSUER_RATE_LIMITED, "too many new orders", retry_after=until, violations=[Violation("account", "")]
+    )
+    world.issuer.faults.fail("create_order", refusal)
+    authority = await world.started()
+    start = world.clock.now()
+    asked = await authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle()
+    await authority.issue(caller("web2.test"), issue("two", wait=NO_WAIT))
+    await settle()
+    seen = (await authority.get_order(caller(), "req-9", asked.order.order_id)).order
+    assert seen.trouble.endswith("as the CA says")
+    assert states(world) == [OrderState.PENDING] * 2
+    state = await world.stores.budget.state([URL])
+    assert [bucket.told_until for bucket in state.buckets.values()] == [start + until]
+    assert {waiter.order_id for waiter in state.waiters} == {order.order_id for order in world.orders}
+    world.clock.advance(until - MINUTE)
+    await settle()
+    assert not world.ca.orders
+    world.clock.advance(MINUTE)
+    await world.run_on()
+    assert states(world) == [OrderState.ISSUED] * 2
+
+
+async def test_a_limit_that_nobody_knows_is_waited_out_as_ever() -> None:
+    """The ledger says nothing of it: the order fails with the CA's words and its time."""
+    world = limited(World(), one_an_hour(amount=100))
+    refusal = RefusalError(
+        Reason.ISSUER_RATE_LIMITED, "too much", retry_after=2 * HOUR, violations=[Violation("name_set", "")]
+    )
+    world.issuer.faults.fail("create_order", refusal)
+    authority = await world.started()
+    result = await authority.issue(caller(), issue())
+    assert result.order.state is OrderState.FAILED
+    assert result.order.error is not None
+    assert result.order.error.reason is Reason.ISSUER_RATE_LIMITED
+
+
+async def test_another_issuer_of_the_profile_is_asked_instead(world: World) -> None:
+    """As where the CA itself had refused; nothing is held at the first one."""
+    world.others.append(other := FakeIssuer(world.ca, name="second"))
+    world.change_profile(issuers=(world.issuer.name, other.name))
+    authority = await world.started()
+    await authority.issue(caller(), issue())
+    await authority.issue(caller(), issue("two"))
+    await world.run_on()
+    assert [order.issuer for order in world.orders] == [world.issuer.name, "second"]
+    assert states(world) == [OrderState.ISSUED] * 2
+    assert not await world.stores.holds.holds()
+
+
+async def test_a_wait_ends_with_the_process_and_goes_on_in_the_next(world: World) -> None:
+    """Parked at once, whoever waits; taken up again with its place in the line."""
+    authority = await world.started()
+    await authority.issue(caller(), issue())
+    await world.run_on()
+    await authority.issue(caller(), issue("two", wait=NO_WAIT))
+    await settle()
+    await authority.drain(timedelta(seconds=30))
+    world.connect()
+    await world.started()
+    world.clock.advance(HOUR + MINUTE)
+    await world.run_on()
+    assert states(world) == [OrderState.ISSUED] * 2
+
+
+@pytest.mark.parametrize("point", LEDGER_FAILPOINTS)
+async def test_a_crash_costs_no_place(world: World, point: str) -> None:
+    """Before the places are taken, or after: who goes on takes one, or has it."""
+    worlds: list[World] = []
+
+    def keep(name: str) -> None:
+        if name == point:
+            worlds.append(world.fork())
+
+    with mock.patch.object(steps, "failpoint", keep):
+        authority = await world.started()
+        await authority.issue(caller(), issue())
+        await world.run_on()
+    await kill_all()
+    (after,) = worlds
+    await after.started()
+    await after.run_on()
+    assert states(after) == [OrderState.ISSUED]
+    (bucket,) = (await after.stores.budget.state([URL])).buckets.values()
+    assert bucket.level.full_time - bucket.level.since == HOUR
+
+
+async def test_failed_validations_are_counted_before_the_last(world: World) -> None:
+    """Of three in an hour the CA sees two: the third, which would lock the name, waits."""
+    limited(world, Limit("failures", LimitScope.FAILED_VALIDATIONS, 3, HOUR))
+    refused = RefusalError(Reason.ISSUER_REJECTED, "a challenge failed", retry_after=MINUTE)
+    authority = await world.started()
+    for _ in range(2):
+        world.issuer.faults.fail("answer_challenges", refused)
+        result = await authority.issue(caller(), issue())
+        assert result.order.state is OrderState.FAILED
+        world.clock.advance(2 * MINUTE)
+    asked = await authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle()
+    seen = (await authority.get_order(caller(), "req-9", asked.order.order_id)).order
+    assert "for failed validations of shop.test" in seen.trouble
+    assert len(world.ca.orders) == 2
+    world.clock.advance(20 * MINUTE)
+    await world.run_on()
+    assert states(world)[-1] is OrderState.ISSUED
