@@ -7,7 +7,7 @@
 | `routes` | which provider, credentials and servers a record gets, by zone |
 | `delegation` | CNAMEs of challenge names followed to where records may stand |
 | `lookup` | zones by SOA walk, and their servers; it asks by `resolvers` and `name_servers` |
-| `caa`, `preflight` | what can be known before an order is spent |
+| `preflight` | what can be known before an order is spent: by `caa`, `standing`, and `dnssec` over `signatures` |
 | `batching` | one call of what many orders want in a zone; `account_limits`: budget and circuit breaker of an account |
 | `provider` | `DnsProvider`: what a DNS API has to do for it, and `ProviderSettings`, its section of broker.yml |
 | `providers` | the registry |

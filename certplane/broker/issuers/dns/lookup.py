@@ -38,7 +38,7 @@ _AFTER_FAILURE = timedelta(seconds=3)
 class DnsLookup:
     """Asks resolvers and authoritative servers. Safe for concurrent use on one loop.
 
-    `resolvers` and `name_servers` are for questions of one's own.
+    `resolvers` and `name_servers` are for questions of one's own; `port` is where the servers of an NS set listen.
     """
 
     def __init__(
@@ -65,13 +65,18 @@ class DnsLookup:
             ConfigurationError: the system has no resolver, or one of `resolvers` isn't an address.
         """
         clock = clock or SystemClock()
-        self._configured, self._port = tuple(servers), port
+        self._configured, self.port = tuple(servers), port
         self.name_servers = NameServers()
         self.resolvers = Resolvers(resolvers, clock, key=key, named=named_resolvers, needed=not servers)
         self._apexes = Kept[bool](clock)
         self._passed = Kept[dns.name.Name](clock)
         """Zones of names above which something had to be passed over."""
         self._servers = Kept[list[NameServer]](clock)
+
+    @property
+    def has_servers(self) -> bool:
+        """Whether authoritative servers are configured, which are asked instead of those of the DNS."""
+        return bool(self._configured)
 
     async def zone_of(self, name: dns.name.Name, deadline: Deadline) -> dns.name.Name:
         """The nearest zone at or above `name`: the first name upwards with an SOA (RFC 1034 4.2.1).
@@ -213,4 +218,4 @@ class DnsLookup:
         found = await all_of(look_up(kind) for kind in (dns.rdatatype.A, dns.rdatatype.AAAA))
         addresses = tuple(address for addresses, _ in found for address in addresses)
         trouble = "; ".join(why for _, why in found if why)
-        return NameServer(target.to_text(omit_final_dot=True), addresses, self._port, trouble)
+        return NameServer(target.to_text(omit_final_dot=True), addresses, self.port, trouble)

@@ -1,8 +1,9 @@
 """What can be known about an order before it is spent at a CA.
 
 `check_order` runs before each order and refuses only what is sure: CAA records that forbid the CA, a challenge name
-that is delegated to where the broker may not write, a standing record that isn't there. A doubt never holds an order
-up. `report` is for people: everything that an order will need, looked at without changing anything.
+that is delegated to where the broker may not write, a standing record that isn't there, a zone that doesn't validate.
+A doubt never holds an order up. `report` is for people: everything that an order will need, looked at without changing
+anything.
 
 What an order needs depends on how names are proved to its CA: challenge names and somebody who writes there for dns-01,
 records that stand already for dns-persist-01, and neither where the CA has approved the names beforehand.
@@ -27,6 +28,7 @@ from certplane.broker.issuers.challenge_kinds import ChallengeKind
 from certplane.broker.issuers.dns.caa import ParentRecords, Verdict, judge, relevant_records
 from certplane.broker.issuers.dns.delegation import Delegations
 from certplane.broker.issuers.dns.dns_messages import NoDnsAnswerError, name_of
+from certplane.broker.issuers.dns.dnssec import DnssecCheck
 from certplane.broker.issuers.dns.name_servers import NameServer
 from certplane.broker.issuers.dns.provider import CheckableProvider
 from certplane.broker.issuers.dns.routes import Routes
@@ -73,6 +75,7 @@ class DnsPreflight(OrderPreflight):
         self._kinds, self._accounts = kinds, accounts
         self._parents = ParentRecords(clock)
         self._standing = StandingRecords(routes, clock)
+        self._dnssec = DnssecCheck(clock)
 
     def _kind(self, issuer: str) -> ChallengeKind:
         return self._kinds.get(issuer, ChallengeKind.DNS_01)
@@ -86,6 +89,9 @@ class DnsPreflight(OrderPreflight):
             async with asyncio.timeout(timeout.total_seconds()):
                 caa = (self._caa(name, issuer, deadline) for name in names)
                 checks = await all_of(itertools.chain(caa, self._of_kind(dns_names, names, issuer, deadline)))
+                # A resolver that validates has no answer where DNSSEC fails; where it has one, nothing more is asked.
+                doubtful = [name for name, check in zip(names, checks, strict=False) if check.result is _UNKNOWN]
+                checks += await self._signed(doubtful, deadline)
         except TimeoutError:
             return
         for check in checks:
@@ -104,6 +110,12 @@ class DnsPreflight(OrderPreflight):
                 return [self._record(wanted, issuer, deadline) for wanted in standing_records(dns_names)]
             case ChallengeKind.NONE:
                 return ()
+
+    async def _signed(self, names: Sequence[str], deadline: Deadline) -> list[PreflightCheck]:
+        """Whether the zones of these names validate, a check a zone."""
+        bare = dict.fromkeys(name.removeprefix("*.") for name in names)
+        found = await all_of(self._dnssec.check(name, self._routes.of(name).lookup, deadline) for name in bare)
+        return list({check.subject: check for check in found if check is not None}.values())
 
     async def _record(self, wanted: StandingRecord, issuer: str, deadline: Deadline) -> PreflightCheck:
         source = self._accounts.get(issuer)
@@ -131,7 +143,8 @@ class DnsPreflight(OrderPreflight):
         providers = await all_of(self._provider(record, profile, deadline) for record in records)
         servers = await all_of(self._servers(record, deadline) for record in records)
         agreeing = {check.subject: check for check in servers}
-        return [*caa, *standing, *delegations, *providers, *agreeing.values()]
+        signed = await self._signed(profile.dns_names, deadline)
+        return [*caa, *signed, *standing, *delegations, *providers, *agreeing.values()]
 
     async def _caa(self, name: str, issuer: str, deadline: Deadline) -> PreflightCheck:
         lookup = self._routes.of(name.removeprefix("*.")).lookup
