@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import getpass
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from certplane.broker.budget.model import IssuerLimits
 from certplane.broker.database import open_store
 from certplane.broker.model import (
     ROLES,
@@ -19,6 +20,7 @@ from certplane.broker.model import (
     IdentityKind,
 )
 from certplane.broker.policy.document import read_policy
+from certplane.broker.policy.same_names import same_names, warnings
 from certplane.broker.settings import BrokerSettings
 from certplane.config.document import Document
 from certplane.errors import ConfigurationError, OperationError
@@ -73,13 +75,18 @@ async def certificate_of(settings: BrokerSettings, certificate_id: str) -> tuple
     )
 
 
-def policy_rows(path: Path, private_issuers: Collection[str] | None = None) -> Row:
+def policy_rows(
+    path: Path,
+    private_issuers: Collection[str] | None = None,
+    budgets: Mapping[str, IssuerLimits] | None = None,
+) -> Row:
     """What a policy file says: its hash, its profiles, who has which, and what of it looks like a mistake (`notices`).
 
     Args:
         path: The file.
         private_issuers: The broker's issuers that are private CAs (`load_policy`); None where no broker.yml tells, as
             in a repository of policies. Then names that only those may certify are a notice.
+        budgets: What each issuer may be asked for, the default one first; None likewise: nothing is said of it.
 
     Raises:
         ConfigurationError: everything that is wrong with it.
@@ -109,7 +116,8 @@ def policy_rows(path: Path, private_issuers: Collection[str] | None = None) -> R
         for grant in policy.grants
     ]
     rows = {"policy_hash": policy.hash, "profiles": profiles, "identities": identities}
-    return {**rows, "notices": [*notices, *policy_notices(rows)]}
+    alike = warnings(same_names(policy, budgets or {}))
+    return {**rows, "notices": [*notices, *policy_notices(rows), *alike]}
 
 
 def policy_notices(policy: Row) -> list[str]:

@@ -6,13 +6,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from certplane.broker.command_line import DEFAULT_CONFIG, print_json, print_table, settings_of
 from certplane.config.files import is_input
 from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.runtime.command import say, wants_json
 from certplane.runtime.logging import escape
+
+if TYPE_CHECKING:
+    from certplane.broker.settings import BrokerSettings
 
 
 def add_policy_commands(group: Callable[[str, str], Any], command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -36,7 +39,9 @@ def add_policy_commands(group: Callable[[str, str], Any], command: Callable[...,
 def _validate(options: argparse.Namespace) -> int:
     from certplane.broker.commands import policy_rows
 
-    found = policy_rows(options.policy, _private_issuers(options))
+    settings = _broker_settings(options)
+    private, budgets = (None, {}) if settings is None else (settings.private_issuers, settings.budgets)
+    found = policy_rows(options.policy, private, budgets)
     for notice in found["notices"]:
         say(f"{options.policy}: {notice}")
     if wants_json(options):
@@ -92,10 +97,16 @@ def _check_inputs(*files: Path) -> None:
 
 
 def _private_issuers(options: argparse.Namespace) -> frozenset[str] | None:
-    """The private CAs of the broker.yml that was named, or that is here; None where there is none that can be read."""
+    """The private CAs, None where no broker.yml says which they are."""
+    settings = _broker_settings(options)
+    return None if settings is None else settings.private_issuers
+
+
+def _broker_settings(options: argparse.Namespace) -> BrokerSettings | None:
+    """The broker.yml that was named, or that is here; None where there is none that can be read."""
     if options.config != DEFAULT_CONFIG:
-        return settings_of(options).private_issuers
+        return settings_of(options)
     try:
-        return settings_of(options).private_issuers
+        return settings_of(options)
     except ConfigurationError:
         return None

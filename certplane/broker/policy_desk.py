@@ -18,6 +18,7 @@ from certplane.broker.policy.document import PolicyDocument
 from certplane.broker.policy.effort import effort
 from certplane.broker.policy.history import MOST_PACKED, PolicyVersion
 from certplane.broker.policy.planned import PolicyInForce, PolicyPlan
+from certplane.broker.policy.same_names import same_names, warnings
 from certplane.broker.policy.source import FilePolicySource
 from certplane.broker.reload import Reloader
 from certplane.broker.services.policy import PolicyDesk, PolicyServicer
@@ -48,6 +49,7 @@ class BrokersPolicyDesk(PolicyDesk):
         self._store = stores.fleet
         self._history = stores.policy_history
         self._name = name
+        self._warned = ""
 
     @override
     def in_force(self) -> PolicyInForce:
@@ -68,6 +70,7 @@ class BrokersPolicyDesk(PolicyDesk):
     async def keep(self) -> None:
         """Keep the policy in force among those that were. Never raises `RefusalError`: it is in force all the same."""
         loaded = self._source.loaded
+        await self._warn(loaded.policy)
         kept = len(loaded.packed) <= MOST_PACKED
         version = PolicyVersion(
             hash=loaded.policy.hash,
@@ -85,6 +88,14 @@ class BrokersPolicyDesk(PolicyDesk):
     @override
     async def versions(self, *, before: int | None, limit: int) -> Sequence[PolicyVersion]:
         return await self._history.versions(before=before, limit=limit)
+
+    async def _warn(self, policy: PolicyDocument) -> None:
+        """Say once of each policy what its names would take at their CAs."""
+        if policy.hash != self._warned:
+            self._warned = policy.hash
+            budgets = self._reloader.settings.current.budgets
+            for text in warnings(await self._reloader.on_thread(lambda: same_names(policy, budgets))):
+                _logger.warning("policy: %s", text)
 
     @override
     async def earlier(self, policy_hash: str) -> tuple[PolicyInForce, str] | None:
@@ -111,13 +122,14 @@ class BrokersPolicyDesk(PolicyDesk):
         found = find_mismatches(self._store, policy, before)
         settings = self._reloader.settings.current
         limit = settings.rate_limits.durable_limits.certificates_per_name_set_per_week
-        directories = {name: ca.directory_url for name, ca in settings.cas.items()}
-        private = settings.private_issuers
-        counting = partial(effort, changes, policy.granted, directories, private, same_names_per_week=limit)
+        private, budgets = settings.private_issuers, settings.budgets
+        counting = partial(effort, changes, before.granted, policy.granted, budgets, private, same_names_per_week=limit)
         orders = await self._reloader.on_thread(counting)
+        alike = await self._reloader.on_thread(partial(same_names, policy, budgets))
         lost = await self._hosts_lost(before, policy)
+        mismatches = tuple([each async for each in found])
         plan = PolicyPlan(
-            policy.hash, changes, tuple([each async for each in found]), confirmation, replace(orders, hosts_lost=lost)
+            policy.hash, changes, mismatches, confirmation, replace(orders, hosts_lost=lost), tuple(alike)
         )
         # What a large one was is freed in pieces, as a reload does.
         left: list[object] = [*policy.profiles, *policy.issued_profiles, *policy.grants]

@@ -2,7 +2,7 @@
 
 As if all were asked for at once, whatever is valid: each certificate that is issued again, and each that a host or
 service is given. What limits them is what is known: the broker's own limit of certificates of the same names, and the
-published limits of public CAs, by their directories.
+limits of the CAs, as if nothing had been ordered there lately.
 """
 
 from __future__ import annotations
@@ -10,18 +10,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from certplane.broker.budget.claims import claim_of
+from certplane.broker.budget.model import BucketKey, IssuerLimits, Limit, Urgency
 from certplane.broker.model import Profile
 from certplane.broker.policy.changes import Change, PolicyChange, PolicyChanges, Subject
 from certplane.broker.policy.limits import WEEK
 
-_LETS_ENCRYPT: Final = ".letsencrypt.org/"
-_NEW_ORDERS: Final = (300, timedelta(hours=3))
-"""Let's Encrypt, of an account: https://letsencrypt.org/docs/rate-limits/."""
-_SAME_NAMES: Final = 5
-"""Likewise, of the same names in a week."""
+_NOBODY: Final = Urgency(0, datetime.min.replace(tzinfo=UTC), "")
+"""What goes first doesn't matter for when the last goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +40,15 @@ class PolicyEffort:
 
 NO_EFFORT: Final = PolicyEffort()
 
+Granted = Callable[[str, str], Profile | None]
+"""A policy's profile of this identity and name (`Policy.granted`)."""
+
 
 def effort(
     changes: PolicyChanges,
-    granted: Callable[[str, str], Profile | None],
-    directories: Mapping[str, str],
+    had: Granted,
+    granted: Granted,
+    budgets: Mapping[str, IssuerLimits],
     private: Collection[str],
     *,
     same_names_per_week: int | None,
@@ -54,43 +57,38 @@ def effort(
 
     Args:
         changes: What it changes.
-        granted: Its profiles, by identity and name.
-        directories: The directory's URL of each issuer, by name; the first is that of profiles that name none.
+        had: The profiles of the policy before.
+        granted: Its profiles.
+        budgets: What each issuer may be asked for, by name; the first is that of profiles that name none.
         private: Issuers that are no public CAs.
         same_names_per_week: The broker's own limit; None or 0 is none.
     """
-    wanted = Counter(_ordered(changes.changes, granted, next(iter(directories), ""), private))
-    duration = timedelta()
-    of_issuer = Counter[str]()
-    for (issuer, _), count in wanted.items():
-        public = _LETS_ENCRYPT in directories.get(issuer, "")
-        limits = [limit for limit in (same_names_per_week, _SAME_NAMES if public else None) if limit]
-        if limits:
-            duration = max(duration, _waits(count, min(limits)) * WEEK)
-        if public:
-            of_issuer[issuer] += count
-    most, window = _NEW_ORDERS
-    for count in of_issuer.values():
-        duration = max(duration, _waits(count, most) * window)
-    return PolicyEffort(wanted.total(), duration)
-
-
-def _waits(count: int, most: int) -> int:
-    """How often the window has to pass before the last one."""
-    return max(0, -(-count // most) - 1)
+    orders, names = 0, Counter[tuple[str, tuple[str, ...]]]()
+    needed: Counter[BucketKey] = Counter()
+    limits: dict[BucketKey, Limit] = {}
+    for issuer, profile, known in _ordered(changes.changes, had, granted, next(iter(budgets), ""), private):
+        orders += 1
+        names[issuer, profile.dns_names] += 1
+        if issuer in budgets:
+            for need in claim_of(budgets[issuer], profile.dns_names, urgency=_NOBODY).needs:
+                if need.takes and not (known and need.unless_known):
+                    needed[need.key] += 1
+                    limits[need.key] = need.limit
+    waits = [max(0, count - limits[key].amount) * limits[key].rate.interval for key, count in needed.items()]
+    if same_names_per_week:
+        waits += [max(0, -(-count // same_names_per_week) - 1) * WEEK for count in names.values()]
+    return PolicyEffort(orders, max(waits, default=timedelta()))
 
 
 def _ordered(
-    changes: tuple[PolicyChange, ...],
-    granted: Callable[[str, str], Profile | None],
-    default: str,
-    private: Collection[str],
-) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Issuer and names of each order."""
+    changes: tuple[PolicyChange, ...], had: Granted, granted: Granted, default: str, private: Collection[str]
+) -> Iterator[tuple[str, Profile, bool]]:
+    """Issuer and profile of each order, and whether its names had a certificate before."""
     for change in changes:
         again = change.change is Change.ISSUED_AGAIN
         if again or (change.change is Change.GAINED and change.subject is Subject.GRANT):
             profile = granted(change.identity, change.profile)
             issuer = next(iter(profile.issuers), default) if profile is not None else ""
             if profile is not None and issuer not in private:
-                yield issuer, profile.dns_names
+                before = had(change.identity, change.profile) if again else None
+                yield issuer, profile, before is not None and before.dns_names == profile.dns_names

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from certplane.broker.policy.changes import PolicyChanges
 from certplane.broker.policy.effort import NO_EFFORT, PolicyEffort
+from certplane.broker.policy.same_names import SameNames
 from certplane.errors import Reason
 
 
@@ -52,7 +53,8 @@ class Mismatch:
 class PolicyPlan:
     """What would come of a text in place of the policy in force.
 
-    `confirmation`: why it would have to be confirmed. `effort`: the orders that it would come to.
+    `confirmation`: why it would have to be confirmed. `effort`: the orders that it would come to. `same_names`:
+    what takes time by a CA's limit of the same names, whatever the policy changes; the longest first.
     """
 
     hash: str
@@ -60,3 +62,4 @@ class PolicyPlan:
     mismatches: tuple[Mismatch, ...]
     confirmation: str
     effort: PolicyEffort = NO_EFFORT
+    same_names: tuple[SameNames, ...] = ()

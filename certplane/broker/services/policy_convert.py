@@ -12,6 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from certplane.broker.policy.changes import Count, PolicyChange, PolicyChanges
 from certplane.broker.policy.history import PolicyVersion
 from certplane.broker.policy.planned import Mismatch, PolicyInForce, PolicyPlan
+from certplane.broker.policy.same_names import REMEDY, SameNames
 from certplane.broker.services.fleet_convert import MESSAGE_ROOM
 from certplane.errors import ConfigurationProblem
 from certplane.rpc.times import timestamp
@@ -23,6 +24,11 @@ _MOST_TEXT: Final = 2000
 
 _MOST_LOADED_BY: Final = 200
 """A hundred versions are one message."""
+
+_MOST_SAME_NAMES: Final = 20
+"""As the proto file says."""
+_MOST_NAMES: Final = 500
+"""Octets of the names of each."""
 
 _PIECE: Final = 12_000
 """Characters of the text in a message: four octets each at most."""
@@ -64,7 +70,26 @@ def summary_message(plan: PolicyPlan, in_force: PolicyInForce) -> pb.PlanPolicyR
             order_count=plan.effort.orders,
             order_duration=_duration(plan.effort.duration),
             connected_hosts_lost_count=plan.effort.hosts_lost,
+            same_names=map(_same_names_message, plan.same_names[:_MOST_SAME_NAMES]),
         )
+    )
+
+
+def _same_names_message(same: SameNames) -> pb.PlanPolicyResponse.SameNames:
+    names, room = [], _MOST_NAMES
+    for name in same.dns_names:
+        room -= len(name)
+        if room < 0:
+            break
+        names.append(name)
+    return pb.PlanPolicyResponse.SameNames(
+        profile=same.profile,
+        dns_names=names,
+        identity_count=same.identities,
+        amount=same.limit.amount,
+        per=_duration(same.limit.per),
+        order_duration=_duration(same.duration),
+        remedy=REMEDY,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Final
 
 from certplane.ctl.arguments.broker import OWN_POLICY
@@ -73,9 +74,20 @@ def summary_lines(plan: policy_pb2.PlanPolicyResponse) -> list[str]:
         lines.append(f"orders at public CAs: {summary.order_count}{least}")
     if summary.connected_hosts_lost_count:
         lines.append(f"hosts connected now that would lose all certificates: {summary.connected_hosts_lost_count}")
+    lines += map(_same_names_line, summary.same_names)
     if summary.confirmation:
         lines.append(f"a reload would have to be confirmed: it {summary.confirmation}")
     return [*lines, f"compared with the policy of {summary.policy.broker_name}; {OWN_POLICY}"]
+
+
+def _same_names_line(same: policy_pb2.PlanPolicyResponse.SameNames) -> str:
+    names = " ".join(same.dns_names[:1]) + (f" and {len(same.dns_names) - 1} more" if len(same.dns_names) > 1 else "")
+    took, per = span_of(same.order_duration) or timedelta(), span_of(same.per) or timedelta()
+    return (
+        f"the same names for {same.identity_count} identities of profile {same.profile} ({names}): "
+        f"their CA issues {same.amount} per {span_text(per)}, so that the first certificate of each takes "
+        f"{span_text(took)}, and a new key for all as long; {same.remedy}"
+    )
 
 
 def loaded_facts(policy: policy_pb2.LoadedPolicy) -> list[tuple[str, str]]:
