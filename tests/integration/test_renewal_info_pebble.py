@@ -5,13 +5,11 @@ The broker runs in this process with a clock that is moved on past each next que
 
 from __future__ import annotations
 
-import asyncio
-import json
 import logging
 import random
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,15 +19,12 @@ import pytest_asyncio
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from certplane.broker.app import Broker, open_broker
 from certplane.broker.issuers.acme import AcmeIssuer
 from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.issuers.acme_ca import AcmeCa, AcmeServer
 from certplane.broker.issuers.renewal_info import AcmeRenewalInfo
 from certplane.broker.model import Profile
-from certplane.broker.prepared import prepare
 from certplane.broker.renewal.model import RenewalInfoError, RenewalInfoUnsupportedError, RenewalPlan
-from certplane.broker.settings import load_settings
 from certplane.fleet_report.model import RenewalCause
 from certplane.pki.csr import build_csr
 from certplane.pki.keys import KeyType, generate_private_key
@@ -38,6 +33,7 @@ from certplane.sandbox.deployment import Deployment, DeploymentOptions
 from certplane.sandbox.parts import PEBBLE_SET_RENEWAL_INFO
 from certplane.sandbox.pebble import Pebble, PebbleOptions
 from certplane.v1 import certificate_pb2 as pb
+from tests.support.called_back import World
 from tests.support.deployed_broker import DeployedBroker, certificates, issue
 from tests.support.parts import need_part
 from tests.support.waiting import HANG, until
@@ -54,48 +50,6 @@ POLICY = {
 SOON = timedelta(seconds=20)
 DAY = timedelta(days=1)
 INCIDENT = "https://ca.example/incident-7"
-
-
-class SteppedClock(SystemClock):
-    """The machine's clock, which a test moves on; who sleeps then wakes."""
-
-    def __init__(self) -> None:
-        self._offset = timedelta()
-        self._stepped = asyncio.Event()
-
-    def now(self) -> datetime:
-        return super().now() + self._offset
-
-    async def sleep(self, span: timedelta) -> None:
-        if span < timedelta(seconds=20):
-            await super().sleep(span)
-            return
-        await asyncio.wait({asyncio.ensure_future(self._stepped.wait())}, timeout=span.total_seconds())
-
-    def step(self, span: timedelta) -> None:
-        self._offset += span
-        stepped, self._stepped = self._stepped, asyncio.Event()
-        stepped.set()
-
-
-@dataclass
-class World:
-    """A deployment, and a broker in this process."""
-
-    deployment: Deployment
-    clock: SteppedClock = field(default_factory=SteppedClock)
-
-    @asynccontextmanager
-    async def broker(self) -> AsyncIterator[Broker]:
-        settings = load_settings(self.deployment.broker_config)
-        async with open_broker(prepare(settings), clock=self.clock) as broker:
-            yield broker
-
-    async def say(self, certificate: pb.Certificate, start: datetime, end: datetime, url: str = "") -> None:
-        """Have the CA suggest this window."""
-        window = {"start": f"{start:%Y-%m-%dT%H:%M:%SZ}", "end": f"{end:%Y-%m-%dT%H:%M:%SZ}"}
-        body = json.dumps({"suggestedWindow": window, "explanationURL": url})
-        await self.deployment.pebble.set_renewal_info(certificate.certificate_pem, body)
 
 
 @pytest_asyncio.fixture

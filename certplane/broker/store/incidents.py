@@ -74,7 +74,9 @@ class SqlIncidents(IncidentStore, IncidentReader, WindowQuestions, RolloutMember
             .suffix_with(limited_to())
         )
         these = moves.certificate_id.in_(HOSTS)
-        self._join = compiler(update(moved_windows).where(these, free).values(incident_id=bindparam("to")))
+        # By a parameter: PostgreSQL would read all of the index whose condition it is otherwise.
+        none = moves.incident_id == bindparam("none")
+        self._join = compiler(update(moved_windows).where(these, none).values(incident_id=bindparam("to")))
         self._give = compiler(
             update(moved_windows).where(these, moves.incident_id == bindparam("of")).values(rollout_id=bindparam("to"))
         )
@@ -134,7 +136,7 @@ class SqlIncidents(IncidentStore, IncidentReader, WindowQuestions, RolloutMember
             if not self._write(session, before, after):
                 return Done(False, audited=False)
             for some in hosts_parameters([*members]):
-                session.execute(self._join, self._join.arguments({**some, "to": after.incident_id}))
+                session.execute(self._join, self._join.arguments({**some, "none": "", "to": after.incident_id}))
             if after.close_time is not None:
                 session.execute(self._leave, self._leave.arguments({"which": after.incident_id}))
             return Done(True)
