@@ -41,6 +41,7 @@ from certplane.broker.services.certificates import CertificateServicer
 from certplane.broker.services.enrollment import EnrollmentServicer
 from certplane.broker.services.fleet import FleetServicer
 from certplane.broker.services.fleet_lists import FleetLists
+from certplane.broker.services.incidents import IncidentServicer
 from certplane.broker.services.interceptors.edge import Edge
 from certplane.broker.services.orders import OrderServicer
 from certplane.broker.services.policy import PolicyServicer
@@ -257,6 +258,7 @@ class EdgeServer:
                 ),
                 PolicyServicer(FakePolicyDesk()),
                 BrokerServicer(FakeBrokerDesk()),
+                IncidentServicer(self.stores.incidents),
             ],
         )
 
