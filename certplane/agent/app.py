@@ -13,17 +13,18 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from certplane.agent.acting import Activates, Requester
+from certplane.agent.by_hand import ByHand
 from certplane.agent.control import ControlServer, FanOut, Outcome
 from certplane.agent.host import IDENTITY, Host
 from certplane.agent.install.activation import Activator, Reload, command_reload
 from certplane.agent.install.hook import ShellHookRunner
 from certplane.agent.lineage import Lineage
-from certplane.agent.lineage_runner import Activates, LineageRunner, Requester
+from certplane.agent.lineage_runner import LineageRunner
 from certplane.agent.link.diagnosis import IdentityNotAcceptedError
 from certplane.agent.link.facts import note_run
 from certplane.agent.link.stream import ChannelSource, StatusStream
 from certplane.agent.model import HookResult, LineageStatus, Version
-from certplane.agent.outcome import renewal_outcome
 from certplane.agent.renewal.plan import Request
 from certplane.agent.renewal.skew import ClockSkew
 from certplane.agent.request import BrokerRequest, orders_followed
@@ -93,6 +94,7 @@ class Agent:
             certificate.name: self._certificate(certificate, host.certificates[certificate.name])
             for certificate in settings.certificates
         }
+        self._by_hand = ByHand(host, {IDENTITY: self._identity, **self._certificates})
 
     async def run(
         self,
@@ -117,7 +119,7 @@ class Agent:
         async with contextlib.AsyncExitStack() as stack:
             try:
                 await stack.enter_async_context(
-                    ControlServer(self._host.state_dir, self._renew_while_running, events, reload)
+                    ControlServer(self._host.state_dir, self._by_hand.while_running, events, reload)
                 )
             except OperationError as error:  # what is in the way of a command is none of renewing
                 logger.error("`renew` and `status` can't reach this agent: %s", error)  # noqa: TRY400 - it says all
@@ -193,22 +195,18 @@ class Agent:
         await asyncio.gather(*(settle(runner) for runner in runners))
         return errors
 
-    async def renew(self, name: str) -> Outcome:
-        """Renew one certificate now, or the identity; says whether a new version is in use, and if not, why.
+    async def by_hand(self, command: str, name: str) -> Outcome:
+        """Carry out `renew` or `activate` of a certificate, or of the identity; says what came of it.
 
         Raises:
             CertplaneError: this host isn't enrolled, or its state can't be read or written.
         """
         await self._start()
-        runner = self._runner_of(name)
-        if runner is None:
-            raise RuntimeError(f"there is no certificate {name}")
         await self._settle_all([self._identity], {})  # one that was just enrolled is taken into use first
-        before = await self._newest(name)
-        status = await runner.settle(forced=True)
+        outcome = await self._by_hand.once(command, name)
         if self._stream is not None:
             await self._stream.deliver()
-        return renewal_outcome(name, before, status, self._host.clock.now())
+        return outcome
 
     async def close(self) -> None:
         """End the channel."""
@@ -317,27 +315,6 @@ class Agent:
                 logger.warning("the link to the broker can't be renewed: %s", error)
             except Exception:  # a bug must not end the certificates' renewals
                 logger.exception("the link to the broker can't be renewed")
-
-    async def _renew_while_running(self, name: str) -> Outcome:
-        """`renew` for the control socket, which hears of `progress`."""
-        runner = self._runner_of(name)
-        if runner is None:
-            text = "the running agent has no certificate of that name; run `certplane-agent reload`, then this again"
-            return Outcome(ok=False, text=text)
-        try:
-            before = await self._newest(name)
-            status = await runner.renew_now()
-        except CertplaneError as error:
-            return Outcome(ok=False, text=str(error))
-        return renewal_outcome(name, before, status, self._host.clock.now())
-
-    def _runner_of(self, name: str) -> LineageRunner | None:
-        return self._identity if name == IDENTITY else self._certificates.get(name)
-
-    async def _newest(self, name: str) -> int:
-        lineage = self._host.identity if name == IDENTITY else self._host.certificates[name]
-        versions = await self._host.disk.run(lineage.versions.versions)
-        return versions[-1].number if versions else 0
 
     def _certificate(self, settings: CertificateSettings, lineage: Lineage) -> LineageRunner:
         reload = None

@@ -51,7 +51,7 @@ def _command(options: argparse.Namespace) -> int:
         if options.command == "reload":
             print("certplane-agent: an agent that runs keeps the agent.yml that it has:", file=sys.stderr)
         raise
-    if settings.tracing.endpoint is None or options.command not in {"run", "renew"}:
+    if settings.tracing.endpoint is None or options.command not in {"run", "renew", "activate"}:
         return asyncio.run(_run(options, settings))
     from certplane.rpc.otlp import traced  # noqa: PLC0415
 
@@ -95,6 +95,12 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="one JSON object")
     renew = commands.add_parser("renew", parents=[common, output], help="renew one certificate, or the identity, now")
     renew.add_argument("name", metavar="NAME", help="the certificate's name in agent.yml; `identity` is the host's own")
+    activate = commands.add_parser(
+        "activate",
+        parents=[common, output],
+        help="use a certificate that is here now, whatever holds it back: a rollout, or its window",
+    )
+    activate.add_argument("name", metavar="NAME", help="the certificate's name in agent.yml")
     commands.add_parser(
         "reload",
         parents=[common, output],
@@ -168,26 +174,27 @@ async def _enroll(options: argparse.Namespace, host: Host, progress: Progress) -
     return OK
 
 
-async def _renew(options: argparse.Namespace, host: Host, progress: Progress) -> int:
+async def _act(options: argparse.Namespace, host: Host, progress: Progress) -> int:
+    """`renew` and `activate`: by the agent that runs, else here."""
     from certplane.agent.control import ask  # noqa: PLC0415 - as in `main`
     from certplane.agent.install.lock import StateLockedError  # noqa: PLC0415
 
-    names = [*host.certificates, host.identity.name]
+    names = [*host.certificates, *([host.identity.name] if options.command == "renew" else [])]
     if options.name not in names:
         message = f"has no certificate named {options.name!r}"
         remedy = f"use one of: {', '.join(names)}"
         raise ConfigurationError([host.settings.source.problem("certificates", message, remedy)])
-    request = {"command": "renew", "name": options.name}
+    request = {"command": options.command, "name": options.name}
     outcome = await ask(host.state_dir, request, progress)
     if outcome is None:
-        host.check_owner(f"renew {options.name}")
+        host.check_owner(f"{options.command} {options.name}")
         try:
-            outcome = await _renew_here(options.name, host, progress)
+            outcome = await _act_here(options, host, progress)
         except StateLockedError:
             outcome = await ask(host.state_dir, request, progress)
             if outcome is None:  # not an agent that runs, but another command, or one that is only starting
                 raise
-    text = outcome.text or "not renewed; `certplane-agent status` and the agent's log say why"
+    text = outcome.text or "not done; `certplane-agent status` and the agent's log say why"
     if outcome.ok:
         progress.done(options.name, text)
     else:
@@ -208,13 +215,13 @@ async def _reload(options: argparse.Namespace, host: Host, progress: Progress) -
     return OK if outcome.ok else FAILED
 
 
-async def _renew_here(name: str, host: Host, progress: Progress) -> Outcome:
+async def _act_here(options: argparse.Namespace, host: Host, progress: Progress) -> Outcome:
     from certplane.agent.app import Agent  # noqa: PLC0415 - as in `main`
 
     with host.lock():
         agent = Agent(host, progress)
         try:
-            return await agent.renew(name)
+            return await agent.by_hand(options.command, options.name)
         finally:
             await agent.close()
 
@@ -279,7 +286,8 @@ _COMMANDS = {
     "run": _run_once,
     "check": _check,
     "status": _status,
-    "renew": _renew,
+    "renew": _act,
+    "activate": _act,
     "reload": _reload,
 }
 

@@ -1,9 +1,10 @@
-"""How `renew` and `reload` reach an agent that runs: a socket in the state directory, one JSON object a line.
+"""How `renew`, `activate` and `reload` reach an agent that runs: a socket in the state directory.
 
-The client sends `{"command": "renew", "name": NAME}`, `{"command": "reload"}` or `{"command": "ping"}`; the agent
-answers with the steps as they happen (`subject`, `event`, `text`) and ends with `{"event": "result", "ok": BOOL,
-"text": TEXT}`. The socket lies in a directory of mode 0700, so that only the agent's user and root can connect. Only
-the holder of the state lock listens: a socket that a crash left behind is replaced.
+Each line is a JSON object. The client sends `{"command": "renew", "name": NAME}`, the same of `activate`, `{"command":
+"reload"}` or `{"command": "ping"}`; the agent answers with the steps as they happen (`subject`, `event`, `text`) and
+ends with `{"event": "result", "ok": BOOL, "text": TEXT}`. The socket lies in a directory of mode 0700, so that only the
+agent's user and root can connect. Only the holder of the state lock listens: a socket that a crash left behind is
+replaced.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class ControlServer:
 
     Args:
         state_dir: the state directory, whose lock the caller holds.
-        renew: carries out `renew NAME`.
+        act: carries out `renew NAME` and such; None: it doesn't know the command.
         events: where the steps are told.
         reload: carries out `reload`, which may end this server: its answer goes out all the same.
     """
@@ -89,12 +90,12 @@ class ControlServer:
     def __init__(
         self,
         state_dir: Path,
-        renew: Callable[[str], Awaitable[Outcome]],
+        act: Callable[[str, str], Awaitable[Outcome | None]],
         events: FanOut,
         reload: Callable[[], Awaitable[Outcome]] | None = None,
     ) -> None:
         self._directory = state_dir / _DIRECTORY
-        self._renew = renew
+        self._act = act
         self._reload = reload
         self._events = events
         self._server: asyncio.Server | None = None
@@ -145,13 +146,14 @@ class ControlServer:
         match request:
             case {"command": "ping"}:
                 return Outcome(ok=True, text=f"process {os.getpid()}")
-            case {"command": "renew", "name": str(name)}:
-                with self._events.listening(name, tell):
-                    return await self._renew(name)
             case {"command": "reload"} if self._reload is not None:
                 return await self._reload()
+            case {"command": str(command), "name": str(name)}:
+                with self._events.listening(name, tell):
+                    outcome = await self._act(command, name)
             case _:
-                return Outcome(ok=False, text="this agent doesn't know that command; is it another release?")
+                outcome = None
+        return outcome or Outcome(ok=False, text="this agent doesn't know that command; is it another release?")
 
 
 async def ask(state_dir: Path, request: dict[str, str], progress: Progress) -> Outcome | None:

@@ -20,7 +20,7 @@ from typing_extensions import override
 from certplane.agent.lineage import Lineage
 from certplane.agent.lineage_runner import LineageRunner
 from certplane.agent.link.answering import DirectiveTaker
-from certplane.agent.model import DirectedRenewal, LineageStatus
+from certplane.agent.model import Activation, DirectedRenewal, LineageStatus
 from certplane.agent.renewal.directed import explanation
 from certplane.agent.renewal.failures import is_refused_by_policy, is_unreached
 from certplane.agent.renewal.plan import newest_version
@@ -33,6 +33,7 @@ from certplane.runtime.pool import BlockingPool
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 _LOOK = timedelta(milliseconds=200)
 _OF_PERSONS = frozenset({RenewalCause.OPERATOR, RenewalCause.REVOKED})
@@ -152,6 +153,40 @@ class HostDirectives(DirectiveTaker):
         for certificate_id, name in left.items():
             self._runners[name].note_revoked(certificate_id)
         return unknown, fault, cost
+
+    @override
+    async def activate(self, activations: Sequence[Activation]) -> None:
+        if not activations:
+            return
+        fault, cost = await uninterrupted(self._take_activations(activations))
+        if cost > _CHEAP:
+            await self._clock.sleep(cost * _REST)
+        if fault is not None:
+            raise fault
+
+    async def _take_activations(self, activations: Sequence[Activation]) -> tuple[OperationError | None, timedelta]:
+        """Keep what is new and wake whom it concerns; a fault of the disk, and the time it took. As `_take_over`."""
+        (taken, fault), cost = await self._disk.run(_measured, self._keep_activations, activations)
+        for name, each in taken:
+            what = "was aborted: the new certificate is used once the one in use is due"
+            what = what if each.abandoned else "releases the new certificate"
+            logger.info("%s: rollout %s %s", name, each.rollout_id, what)
+            self._runners[name].release()
+        return fault, cost
+
+    def _keep_activations(
+        self, activations: Sequence[Activation]
+    ) -> tuple[list[tuple[str, Activation]], OperationError | None]:
+        """What was new, with the lineage whose it is; one that can't be read or written keeps no other from its own."""
+        taken: list[tuple[str, Activation]] = []
+        fault: OperationError | None = None
+        now = self._clock.now()
+        for name, lineage in self._lineages.items():
+            try:
+                taken += [(name, each) for each in lineage.take_activations(activations, now)]
+            except OperationError as error:
+                fault = error
+        return taken, fault
 
     async def _ask_instead(self, missing: Sequence[DirectedRenewal]) -> None:
         """An operator wants what this host doesn't have: it lost its state, say, or the broker a day of its database.
@@ -278,10 +313,8 @@ class HostDirectives(DirectiveTaker):
         return await self._disk.run(load)
 
 
-def _measured(
-    work: Callable[[Sequence[DirectedRenewal]], T], renewals: Sequence[DirectedRenewal]
-) -> tuple[T, timedelta]:
+def _measured(work: Callable[[Sequence[V]], T], wanted: Sequence[V]) -> tuple[T, timedelta]:
     """What `work` returns, and the processor's time that it took."""
     began = time.thread_time()
-    result = work(renewals)
+    result = work(wanted)
     return result, timedelta(seconds=time.thread_time() - began)

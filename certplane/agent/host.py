@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from certplane.agent.faults import as_error
 from certplane.agent.install.access import FileAccess
-from certplane.agent.install.directive import JsonDirectiveFile
+from certplane.agent.install.directive import JsonActivationFile, JsonDirectiveFile
 from certplane.agent.install.lineage import FileVersionStore
 from certplane.agent.install.lock import StateLock
 from certplane.agent.install.material import Outputs, Part
@@ -38,7 +38,8 @@ from certplane.agent.keystore.pending import FilePendingKeys
 from certplane.agent.lineage import Lineage
 from certplane.agent.link.state import LinkFile
 from certplane.agent.model import InstallMode, Version
-from certplane.agent.renewal.plan import LineageSpec, newest_version
+from certplane.agent.renewal.due import LineageSpec
+from certplane.agent.renewal.plan import newest_version
 from certplane.agent.renewal.status import new_status, not_shown, shown_again
 from certplane.agent.renewal.waiting import Asked
 from certplane.agent.reporting.recording import ReportedStatusFile
@@ -173,6 +174,7 @@ class Host:
             statuses=statuses,
             disk=self.disk,
             directive=directive,
+            activations=None if spec.name == IDENTITY else JsonActivationFile(directory),
             # an identity works from the lineage itself: it is renewed whatever stands where other programs read it
             trial=None if spec.name == IDENTITY else store,
         )

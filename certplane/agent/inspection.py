@@ -21,9 +21,10 @@ from certplane.agent.lineage import Lineage
 from certplane.agent.link.diagnosis import connection_error
 from certplane.agent.link.server_cas import ServerCas
 from certplane.agent.model import ServiceView, Version
+from certplane.agent.renewal.due import aborted_rollout, due_time, waiting_text
 from certplane.agent.renewal.facts import LineageFacts
 from certplane.agent.renewal.health import lineage_health
-from certplane.agent.renewal.plan import due_time
+from certplane.agent.renewal.plan import newest_version
 from certplane.agent.renewal.status import revoked
 from certplane.agent.settings import CertificateSettings
 from certplane.agent.wiring import not_enrolled, probe_of
@@ -235,6 +236,10 @@ def _health_finding(subject: str, health: Health, lineage: Lineage, facts: Linea
         text = f"version {current.number} until {_text(current.not_after)}, renewed from {_text(due)} on"
         if facts.status.renew_reason:
             text = f"{text}: {facts.status.renew_reason}"
+        if facts.status.activate_after is not None:
+            status, aborted = facts.status, aborted_rollout(newest_version(facts.versions))
+            until = _text(facts.status.activate_after)
+            text = f"{text}; {waiting_text(status.issued_version, status.held_by_rollout_id, aborted, until)}"
     else:
         text = f"{health.text}; {health.remedy}" if health.remedy else health.text
     return Finding(subject, _LEVELS[health.severity], f"{health.word}: {text}", health.word)

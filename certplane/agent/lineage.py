@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from certplane.agent.model import LineageStatus
-from certplane.agent.ports import DirectiveFile, InstallTrial, PendingKeys, StatusFile, VersionStore
-from certplane.agent.renewal.directed import laid_over
+from certplane.agent.model import Activation, IssuedCertificate, LineageStatus, Version
+from certplane.agent.ports import ActivationFile, DirectiveFile, InstallTrial, PendingKeys, StatusFile, VersionStore
+from certplane.agent.renewal.directed import kept_activations, laid_over
+from certplane.agent.renewal.due import LineageSpec
 from certplane.agent.renewal.facts import LineageFacts
-from certplane.agent.renewal.plan import (
-    LineageSpec,
-)
+from certplane.agent.renewal.plan import newest_version
 from certplane.agent.renewal.status import (
     new_status,
     request_waits,
@@ -18,7 +18,10 @@ from certplane.agent.renewal.status import (
     settle_jump,
 )
 from certplane.errors import OperationError, RefusalError
+from certplane.runtime.failpoints import failpoint
 from certplane.runtime.pool import BlockingPool
+
+FAILPOINTS = ("activation.keep.before", "activation.keep.after")
 
 
 class OrderFailedError(RefusalError):
@@ -37,8 +40,8 @@ class OrderUnderWayError(OperationError):
 class Lineage:
     """What belongs to one lineage: what is wanted of it, and where it is kept.
 
-    `directive` is None where no broker can say anything. `trial` says beforehand whether a certificate
-    could be installed; None where one is wanted in any case.
+    `directive` and `activations` are None where no broker can say anything. `trial` says beforehand whether a
+    certificate could be installed; None where one is wanted in any case.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Lineage:
         statuses: StatusFile,
         disk: BlockingPool,
         directive: DirectiveFile | None = None,
+        activations: ActivationFile | None = None,
         trial: InstallTrial | None = None,
     ) -> None:
         self.spec = spec
@@ -58,6 +62,7 @@ class Lineage:
         self.statuses = statuses
         self.disk = disk
         self.directive = directive
+        self.activations = activations
         self.trial = trial
 
     @property
@@ -82,7 +87,47 @@ class Lineage:
             pending=self.keys.pending(),
             status=settle_clock(status, now),
         )
-        return laid_over(facts, None if self.directive is None else self.directive.load())
+        return laid_over(
+            facts,
+            None if self.directive is None else self.directive.load(),
+            () if self.activations is None else self.activations.load(),
+        )
+
+    def take_activations(self, told: Sequence[Activation], now: datetime) -> list[Activation]:
+        """Keep what the broker, or a person, says of certificates that are held back; what was new. Blocks.
+
+        Raises:
+            OperationError: the disk refuses; nothing is kept then.
+        """
+        if self.activations is None:
+            return []
+        known = self.activations.load()
+        kept = kept_activations(told, known, self.read_facts(now))
+        new = [each for each in told if each in kept and each not in known]
+        if new:
+            failpoint("activation.keep.before")
+            self.activations.save(kept)
+            failpoint("activation.keep.after")
+        return new
+
+    def release(self, now: datetime) -> None:
+        """A person of this host wants the newest version used, whatever a rollout says. Blocks.
+
+        Raises:
+            OperationError: the disk refuses.
+        """
+        newest = newest_version(self.read_facts(now).versions)
+        if newest is not None and newest.hold is not None:
+            self.take_activations([Activation(newest.certificate_id, newest.hold.rollout_id)], now)
+
+    def stage(self, issued: IssuedCertificate, replaced_id: str) -> Version:
+        """Put on disk what was issued in the place of a certificate, held back where a rollout wants that. Blocks.
+
+        Raises:
+            OperationError: see `VersionStore.stage`.
+        """
+        directed = None if self.directive is None else self.directive.load()
+        return self.versions.stage(issued, None if directed is None else directed.hold_on(replaced_id))
 
     def settle_waits(self, now: datetime, jump: timedelta) -> None:
         """Move the waits on disk along with a clock that was set. Blocks; see `settle_jump` and `settle_clock`.

@@ -13,10 +13,9 @@ import math
 import random
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Protocol
 
+from certplane.agent.acting import Activates, Requester
 from certplane.agent.faults import as_error
-from certplane.agent.install.activation import ActivationResult
 from certplane.agent.lineage import Lineage, OrderUnderWayError
 from certplane.agent.model import LineageStatus, Version
 from certplane.agent.renewal.facts import LineageFacts
@@ -60,30 +59,6 @@ _MOST_STEPS = 9
 logger = logging.getLogger(__name__)
 
 
-class Requester(Protocol):
-    """Gets a lineage's next certificate and puts it on disk, not yet in force."""
-
-    async def __call__(self, request: Request) -> Version:
-        """Carry out `request`.
-
-        Raises:
-            CertplaneError: it failed, and when it may be tried again.
-        """
-        ...
-
-
-class Activates(Protocol):
-    """Puts a version in force, and looks whether it is: `certplane.agent.install.activation.Activator`."""
-
-    async def activate(self, version: Version, status: LineageStatus) -> ActivationResult:
-        """See `Activator.activate`."""
-        ...
-
-    async def verify(self, step: Verify, status: LineageStatus) -> LineageStatus:
-        """See `Activator.verify`."""
-        ...
-
-
 class LineageRunner:
     """Carries out a lineage's plan, one step at a time.
 
@@ -115,6 +90,8 @@ class LineageRunner:
         self._requesting = False
         self._woken = asyncio.Event()
         self._forced = False
+        self._at_once = False
+        self._released = False
         self._again_at: float | None = None
         self._forgiven_at = -math.inf
         self._unseen = True
@@ -139,8 +116,9 @@ class LineageRunner:
         requested = False
         while True:
             forced, self._forced = self._forced, False
+            at_once, self._at_once = self._at_once, False
             try:
-                plan, status = await self._advance(forced=forced)
+                plan, status = await self._advance(forced=forced, at_once=at_once)
                 span = pause(plan, self._clock.now())
             except CertplaneError as error:  # the status itself can't be read or written
                 logger.error("%s: %s", self.name, error)  # noqa: TRY400 - a traceback says nothing more
@@ -153,17 +131,21 @@ class LineageRunner:
                 if isinstance(plan.step, Activate) and requested:
                     span = pause_after_issue(self._lineage.spec, plan.step.version, self._clock.now())
                 requested = isinstance(plan.step, Request)
-                if span > timedelta() and not self._forced:
+                if span > timedelta() and not (self._forced or self._at_once):
                     self._settled.settle(status)
             if self._again_at is not None:
                 span = min(span, max(timedelta(seconds=self._again_at - self._clock.monotonic()), timedelta()))
             if span > timedelta():
                 await self._sleep(span)
 
-    async def settle(self, *, forced: bool = False) -> LineageStatus:
+    async def settle(self, *, forced: bool = False, at_once: bool = False) -> LineageStatus:
         """Do all that is due now, then return; instead of `run`, for a program that ends.
 
         What `try_again` has asked for is done at once, however it was to be spread.
+
+        Args:
+            forced: Request a new certificate whatever the dates say.
+            at_once: Use what is on disk, whatever it waits for.
 
         Raises:
             CertplaneError: the status can't be read or written, or a bug.
@@ -171,18 +153,18 @@ class LineageRunner:
         if self._again_at is not None:
             self._again_at = self._clock.monotonic()
         try:
-            return await self._settle(forced=forced)
+            return await self._settle(forced=forced, at_once=at_once)
         except Exception as error:
             told = as_error(self.name, error)
             if told is error:
                 raise
             raise told from error
 
-    async def _settle(self, *, forced: bool) -> LineageStatus:
+    async def _settle(self, *, forced: bool, at_once: bool) -> LineageStatus:
         requested = False
         for number in range(_MOST_STEPS):
-            plan, status = await self._advance(forced=forced)
-            forced = False
+            plan, status = await self._advance(forced=forced, at_once=at_once)
+            forced = at_once = False
             match plan.step:
                 case Wait() as wait:
                     if number == 0 and not is_well(status):
@@ -208,6 +190,22 @@ class LineageRunner:
         self._woken.set()
         return await settled
 
+    async def activate_now(self) -> LineageStatus:
+        """Have the lineage use what is on disk while `run` is at work, whatever it waits for; else as `renew_now`.
+
+        Raises:
+            CertplaneError: the status can't be read or written, or the agent ends.
+        """
+        settled = self._settled.wait()
+        self._at_once = True
+        self._woken.set()
+        return await settled
+
+    def release(self) -> None:
+        """What is on disk may be held back no longer: plan anew."""
+        self._released = True
+        self._woken.set()
+
     def try_again(self, *, after: timedelta = timedelta()) -> None:
         """What made requests fail is gone: don't wait out our own patience (a time that a CA named still counts).
 
@@ -226,8 +224,8 @@ class LineageRunner:
 
     @property
     def wants_again(self) -> bool:
-        """Whether `try_again` was asked for, or a version was revoked, and nothing was planned since."""
-        return self._again_at is not None or bool(self._revoked)
+        """Whether `try_again` was asked for, or a version was revoked or released, and nothing was planned since."""
+        return self._again_at is not None or bool(self._revoked) or self._released
 
     @property
     def is_requesting(self) -> bool:
@@ -238,17 +236,18 @@ class LineageRunner:
         """Something on disk has changed: plan anew."""
         self._woken.set()
 
-    async def _advance(self, *, forced: bool) -> tuple[Plan, LineageStatus]:
+    async def _advance(self, *, forced: bool, at_once: bool) -> tuple[Plan, LineageStatus]:
         """Plan, and take the one step; returns the status after it."""
         now = self._clock.now()
-        facts = await self._facts(now)
+        self._released = False
+        facts = await self._facts(now, at_once=at_once)
         if self._again_at is not None and self._again_at <= self._clock.monotonic():
             self._again_at, self._forgiven_at = None, self._clock.monotonic()
             facts = replace(facts, status=replace(facts.status, next_attempt_time=None))
         known = facts
         if self._unseen:  # whatever an earlier process saw: what is served now?
             known = replace(facts, status=replace(facts.status, next_verify_time=None))
-        plan = next_step(self._lineage.spec, known, now, forced=forced)
+        plan = next_step(self._lineage.spec, known, now, forced=forced, at_once=at_once)
         status = planned(facts.status, plan, now)
         if status is not facts.status:
             await self._lineage.save(status)
@@ -270,8 +269,10 @@ class LineageRunner:
                     self._progress.failed(self.name, status.verify_error)
         return plan, status
 
-    async def _facts(self, now: datetime) -> LineageFacts:
+    async def _facts(self, now: datetime, *, at_once: bool) -> LineageFacts:
         """What is on disk, its waits moved along where the wall clock was set since the last look."""
+        if at_once:
+            await self._lineage.disk.run(self._lineage.release, now)
         monotonic = self._clock.monotonic()
         last, self._last = self._last, (now, monotonic)
         jump = timedelta() if last is None else (now - last[0]) - timedelta(seconds=monotonic - last[1])

@@ -17,12 +17,38 @@ from certplane.fleet_report.model import CertificateState, RenewalCause, Renewal
 
 
 @dataclass(frozen=True, slots=True)
+class ActivationHold:
+    """A rollout holds a certificate back that is on disk, until it is released.
+
+    `activate_by_time`: when it is used without a word from the broker; None leaves that to this host. `abandoned`: the
+    rollout was aborted, and it is used when the one in use is due.
+    """
+
+    rollout_id: str
+    activate_by_time: datetime | None = None
+    abandoned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """What the broker says of a certificate that this host holds, or that is on its way: it may be used now.
+
+    `abandoned`: it may be used once the one in use is due.
+    """
+
+    certificate_id: str
+    rollout_id: str
+    abandoned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class DirectedRenewal:
     """What the broker's last directive says of one certificate, which is over once that certificate is replaced.
 
     One for the identity has an empty `certificate_id`, and the `serial_number` of the identity that it came to.
     `reason` is for a person; `explanation_url` is where the CA explains it: shown, never fetched (RFC 9773 4.2). Both
-    are printable.
+    are printable. `rollout_id` and what follows are a rollout's: what replaces the certificate is held back, until
+    `activate_by_time` at the latest, or gets a new key whatever agent.yml says of keys.
     """
 
     certificate_id: str
@@ -34,11 +60,21 @@ class DirectedRenewal:
     receive_time: datetime | None = field(default=None, compare=False)
     """When this host heard it first; the same directive again is no other one."""
     serial_number: str = ""
+    rollout_id: str = ""
+    hold_activation: bool = False
+    activate_by_time: datetime | None = None
+    new_key: bool = False
 
     @property
     def is_of_identity(self) -> bool:
         """Whether it is about this host's identity, which the internal CA renews."""
         return not self.certificate_id
+
+    def hold_on(self, certificate_id: str) -> ActivationHold | None:
+        """What holds back the certificate that replaces this one; None if nothing does."""
+        if not self.hold_activation or certificate_id != self.certificate_id:
+            return None
+        return ActivationHold(self.rollout_id, self.activate_by_time)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +83,8 @@ class Version:
 
     `certificate_id` and `renew_time` are what the broker said; empty and None for an imported or identity version.
     `key_type` is a `pki.keys.KeyType` by value, empty where the key (of an imported pair) is of no such kind.
-    `directed` is set where `renew_time` is a directive's: `renewal.directed` lays it over what is on disk.
+    `directed` is set where `renew_time` is a directive's: `renewal.directed` lays it over what is on disk. `hold` is
+    what keeps it unused; None where nothing does, or it was released.
     """
 
     number: int
@@ -61,6 +98,7 @@ class Version:
     renew_time: datetime | None = None
     key_type: str = ""
     directed: DirectedRenewal | None = None
+    hold: ActivationHold | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +237,7 @@ class LineageStatus:
     installed_version: int | None = None
     """The one that the configured paths show."""
     activate_after: datetime | None = None
-    """When the issued version is activated, while a window holds it back."""
+    """When the issued version is activated, while a rollout or a window holds it back."""
     verified_version: int | None = None
     """The version that the service was seen to serve when it was last looked at; None if none of this host's."""
     verify_time: datetime | None = None
@@ -226,3 +264,5 @@ class LineageStatus:
     """The same of the last activation."""
     directed_times: tuple[datetime, ...] = ()
     """When the last renewals came that the broker wanted before their time."""
+    held_by_rollout_id: str = ""
+    """The rollout that holds the issued version back; empty if none does."""

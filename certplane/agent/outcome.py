@@ -1,9 +1,10 @@
-"""How `renew NAME` ended, in a sentence, whatever it was: pure."""
+"""How `renew NAME` and `activate NAME` ended, in a sentence, whatever it was: pure."""
 
 from datetime import datetime
 
 from certplane.agent.control import Outcome
 from certplane.agent.model import LineageStatus
+from certplane.agent.renewal.due import waiting_text
 from certplane.fleet_report.model import CertificateState
 
 
@@ -18,6 +19,26 @@ def renewal_outcome(name: str, before: int, status: LineageStatus, now: datetime
     """
     failure = _failure(status, now)
     return Outcome(ok=False, text=failure) if failure else _without_failure(name, before, status)
+
+
+def activation_outcome(before: int, status: LineageStatus, now: datetime) -> Outcome:
+    """Whether what was on disk is in use, and if not, why.
+
+    Args:
+        before: the version that was in use before; 0 for none.
+        status: the lineage's afterwards.
+        now: the wall clock's time.
+    """
+    confirmed, issued = status.confirmed_version or 0, status.issued_version or 0
+    if confirmed > before:
+        return Outcome(ok=True, text=f"version {confirmed} is in use")
+    if failure := _failure(status, now):
+        return Outcome(ok=False, text=failure)
+    if issued > confirmed:
+        return Outcome(ok=False, text=f"version {issued} is here, and has expired or was revoked: it isn't used")
+    if not confirmed:
+        return Outcome(ok=False, text=f"there is no certificate yet; it is {status.state}")
+    return Outcome(ok=True, text=f"version {confirmed}, the newest, is in use already")
 
 
 def _failure(status: LineageStatus, now: datetime) -> str:
@@ -46,8 +67,12 @@ def _without_failure(name: str, before: int, status: LineageStatus) -> Outcome:
     if status.activate_after is not None:
         when = _moment(status.activate_after)
         if issued > before:
-            return Outcome(ok=True, text=f"version {issued} is here; it is used from {when} on")
-        return Outcome(ok=False, text=f"not renewed: version {issued} is here already and waits for its window, {when}")
+            held = status.held_by_rollout_id
+            until = f" at the latest: rollout {held} holds it" if held else " on"
+            return Outcome(ok=True, text=f"version {issued} is here; it is used from {when}{until}")
+        waits = waiting_text(issued, status.held_by_rollout_id, "", when)
+        text = f"not renewed: {waits}; `certplane-agent activate {name}` uses it now"
+        return Outcome(ok=False, text=text)
     if confirmed == before:
         text = f"not renewed: version {before}, which was here already, is in use now; ask again for a new one"
         return Outcome(ok=False, text=text)

@@ -11,6 +11,8 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from certplane.agent.model import (
+    Activation,
+    ActivationHold,
     DirectedRenewal,
     HookResult,
     IdentityView,
@@ -102,8 +104,10 @@ class VersionStore(Protocol):
         """All that are complete on disk, oldest first."""
         ...
 
-    def stage(self, issued: IssuedCertificate) -> Version:
+    def stage(self, issued: IssuedCertificate, hold: ActivationHold | None = None) -> Version:
         """Write the next version from the pending key and `issued`; nothing that services read changes.
+
+        With a `hold` it is held from the moment that it appears.
 
         The leaf is checked against the pending key first. Once the version is durable the pending key is forgotten, so
         that a request is pending exactly as long as no version answers it. Staging the same certificate again returns
@@ -150,6 +154,18 @@ class DirectiveFile(Protocol):
         ...
 
     def save(self, directed: DirectedRenewal) -> None:
+        """Replace it atomically; durable before it returns."""
+        ...
+
+
+class ActivationFile(Protocol):
+    """What the broker said of certificates of one lineage that are held back, on disk."""
+
+    def load(self) -> tuple[Activation, ...]:
+        """What was saved last; nothing if nothing was, or it can't be read (logged)."""
+        ...
+
+    def save(self, activations: Sequence[Activation]) -> None:
         """Replace it atomically; durable before it returns."""
         ...
 

@@ -16,7 +16,8 @@ from datetime import timedelta
 from certplane.agent.lineage import Lineage, OrderFailedError, OrderUnderWayError
 from certplane.agent.model import IssuedCertificate, OrderView, PendingRequest, Version
 from certplane.agent.ports import Broker, OrderFollower
-from certplane.agent.renewal.plan import RenewReason, Request
+from certplane.agent.renewal.due import RenewReason
+from certplane.agent.renewal.plan import Request
 from certplane.errors import CertplaneError, OperationError, Reason, RefusalError
 from certplane.pki.chain import check_issued_chain
 from certplane.runtime.backoff import Backoff
@@ -140,7 +141,11 @@ class BrokerRequest:
             sans=lineage.spec.dns_names,
             replaces_certificate_id="" if request.replaces is None else request.replaces.certificate_id,
             # A revocation spends the key, and the broker refuses it then.
-            reuse_key=self._reuse_key and not self._key_is_spent and request.reason is not RenewReason.REVOKED,
+            reuse_key=(
+                self._reuse_key
+                and not (self._key_is_spent or request.new_key)
+                and request.reason is not RenewReason.REVOKED
+            ),
         )
         return pending, left is not None and left.public_key_sha256 == pending.public_key_sha256
 
@@ -245,6 +250,6 @@ class BrokerRequest:
             dns_names=self._lineage.spec.dns_names,
             now=self._clock.now(),
         )
-        version = await self._lineage.disk.run(self._lineage.versions.stage, issued)
+        version = await self._lineage.disk.run(self._lineage.stage, issued, pending.replaces_certificate_id)
         failpoint("request.stage.after")
         return version

@@ -11,9 +11,10 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from certplane.agent.link.state import LinkPhase, LinkState
+from certplane.agent.renewal.due import LineageSpec, aborted_rollout, due_time, shown_reason, waiting_text, warn_time
 from certplane.agent.renewal.facts import LineageFacts
 from certplane.agent.renewal.health import lineage_health
-from certplane.agent.renewal.plan import LineageSpec, due_time, newest_version, shown_reason, warn_time
+from certplane.agent.renewal.plan import newest_version
 from certplane.agent.renewal.skew import MOST_SKEW
 from certplane.agent.renewal.status import new_status
 from certplane.agent.renewal.waiting import hold_of
@@ -40,11 +41,12 @@ class LineageReport:
     """One lineage as it is now.
 
     `version` and what follows up to `renew_time` are those of the version in force; None and empty without one.
-    `newest_version` is another one when an activation failed, or waits for its window (`activate_after`). `expired` and
-    `overdue` say what a date alone doesn't. `renew_reason` is why it is renewed now, or else why then. `served_...` is
-    what the service presented at `verify_time`, and `served_version` which version that is; all are empty and None
-    without a `verify`. `last_error` is of the step `failed_step`, `verify_error` of the last look at the service.
-    `health` is the worst of what is wrong as a word (`renewal.health`), `health_text` what that is here.
+    `newest_version` is another one when an activation failed, or waits (until `activate_after`) for its window or for a
+    rollout (`held_by_rollout_id`, or `aborted_rollout_id`). `expired` and `overdue` say what a date alone doesn't.
+    `renew_reason` is why it is renewed now, or else why then. `served_...` is what the service presented at
+    `verify_time`, and `served_version` which version that is; all are empty and None without a `verify`. `last_error`
+    is of the step `failed_step`, `verify_error` of the last look at the service. `health` is the worst of what is wrong
+    as a word (`renewal.health`), `health_text` what that is here.
     """
 
     name: str
@@ -79,6 +81,8 @@ class LineageReport:
     severity: str = Severity.OK.value
     health_text: str = ""
     remedy: str = ""
+    held_by_rollout_id: str = ""
+    aborted_rollout_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +165,8 @@ def lineage_report(spec: LineageSpec, facts: LineageFacts, now: datetime, *, ide
         severity=health.severity.value,
         health_text=health.text,
         remedy=health.remedy,
+        held_by_rollout_id=status.held_by_rollout_id,
+        aborted_rollout_id=aborted_rollout(newest),
     )
 
 
@@ -277,7 +283,8 @@ def _notes(lineage: LineageReport, now: datetime) -> list[str]:
         notes.append(lineage.renew_reason)
     if lineage.activate_after is not None:
         when = _moment(lineage.activate_after, now)
-        notes.append(f"version {lineage.newest_version} waits for its window, {when}")
+        rollouts = lineage.held_by_rollout_id, lineage.aborted_rollout_id
+        notes.append(waiting_text(lineage.newest_version, *rollouts, when))
     return notes
 
 

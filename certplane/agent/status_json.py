@@ -57,6 +57,7 @@ def _certificate(report: LineageReport) -> dict[str, Any]:
         "activation_failures": report.activation_failures,
         "next_attempt_time": report.next_attempt_time,
         "activate_time": report.activate_after,
+        "held_by_rollout_id": report.held_by_rollout_id,
         "update_time": report.update_time,
         "health": f"HEALTH_{report.health}",
         "health_reason": report.health_text,

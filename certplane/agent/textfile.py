@@ -39,6 +39,10 @@ METRICS: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
         "End of the certificate that is in place, Unix time.",
     ),
     "certplane_agent_certificate_renew_timestamp_seconds": (("certificate",), "When it is due, Unix time."),
+    "certplane_agent_certificate_activate_timestamp_seconds": (
+        ("certificate",),
+        "When a newer certificate that a rollout or a window holds back is used at the latest, Unix time.",
+    ),
     "certplane_agent_certificate_failures": (
         ("certificate",),
         "Requests and activations that have failed since the last that succeeded.",
@@ -97,7 +101,11 @@ def _samples(reports: Iterable[LineageReport], now: datetime) -> Iterator[tuple[
     for each in reports:
         for word in HealthWord:
             yield "certplane_agent_certificate_health", (each.name, word.value), each.health == word.value
-        for metric, moment in (("not_after", each.not_after), ("renew", each.renew_time)):
+        for metric, moment in (
+            ("not_after", each.not_after),
+            ("renew", each.renew_time),
+            ("activate", each.activate_after),
+        ):
             if moment is not None:
                 yield f"certplane_agent_certificate_{metric}_timestamp_seconds", (each.name,), moment.timestamp()
         yield "certplane_agent_certificate_failures", (each.name,), each.failures + each.activation_failures

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from typing_extensions import override
 
+from certplane.agent.acting import Activates
 from certplane.agent.host import Host
 from certplane.agent.install.activation import ActivationResult, Activator
-from certplane.agent.lineage_runner import Activates
 from certplane.agent.link.broker import GrpcBroker
 from certplane.agent.model import LineageStatus, Version
 from certplane.agent.ports import Broker, OrderFollower

@@ -1,4 +1,4 @@
-"""What `DirectiveFile` promises, asked of the fake and of the real one."""
+"""What `DirectiveFile` and `ActivationFile` promise, asked of the fakes and of the real ones."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from certplane.agent.install.directive import JsonDirectiveFile
-from certplane.agent.model import DirectedRenewal
-from certplane.agent.ports import DirectiveFile
+from certplane.agent.install.directive import JsonActivationFile, JsonDirectiveFile
+from certplane.agent.model import Activation, DirectedRenewal
+from certplane.agent.ports import ActivationFile, DirectiveFile
 from certplane.errors import OperationError
 from certplane.fleet_report.model import RenewalCause
-from tests.fakes.agent_install import FakeDirectiveFile
+from tests.fakes.agent_install import FakeActivationFile, FakeDirectiveFile
 
 FULL = DirectedRenewal(
     certificate_id="certificate-1",
@@ -25,6 +25,10 @@ FULL = DirectedRenewal(
     renewal_request_id="request-1",
     serial_number="1f",  # an identity has no id: here both stand
     receive_time=datetime(2026, 11, 23, 12, 0, 1, tzinfo=UTC),
+    rollout_id="rollout-1",
+    hold_activation=True,
+    activate_by_time=datetime(2026, 12, 1, tzinfo=UTC),
+    new_key=True,
 )
 
 
@@ -69,3 +73,30 @@ def test_a_disk_that_refuses_is_told(tmp_path: Path) -> None:
     (tmp_path / "www").write_text("a file where the directory should be")
     with pytest.raises(OperationError):
         JsonDirectiveFile(tmp_path / "www").save(FULL)
+
+
+@pytest.mark.parametrize("kind", ["fake", "json"])
+def test_what_was_said_of_held_certificates_survives_a_restart(kind: str, tmp_path: Path) -> None:
+    """All of it, and an earlier word is replaced."""
+    fake = FakeActivationFile()
+    told = (Activation("c1", "rollout-1"), Activation("c2", "rollout-1", abandoned=True))
+
+    def reopened() -> ActivationFile:
+        return fake if kind == "fake" else JsonActivationFile(tmp_path / "www")
+
+    assert reopened().load() == ()
+    reopened().save((Activation("c0", "rollout-0"),))
+    reopened().save(told)
+    assert reopened().load() == told
+    reopened().save(())
+    assert reopened().load() == ()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 2}', '{"format": 1, "activations": [7]}'])
+def test_what_cannot_be_read_releases_nothing(tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A certificate that is held stays so; it is said."""
+    file = JsonActivationFile(tmp_path / "www")
+    file.save((Activation("c1", "rollout-1"),))
+    (tmp_path / "www" / "activation.json").write_text(content)
+    assert file.load() == ()
+    assert "activation.json can't be read and is ignored" in caplog.text

@@ -50,6 +50,7 @@ FULL = CertificateStatus(
     next_attempt_time=T0 + timedelta(minutes=1),
     activate_time=T0 + timedelta(hours=1),
     update_time=T0,
+    held_by_rollout_id="rollout-1",
 )
 
 

@@ -50,6 +50,7 @@ FULL = LineageStatus(
     asked_settings="123456789abcdef0",
     activated_settings="23456789abcdef01",
     directed_times=(NOW - timedelta(hours=1), NOW),
+    held_by_rollout_id="rollout-1",
 )
 
 

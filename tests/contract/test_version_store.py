@@ -11,7 +11,7 @@ import pytest
 from certplane.agent.install.lineage import FileVersionStore
 from certplane.agent.install.material import Outputs
 from certplane.agent.keystore.pending import FilePendingKeys
-from certplane.agent.model import InstallMode, IssuedCertificate, Version
+from certplane.agent.model import ActivationHold, InstallMode, IssuedCertificate, Version
 from certplane.errors import OperationError
 from tests.fakes.agent_install import FakeVersionStore
 from tests.fakes.agent_keystore import FakePendingKeys
@@ -65,6 +65,16 @@ def test_staged_version_says_what_the_certificate_is(subject: Subject) -> None:
     assert version.not_after - version.not_before == timedelta(days=90)
     assert version.key_type == "ec-p256"
     assert list(subject.store.versions()) == [version]
+
+
+def test_a_version_is_held_from_the_moment_that_it_is_there(subject: Subject) -> None:
+    """What holds it stands in it; delivered again, without that, it is still held."""
+    hold = ActivationHold("rollout-1", datetime(2027, 1, 22, tzinfo=UTC))
+    issued = ISSUER.issue(subject.request(), certificate_id="cert-1")
+    assert subject.store.stage(issued, hold).hold == hold
+    assert subject.store.stage(issued).hold == hold
+    (version,) = subject.store.versions()
+    assert version.hold == hold
 
 
 def test_staging_changes_nothing_that_is_shown(subject: Subject) -> None:

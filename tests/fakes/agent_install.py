@@ -7,6 +7,8 @@ from datetime import timedelta
 from pathlib import Path
 
 from certplane.agent.model import (
+    Activation,
+    ActivationHold,
     DirectedRenewal,
     HookResult,
     IssuedCertificate,
@@ -35,6 +37,19 @@ class FakeDirectiveFile:
         self._directed = directed
 
 
+class FakeActivationFile:
+    """`ActivationFile`."""
+
+    def __init__(self) -> None:
+        self._activations: tuple[Activation, ...] = ()
+
+    def load(self) -> tuple[Activation, ...]:
+        return self._activations
+
+    def save(self, activations: Sequence[Activation]) -> None:
+        self._activations = tuple(activations)
+
+
 class FakeVersionStore:
     """`VersionStore`; `shown` is every version that was activated, in order; `failures` are raised first."""
 
@@ -55,7 +70,7 @@ class FakeVersionStore:
     def versions(self) -> Sequence[Version]:
         return [version for _, (version, _, _) in sorted(self._versions.items())]
 
-    def stage(self, issued: IssuedCertificate) -> Version:
+    def stage(self, issued: IssuedCertificate, hold: ActivationHold | None = None) -> Version:
         for version, pem, _ in self._versions.values():
             if pem.strip() == issued.certificate_pem.strip():
                 return version
@@ -81,6 +96,7 @@ class FakeVersionStore:
             certificate_id=issued.certificate_id,
             renew_time=issued.renew_time,
             key_type=KeyType.EC_P256,
+            hold=hold,
         )
         self._versions[number] = (version, issued.certificate_pem, key_pem)
         self._keys.forget(request_id)

@@ -89,7 +89,7 @@ class Scene:
         """`renew web`."""
         agent = self.world.agent()
         try:
-            await agent.renew("web")
+            await agent.by_hand("renew", "web")
         finally:
             await agent.close()
         return await self.world.status("web")

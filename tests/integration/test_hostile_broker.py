@@ -173,7 +173,7 @@ async def test_nothing_that_a_broker_says_reaches_a_terminal_or_raises(
                     case "run":
                         await world.run_once(agent)
                     case "renew":
-                        shown.write((await agent.renew("web")).text + "\n")
+                        shown.write((await agent.by_hand("renew", "web")).text + "\n")
                     case _:
                         await link.use_identity((await world.versions("identity"))[0])
                         await link.get_identity()

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from certplane.agent.link.answering import DirectiveTaker
 from certplane.agent.link.stream import ChannelSource
-from certplane.agent.model import DirectedRenewal
+from certplane.agent.model import Activation, DirectedRenewal
 from certplane.errors import CertplaneError, OperationError
 
 
@@ -41,12 +41,17 @@ class Taker(DirectiveTaker):
 
     def __init__(self) -> None:
         self.taken: list[DirectedRenewal] = []
+        self.activated: list[Activation] = []
         self.hashes: list[str] = []
         self.epochs: list[str] = []
 
     @override
     async def renew(self, renewals: Sequence[DirectedRenewal]) -> None:
         self.taken += renewals
+
+    @override
+    async def activate(self, activations: Sequence[Activation]) -> None:
+        self.activated += activations
 
     @override
     async def connected(self) -> None: ...

@@ -26,8 +26,9 @@ from certplane.agent.install.pkcs12 import Pkcs12Maker
 from certplane.agent.install.status import JsonStatusFile
 from certplane.agent.keystore.pending import FilePendingKeys
 from certplane.agent.model import HookResult, InstallMode, IssuedCertificate, ServiceView, Version
+from certplane.agent.renewal.due import LineageSpec
 from certplane.agent.renewal.facts import LineageFacts
-from certplane.agent.renewal.plan import Activate, LineageSpec, Request, Wait, next_step
+from certplane.agent.renewal.plan import Activate, Request, Wait, next_step
 from certplane.agent.renewal.status import new_status, request_succeeded
 from certplane.runtime import failpoints
 from certplane.runtime.pool import BlockingPool

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -40,8 +40,15 @@ class Stream:
     def end(self, why: Refusal | grpc.StatusCode | None = None) -> None:
         self.to_say.put_nowait(why)
 
-    def direct(self, nonce: str, *renewals: pb.Renewal, policy_hash: str = "") -> None:
-        self.say(directive=Answer.Directive(nonce=nonce, renewals=renewals, policy_hash=policy_hash))
+    def direct(
+        self,
+        nonce: str,
+        *renewals: pb.Renewal,
+        policy_hash: str = "",
+        activations: Sequence[pb.Activation] = (),
+    ) -> None:
+        directive = Answer.Directive(nonce=nonce, renewals=renewals, policy_hash=policy_hash, activations=activations)
+        self.say(directive=directive)
 
 
 @dataclass

@@ -18,7 +18,7 @@ from certplane.agent.install.pointers import CURRENT, HELD, Pointers
 from certplane.agent.install.steps import step
 from certplane.agent.install.trial import Obstacle, find_obstacles
 from certplane.agent.install.versions import IMPORTED, Metadata, VersionDirectories
-from certplane.agent.model import InstallMode, IssuedCertificate, Version
+from certplane.agent.model import ActivationHold, InstallMode, IssuedCertificate, Version
 from certplane.agent.ports import InstallTrial, PendingKeyMaterial, VersionStore
 from certplane.errors import CertplaneError, OperationError
 from certplane.pki.chain import leaf_facts, split_chain
@@ -105,12 +105,12 @@ class FileVersionStore(VersionStore, InstallTrial):
             return self._versions.all()
 
     @override
-    def stage(self, issued: IssuedCertificate) -> Version:
+    def stage(self, issued: IssuedCertificate, hold: ActivationHold | None = None) -> Version:
         with self._disk("staged"):
             self._forget_answered()
             try:
                 leaf_pem, chain_pem = split_chain(f"{issued.certificate_pem}\n{issued.chain_pem}")
-                return self._staged(leaf_pem) or self._write(leaf_pem, chain_pem, issued)
+                return self._staged(leaf_pem) or self._write(leaf_pem, chain_pem, issued, hold)
             except ChainError as error:
                 raise InstallError(f"the certificate can't be installed: {error.refusal.message}") from error
 
@@ -183,7 +183,7 @@ class FileVersionStore(VersionStore, InstallTrial):
                 return version
         return None
 
-    def _write(self, leaf_pem: str, chain_pem: str, issued: IssuedCertificate) -> Version:
+    def _write(self, leaf_pem: str, chain_pem: str, issued: IssuedCertificate, hold: ActivationHold | None) -> Version:
         key_pem, request_id = self._keys.private_key_pem(), self._keys.request_id()
         if key_pem is None or request_id is None:
             raise InstallError("no key waits for this certificate")
@@ -192,7 +192,7 @@ class FileVersionStore(VersionStore, InstallTrial):
         version = self._versions.add(
             self._versions.next_number(),
             compose(key_pem, leaf_pem, chain_pem),
-            Metadata(issued.certificate_id, issued.renew_time, request_id),
+            Metadata(issued.certificate_id, issued.renew_time, request_id, hold=hold),
         )
         with step("forget"):
             self._keys.forget(request_id)

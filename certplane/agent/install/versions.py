@@ -21,7 +21,7 @@ from cryptography import x509
 
 from certplane.agent.install.material import KEY_PARTS, PEM_PARTS, NoPairError, Part, rebuilt
 from certplane.agent.install.steps import step
-from certplane.agent.model import Version
+from certplane.agent.model import ActivationHold, Version
 from certplane.errors import CertplaneError, OperationError, RefusalError
 from certplane.pki.chain import CertificateFacts, leaf_facts
 from certplane.pki.keys import check_public_key
@@ -46,13 +46,15 @@ _said: set[str] = set()
 class Metadata:
     """What the files themselves don't say.
 
-    `request_id`: the pending request that the version answers; `key_type`: see `Version`, found by `add`.
+    `request_id`: the pending request that the version answers; `key_type`: see `Version`, found by `add`; `hold`: what
+    holds it back when it comes.
     """
 
     certificate_id: str = ""
     renew_time: datetime | None = None
     request_id: str = ""
     key_type: str = ""
+    hold: ActivationHold | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +309,7 @@ def _version(number: int, path: Path, facts: CertificateFacts, metadata: Metadat
         certificate_id=metadata.certificate_id,
         renew_time=metadata.renew_time,
         key_type=metadata.key_type,
+        hold=metadata.hold,
     )
 
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final, Protocol
 
-from certplane.agent.link.messages import directed_renewals, epoch_of
+from certplane.agent.link.messages import activations, directed_renewals, epoch_of
 from certplane.agent.link.pacing import Pace
 from certplane.agent.link.session import MOST_HASH
-from certplane.agent.model import DirectedRenewal
+from certplane.agent.model import Activation, DirectedRenewal
 from certplane.errors import CertplaneError, Reason, Refusal, RefusalError
 from certplane.rpc.status import status_from_refusal
 from certplane.runtime.clock import Clock
@@ -35,6 +35,16 @@ class DirectiveTaker(Protocol):
 
         Raises:
             RefusalError: CERTIFICATE_NOT_FOUND; the others have been taken over.
+            OperationError: the disk refuses.
+        """
+        ...
+
+    async def activate(self, activations: Sequence[Activation]) -> None:
+        """Let certificates be used that are held back; durable on return, and those concerned have been woken.
+
+        One that this host doesn't have (any more) does nothing; one that may be on its way is kept.
+
+        Raises:
             OperationError: the disk refuses.
         """
         ...
@@ -80,7 +90,10 @@ class DirectiveAnswers:
                 await self._taker.policy_changed(printable(directive.policy_hash, MOST_HASH))
             if retry_epoch := epoch_of(directive.retry_epoch):
                 await self._taker.retry_epoch_changed(retry_epoch)
-            await self._taker.renew(directed_renewals(directive))
+            renewals = directed_renewals(directive)
+            # First: a renewal may wait for a certificate that is on its way.
+            await self._taker.activate(activations(directive))
+            await self._taker.renew(renewals)
         except RefusalError as error:
             refusal = error.refusal
         except CertplaneError as error:

@@ -16,7 +16,7 @@ from certplane import __version__
 from certplane.agent.link.state import LinkState
 from certplane.config.bundles import read_ca_bundle
 from certplane.errors import ConfigurationError
-from certplane.fleet_report.model import IDENTITY_FEATURE, MOST_ROOTS, AgentMode, HostFacts
+from certplane.fleet_report.model import IDENTITY_FEATURE, MOST_ROOTS, ROLLOUT_FEATURE, AgentMode, HostFacts
 
 _KEPT: Final = 4
 """Runs: one that a person has started among those of the timer, or a night without power, decides nothing."""
@@ -52,7 +52,7 @@ def host_facts(state: LinkState, server_ca_bundle: Path) -> HostFacts:
         agent_mode=state.agent_mode,
         run_interval=run_interval(state.run_times),
         broker_roots_sha256=_fingerprints(server_ca_bundle),
-        features=(IDENTITY_FEATURE,),
+        features=(IDENTITY_FEATURE, ROLLOUT_FEATURE),
     )
 
 

@@ -1,16 +1,19 @@
-"""What a directive of the broker means for a lineage: pure.
+"""What directives of the broker mean for a lineage: pure.
 
 A directive names one certificate, the identity's by its serial number, and says when it should be renewed. It is the
 broker's newer word in the place of the `renew_time` that came with that certificate, and means nothing for any other:
 once the certificate is replaced, the directive is over. That is also why it may be obeyed in a lifetime's first tenth
 without a loop.
+
+What it says of certificates that are held back stands beside their versions in the same way (`released`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-from certplane.agent.model import DirectedRenewal, Version
+from certplane.agent.model import Activation, DirectedRenewal, Version
 from certplane.agent.renewal.facts import LineageFacts
 from certplane.fleet_report.model import RenewalCause
 
@@ -26,11 +29,16 @@ _SPEAK_FOR_THEMSELVES = frozenset({RenewalCause.ISSUER, RenewalCause.REVOKED})
 """Causes of which the broker gives the whole reason: whether the CA asks for it now, or has just named its window."""
 
 
-def laid_over(facts: LineageFacts, directed: DirectedRenewal | None) -> LineageFacts:
-    """The facts with the directive's time at the certificate that it names, if that is still on disk.
+def laid_over(
+    facts: LineageFacts, directed: DirectedRenewal | None, activations: Sequence[Activation] = ()
+) -> LineageFacts:
+    """The facts with what the broker said: the directive's time at the certificate that it names, if that is on disk.
 
-    A revoked one is noted as such besides, so that nothing goes back to it.
+    A revoked one is noted as such besides, so that nothing goes back to it. Certificates that `activations` name are
+    held no longer, or as an abandoned one is.
     """
+    if activations:
+        facts = replace(facts, versions=tuple(released(each, activations) for each in facts.versions))
     if directed is None:
         return facts
     named = {each.number for each in facts.versions if _is_named(each, directed)}
@@ -50,6 +58,36 @@ def laid_over(facts: LineageFacts, directed: DirectedRenewal | None) -> LineageF
         versions=tuple(map(told, facts.versions)),
         current=None if facts.current is None else told(facts.current),
         status=status,
+    )
+
+
+def released(version: Version, activations: Sequence[Activation]) -> Version:
+    """The version with its hold as the broker has left it."""
+    if version.hold is None:
+        return version
+    told = next((each for each in activations if each.certificate_id == version.certificate_id), None)
+    if told is None:
+        return version
+    return replace(version, hold=replace(version.hold, abandoned=True) if told.abandoned else None)
+
+
+def kept_activations(
+    told: Sequence[Activation], known: Sequence[Activation], facts: LineageFacts
+) -> tuple[Activation, ...]:
+    """What a lineage keeps of activations: the broker's `told`, in the place of what was `known` of the same.
+
+    That is what names its newest version, and what is about the rollout that its directive is of as long as the newest
+    version is the one to be replaced: the certificate may be on its way.
+    """
+    newest = max(facts.versions, key=lambda each: each.number, default=None)
+    if newest is None:
+        return ()
+    coming = "" if newest.directed is None or not newest.directed.hold_activation else newest.directed.rollout_id
+    every = {each.certificate_id: each for each in (*known, *told)}
+    return tuple(
+        each
+        for each in every.values()
+        if each.certificate_id == newest.certificate_id or (coming and each.rollout_id == coming)
     )
 
 

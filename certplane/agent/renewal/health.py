@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from certplane.agent.model import ServedLeaf, ServiceView, Version
+from certplane.agent.renewal.due import LineageSpec, warn_time
 from certplane.agent.renewal.facts import LineageFacts
 from certplane.agent.renewal.failures import needs_person
-from certplane.agent.renewal.plan import LineageSpec, newest_version, warn_time
+from certplane.agent.renewal.plan import newest_version
 from certplane.fleet_report.model import RenewalStep
 from certplane.runtime.health import NONE_YET, REMEDY_FOR_SERVICE, Health, HealthWord
 from certplane.runtime.health import moment_text as _text

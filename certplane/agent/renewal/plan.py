@@ -4,10 +4,11 @@ Rules, in order:
 
 1. A version on disk that isn't confirmed (its activation has not succeeded) is activated: at once, after a failure when
    its back-off ends or an operator asks for a new certificate (what is there comes before what must be ordered). Where
-   there is a window (`LineageSpec.window`) it waits until that opens, but not so long that the certificate in use comes
-   near its end (`override_time`), and not where nothing of use is served. While it waits, the certificate that counts
-   for a renewal is still that version: what failed is the activation, and a second certificate would fail as the first
-   did. An activation that was begun is finished, window or not.
+   a rollout holds it (`Version.hold`) it waits for its release, and where there is a window (`LineageSpec.window`)
+   after that until it opens; for neither so long that the certificate in use comes near its end (`due.hold_end`,
+   `due.override_time`), and not where nothing of use is served. While it waits, the certificate that counts for a
+   renewal is still that version: what failed is the activation, and a second certificate would fail as the first did.
+   An activation that was begun is finished, and one that a person of this host wants is made, hold and window or not.
 2. A request is made when there is no version, the newest was revoked, the configuration wants other names or another
    kind of key, the certificate is due, an operator forces it, or a request is pending from before a crash. Windows
    don't hold requests back.
@@ -18,11 +19,6 @@ Rules, in order:
    confirmed version that is in place?
 5. Otherwise nothing, until a time that the plan names.
 
-Due is the broker's `renew_time` (it asks the CA: RFC 9773); the host's own rule (`pki.lifetime`) where the broker named
-none or none within the validity; and the earlier of both where the host's configuration has a `renew_before` of its
-own. It is never in the first tenth of the lifetime, so that no answer of a broker makes a host renew in a loop; only a
-directive about this one certificate may say so (`Version.directed`): what replaces it has another name.
-
 Clock jumps are harmless: the plan is made anew after `LONGEST_PAUSE` at most, `status.settle_clock` repairs records
 from the future, and a certificate that isn't valid yet by this host's clock is used all the same: the CA's clock is
 the better one.
@@ -30,73 +26,31 @@ the better one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta, tzinfo
-from enum import StrEnum
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 
-from certplane.agent.model import LineageStatus, PendingRequest, Version
-from certplane.agent.renewal.directed import explanation
+from certplane.agent.model import PendingRequest, Version
+from certplane.agent.renewal.due import (
+    FRESH,
+    LineageSpec,
+    RenewReason,
+    due_time,
+    hold_end,
+    override_time,
+    own_due_time,
+    warn_time,
+)
 from certplane.agent.renewal.facts import LineageFacts
-from certplane.agent.renewal.waiting import Asked, directed_pause, hold_of, paused_text
-from certplane.agent.renewal.window import ActivationWindow
+from certplane.agent.renewal.waiting import directed_pause, hold_of, paused_text
 from certplane.errors import RefusalError
-from certplane.fleet_report.model import RenewalCause, RenewalStep
+from certplane.fleet_report.model import RenewalStep
 from certplane.pki.csr import parse_csr
-from certplane.pki.lifetime import renew_time
-from certplane.runtime.health import overdue_time
 
 LONGEST_PAUSE = timedelta(minutes=15)
 """Sleeps are by the monotonic clock, which knows nothing of a wall clock that was set or of a suspended machine."""
 
-
-_FRESH = 10
-"""The first part of this many of a lifetime, in which nothing is due."""
 _BETWEEN_REQUESTS = timedelta(minutes=1)
 _LEAST_BETWEEN_REQUESTS = timedelta(seconds=5)
-_OVERRIDE = timedelta(hours=72)
-"""With less life left than this, a certificate in use makes its successor's activation wait for no window."""
-_OVERRIDE_SHARE = 4
-"""And never more than the last part of this many of its lifetime, so that a short certificate has windows too."""
-
-
-class RenewReason(StrEnum):
-    """Why a certificate is requested; shown by `status`."""
-
-    FIRST = "there is none yet"
-    REVOKED = "it was revoked"
-    NAMES_CHANGED = "the configuration has other names"
-    KEY_TYPE_CHANGED = "the configuration has another kind of key"
-    EXPIRED = "it has expired"
-    DUE = "its renewal time has come"
-    FORCED = "an operator asked for it"
-    RESUMED = "a request was under way"
-
-
-_TOLD_MORE = frozenset({RenewReason.DUE.value, RenewReason.REVOKED.value})
-"""Reasons of which the broker's directive says more."""
-
-
-@dataclass(frozen=True, slots=True)
-class LineageSpec:
-    """What the configuration wants of one lineage.
-
-    `dns_names` are canonical and sorted; empty takes the names as they are (the identity's). `key_type` is a
-    `pki.keys.KeyType` by value; empty takes any. `phase_key` fixes the host's place in the renewal window.
-    `window` holds activations back, in the zone `local` unless it has one of its own; `expires_override`: see
-    `override_time`. `verify_interval`: how often the service is looked at; None where it can't be. `asked`: see there.
-    """
-
-    name: str
-    phase_key: str
-    dns_names: tuple[str, ...] = ()
-    key_type: str = ""
-    renew_before: timedelta | None = None
-    warn_before: timedelta | None = None
-    window: ActivationWindow | None = None
-    expires_override: timedelta | None = None
-    local: tzinfo = UTC
-    verify_interval: timedelta | None = None
-    asked: Asked = field(default_factory=Asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +72,15 @@ class Request:
     """Ask for a certificate. `replaces`: the version that it follows, if any.
 
     `abandon_pending`: the pending request is for what the configuration no longer wants, or of a key that was revoked;
-    drop it first. `directed`: the broker wants it before its time.
+    drop it first. `directed`: the broker wants it before its time. `new_key`: it wants another key, whatever agent.yml
+    says of keys.
     """
 
     reason: RenewReason
     replaces: Version | None
     abandon_pending: bool = False
     directed: bool = False
+    new_key: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,21 +105,24 @@ class Verify:
 class Plan:
     """One step, and what `status` shows.
 
-    `renew_time` is the newest version's; `overdue` when it is time to warn; `activate_after` until when a window holds
-    the newest version back; `served` whether what is in place was seen served. `issued` and `installed` are the numbers
-    of the newest version and of the one in place.
+    `renew_time` is the newest version's; `overdue` when it is time to warn; `activate_after` until when a rollout or a
+    window holds the newest version back, and `held_by_rollout_id` which rollout; `served` whether what is in place was
+    seen served. `issued` and `installed` are the numbers of the newest version and of the one in place.
     """
 
     step: Wait | Request | Activate | Verify
     renew_time: datetime | None
     overdue: bool
     activate_after: datetime | None = None
+    held_by_rollout_id: str = ""
     served: bool = False
     issued: int | None = None
     installed: int | None = None
 
 
-def next_step(spec: LineageSpec, facts: LineageFacts, now: datetime, *, forced: bool = False) -> Plan:
+def next_step(
+    spec: LineageSpec, facts: LineageFacts, now: datetime, *, forced: bool = False, at_once: bool = False
+) -> Plan:
     """Decide the next step.
 
     Args:
@@ -171,11 +130,16 @@ def next_step(spec: LineageSpec, facts: LineageFacts, now: datetime, *, forced: 
         facts: What is on disk.
         now: The wall clock's time.
         forced: An operator wants a new certificate whatever the dates say.
+        at_once: An operator wants what is on disk in use, whatever it waits for.
     """
     newest = newest_version(facts.versions)
     due = None if newest is None else due_time(spec, newest)
-    ready = None if newest is None else _ready_time(spec, facts, newest, now, forced=forced)
-    activation = ready if newest is None or ready is None else _window_time(spec, facts, newest, ready, now)
+    ready = None if newest is None else _ready_time(spec, facts, newest, now, forced=forced or at_once)
+    activation = ready
+    held_until = None
+    if newest is not None and ready is not None and not at_once and (served := _held_for(facts, newest)) is not None:
+        held_until = None if newest.hold is None else hold_end(spec, newest.hold, served)
+        activation = _window_time(spec, served, max(ready, held_until or ready), now)
     step: Wait | Request | Activate | Verify
     if newest is not None and activation is not None and activation <= now:
         step = Activate(newest)
@@ -187,6 +151,7 @@ def next_step(spec: LineageSpec, facts: LineageFacts, now: datetime, *, forced: 
         due,
         _is_overdue(spec, facts.current, now),
         activate_after=activation if held else None,
+        held_by_rollout_id=_holder(newest, held_until, now) if held else "",
         served=_is_seen_served(spec, facts),
         issued=None if newest is None else newest.number,
         installed=None if facts.current is None else facts.current.number,
@@ -209,7 +174,7 @@ def pause_after_issue(spec: LineageSpec, version: Version, now: datetime) -> tim
     """
     if due_time(spec, version) <= now:
         return _BETWEEN_REQUESTS
-    fresh = (version.not_after - version.not_before) / _FRESH
+    fresh = (version.not_after - version.not_before) / FRESH
     return min(max(fresh, _LEAST_BETWEEN_REQUESTS), _BETWEEN_REQUESTS)
 
 
@@ -218,64 +183,9 @@ def newest_version(versions: tuple[Version, ...]) -> Version | None:
     return max((version for version in versions if version.number > 0), key=lambda each: each.number, default=None)
 
 
-def due_time(spec: LineageSpec, version: Version) -> datetime:
-    """When a version is due for renewal: never after its end."""
-    if version.not_after <= version.not_before:
-        return version.not_before
-    own = renew_time(version.not_before, version.not_after, spec.renew_before, spec.phase_key)
-    told = version.renew_time
-    if told is None or told >= version.not_after:
-        return own
-    if version.directed is None or version.directed.cause is RenewalCause.LIFETIME:
-        told = max(told, version.not_before + (version.not_after - version.not_before) / _FRESH)
-    if version.directed is not None and version.directed.is_of_identity:
-        return min(own, told)  # the broker knows nothing of an identity's own time, and puts none off
-    return told if spec.renew_before is None else min(own, told)
-
-
-def due_reason(spec: LineageSpec, version: Version) -> str:
-    """Whose word `due_time` is, in few words for a person."""
-    if version.directed is not None and due_time(spec, version) == version.directed.renew_time:
-        return explanation(version.directed)
-    if version.renew_time is not None and due_time(spec, version) == version.renew_time:
-        return "the broker's time"
-    return "the host's rule" if spec.renew_before is None else "renew_before"
-
-
-def shown_reason(spec: LineageSpec, status: LineageStatus, version: Version | None) -> str:
-    """Why a version is to be renewed, or was just asked for anew, for a person: the broker's word where that decides.
-
-    Args:
-        spec: What the configuration wants.
-        status: The lineage's.
-        version: The one that is followed by another; None if there is none yet.
-    """
-    reason = status.renew_reason
-    if version is None or (reason and (version.directed is None or reason not in _TOLD_MORE)):
-        return reason
-    return due_reason(spec, version)
-
-
-def warn_time(spec: LineageSpec, version: Version) -> datetime:
-    """When a renewal counts as overdue: `warn_before` its end, else half-way from the due time to it."""
-    due = due_time(spec, version)
-    if spec.warn_before is None:
-        return overdue_time(due, version.not_after)
-    return max(due, version.not_after - spec.warn_before)
-
-
 def _is_overdue(spec: LineageSpec, current: Version | None, now: datetime) -> bool:
     """What services use counts, whatever waits on disk for its activation."""
     return current is not None and current.number > 0 and now >= warn_time(spec, current)
-
-
-def override_time(spec: LineageSpec, served: Version) -> datetime:
-    """From when on no window holds back what follows `served`.
-
-    That is `expires_override` before its end, 72 hours unless configured, but at most a quarter of its lifetime.
-    """
-    lifetime = served.not_after - served.not_before
-    return served.not_after - min(spec.expires_override or _OVERRIDE, lifetime / _OVERRIDE_SHARE)
 
 
 def _ready_time(
@@ -298,20 +208,32 @@ def _ready_time(
     return status.next_activation_time or now
 
 
-def _window_time(spec: LineageSpec, facts: LineageFacts, newest: Version, ready: datetime, now: datetime) -> datetime:
-    """When the newest version may be activated: `ready`, or later if a window holds it back."""
+def _held_for(facts: LineageFacts, newest: Version) -> Version | None:
+    """What is used as long as the newest version is held back; None where nothing may hold that one back."""
     shown, status = facts.current, facts.status
-    if spec.window is None or shown is None:
-        return ready
+    if shown is None:
+        return None
     if shown.number == newest.number and status.next_activation_time is None:
-        return ready  # it was begun, and the agent ended in the middle
+        return None  # it was begun, and the agent ended in the middle
     served = next((each for each in facts.versions if each.number == status.confirmed_version), None)
     if served is None and shown.number != newest.number:
         served = shown  # what stood there before the first one
-    if served is None or served.number in status.revoked_versions:
+    return None if served is None or served.number in status.revoked_versions else served
+
+
+def _window_time(spec: LineageSpec, served: Version, ready: datetime, now: datetime) -> datetime:
+    """When the newest version may be activated: `ready`, or later if a window holds it back."""
+    if spec.window is None:
         return ready
     ready = max(ready, now)
     return min(spec.window.opens(ready, spec.local), max(ready, override_time(spec, served)))
+
+
+def _holder(newest: Version | None, until: datetime | None, now: datetime) -> str:
+    """The rollout that holds a version back; not after that is over, nor once the rollout was aborted."""
+    if newest is None or newest.hold is None or newest.hold.abandoned or until is None or until <= now:
+        return ""
+    return newest.hold.rollout_id
 
 
 def _is_seen_served(spec: LineageSpec, facts: LineageFacts) -> bool:
@@ -355,17 +277,18 @@ def _request_or_wait(
     if early and directed is not None and (paused := directed_pause(status, directed, now)) is not None:
         return Wait(_earliest(paused, activation), held_back=reason, why=paused_text(spec.name, directed, paused))
     abandon = facts.pending is not None and not _is_wanted(spec, facts.pending)
-    if reason is RenewReason.REVOKED and facts.pending is not None and newest is not None:
-        # `key_rotation: reuse`, and its request was refused before: the revocation has spent the key.
+    new_key = directed is not None and directed.new_key
+    if (new_key or reason is RenewReason.REVOKED) and facts.pending is not None and newest is not None:
+        # `key_rotation: reuse`, and it was begun before: whoever revokes, or wants another key, has spent this one.
         abandon |= facts.pending.public_key_sha256 == newest.public_key_sha256
-    return Request(reason, newest, abandon_pending=abandon, directed=early)
+    return Request(reason, newest, abandon_pending=abandon, directed=early, new_key=new_key)
 
 
 def _is_before_its_time(spec: LineageSpec, version: Version, now: datetime) -> bool:
     """Whether nothing but the broker's directive makes a version due."""
     if spec.dns_names and version.dns_names != spec.dns_names:
         return False
-    return due_time(spec, replace(version, directed=None, renew_time=None)) > now
+    return own_due_time(spec, version) > now
 
 
 def _earliest(moment: datetime, other: datetime | None) -> datetime:

@@ -13,8 +13,9 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from certplane.agent.model import LineageStatus, ServedLeaf, ServiceView, Version
+from certplane.agent.renewal.due import RenewReason
 from certplane.agent.renewal.failures import Failure, activation_backoff, half_of, request_backoff
-from certplane.agent.renewal.plan import Plan, RenewReason, Request, Verify, Wait
+from certplane.agent.renewal.plan import Plan, Request, Verify, Wait
 from certplane.fleet_report.model import CertificateState, RenewalStep
 
 _PATIENCE = 3
@@ -93,6 +94,7 @@ def planned(status: LineageStatus, plan: Plan, now: datetime) -> LineageStatus:
         renew_reason=reason,
         renew_time=plan.renew_time,
         activate_after=plan.activate_after,
+        held_by_rollout_id=plan.held_by_rollout_id,
         issued_version=plan.issued,
         installed_version=plan.installed,
     )
@@ -172,8 +174,12 @@ def request_succeeded(
         now: When.
         directed: Whether the broker wanted it before its time.
     """
+    hold = version.hold
     return replace(
         status,
+        # The plan that follows knows whether it was released meanwhile; until then nobody is to take it for in use.
+        held_by_rollout_id="" if hold is None else hold.rollout_id,
+        activate_after=None if hold is None else hold.activate_by_time,
         state=CertificateState.ISSUED,
         update_time=now,
         renew_time=version.renew_time,
@@ -236,7 +242,12 @@ def activating(status: LineageStatus, now: datetime, rng: random.Random) -> Line
 def reloading(status: LineageStatus, version: Version, now: datetime) -> LineageStatus:
     """The version is installed and the reload is about to begin."""
     return replace(
-        status, state=CertificateState.RELOADING, update_time=now, installed_version=version.number, activate_after=None
+        status,
+        state=CertificateState.RELOADING,
+        update_time=now,
+        installed_version=version.number,
+        activate_after=None,
+        held_by_rollout_id="",
     )
 
 
@@ -337,6 +348,7 @@ def activated(status: LineageStatus, version: Version, now: datetime) -> Lineage
         activation_failures=0,
         next_activation_time=None,
         activate_after=None,
+        held_by_rollout_id="",
         verify_failures=0,
         verify_error="",
         drift_reloaded=False,

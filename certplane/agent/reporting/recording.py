@@ -10,8 +10,8 @@ from certplane.agent.faults import as_error
 from certplane.agent.model import LineageStatus
 from certplane.agent.ports import DirectiveFile, ReportSpool, StatusFile, VersionStore
 from certplane.agent.renewal.directed import laid_over
+from certplane.agent.renewal.due import LineageSpec
 from certplane.agent.renewal.facts import LineageFacts
-from certplane.agent.renewal.plan import LineageSpec
 from certplane.agent.reporting.report import certificate_report
 
 logger = logging.getLogger(__name__)

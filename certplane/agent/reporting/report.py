@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 
 from certplane.agent.model import LineageStatus, Version
+from certplane.agent.renewal.due import LineageSpec, shown_reason
 from certplane.agent.renewal.facts import LineageFacts
-from certplane.agent.renewal.plan import LineageSpec, newest_version, shown_reason
+from certplane.agent.renewal.plan import newest_version
 from certplane.fleet_report.model import (
     MOST_ERROR_BYTES,
     MOST_REASON_BYTES,
@@ -48,6 +49,7 @@ def certificate_report(spec: LineageSpec, profile: str, facts: LineageFacts) -> 
         activation_failures=status.activation_failures,
         next_attempt_time=_next_attempt(status),
         activate_time=status.activate_after,
+        held_by_rollout_id=status.held_by_rollout_id,
     )
 
 

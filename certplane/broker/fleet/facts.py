@@ -32,7 +32,7 @@ class CertificateFacts(msgspec.Struct, frozen=True, gc=False):
         served_not_after: End of the validity of what is served.
         renew_time: When the host means to renew.
         next_attempt_time: When what failed is tried again; None if nothing failed.
-        activate_time: Until when a window holds the newest back.
+        activate_time: Until when a rollout or a window holds the newest back.
         update_time: When the host found it so, by its clock.
         failing: Whether a step has failed and is tried again.
         for_a_person: Whether what failed needs a person (`is_persons`).

@@ -196,7 +196,7 @@ def _stale(facts: CertificateFacts, host: HostKnowledge, now: datetime) -> Findi
     if not newest or facts.served_serial_number in {"", newest}:
         return None
     if facts.activate_time is not None and facts.activate_time > now:
-        return None  # a window holds it back
+        return None  # a rollout or a window holds it back
     if host.heard and facts.state in _ACTIVATING:
         return None  # it is being done
     return _of_service(What.STALE, HealthWord.STALE_SERVED, facts.update_time)

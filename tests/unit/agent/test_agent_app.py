@@ -182,12 +182,12 @@ async def test_a_failed_orders_time_holds_also_for_an_operator(make_world: MakeW
     assert statuses["web"].retry_time == world.broker.retry_time
     world.broker.failure = None
     world.broker.calls.clear()
-    outcome = await world.agent().renew("web")
+    outcome = await world.agent().by_hand("renew", "web")
     assert not outcome.ok
     assert "ISSUER_RATE_LIMITED: too many certificates; the CA named" in outcome.text
     assert "issue" not in world.broker.calls
     world.clock.advance(5 * HOUR)
-    assert (await world.agent().renew("web")).ok
+    assert (await world.agent().by_hand("renew", "web")).ok
 
 
 async def test_a_key_that_can_never_work_is_dropped(make_world: MakeWorld) -> None:
@@ -263,7 +263,7 @@ async def test_what_the_broker_has_forgotten_is_asked_for_as_a_first_one(make_wo
     await world.enroll()
     await world.agent().run_once()
     world.broker.issued.clear()
-    assert (await world.agent().renew("web")).ok
+    assert (await world.agent().by_hand("renew", "web")).ok
     assert len(await world.versions("web")) == 2
 
 
@@ -382,7 +382,7 @@ async def test_an_identity_is_renewed_on_demand(make_world: MakeWorld) -> None:
     """By hand here, or because an operator asked the broker for it: long before it is due, and the broker hears of it."""
     world = make_world()
     first = await world.enroll()
-    outcome = await world.agent().renew("identity")
+    outcome = await world.agent().by_hand("renew", "identity")
     assert outcome.ok, outcome.text
     second = await world.host.current_identity()
     assert second is not None
@@ -569,7 +569,7 @@ async def test_a_renewal_in_the_daytime_is_used_at_night(make_world: MakeWorld) 
     await world.enroll()
     await world.agent().run_once()
     world.configure([window_from(world, 5)], {})
-    outcome = await world.agent().renew("web")
+    outcome = await world.agent().by_hand("renew", "web")
     assert outcome.ok
     assert outcome.text.startswith("version 2 is here; it is used from")
     first, second = await world.versions("web")
@@ -578,9 +578,9 @@ async def test_a_renewal_in_the_daytime_is_used_at_night(make_world: MakeWorld) 
     assert status.activate_after is not None
     assert timedelta(hours=4.9) < status.activate_after - world.clock.now() <= 5 * HOUR
     assert leaf_at(world.folder / "tls" / "web.pem").serial_number == int(first.serial_number, 16)
-    again = await world.agent().renew("web")
+    again = await world.agent().by_hand("renew", "web")
     assert (again.ok, len(await world.versions("web"))) == (False, 2)
-    assert again.text.startswith("not renewed: version 2 is here already and waits for its window")
+    assert again.text.startswith("not renewed: version 2 waits for its window")
     assert is_well((await world.agent().run_once())["web"])
     world.clock.advance(5 * HOUR)
     status = (await world.agent().run_once())["web"]
@@ -595,7 +595,7 @@ async def test_no_window_keeps_a_revoked_certificate_in_use(make_world: MakeWorl
     await world.enroll()
     await world.agent().run_once()
     world.configure([window_from(world, 5)], {})
-    await world.agent().renew("web")
+    await world.agent().by_hand("renew", "web")
     versions = await world.versions("web")
     agent = world.agent()
     await agent._start()
@@ -671,10 +671,10 @@ async def test_renew_says_when_it_has_only_finished_what_was_begun(make_world: M
     assert not is_well((await world.agent().run_once())["web"])
     world.configure([{"name": "web", "reload_command": "true"}], {})
     world.clock.advance(timedelta(minutes=10))
-    outcome = await world.agent().renew("web")
+    outcome = await world.agent().by_hand("renew", "web")
     assert not outcome.ok
     assert outcome.text.startswith("not renewed: version 1, which was here already")
-    assert (await world.agent().renew("web")).ok
+    assert (await world.agent().by_hand("renew", "web")).ok
 
 
 async def test_a_daemon_looks_again_in_its_time(make_world: MakeWorld) -> None:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from datetime import UTC, timedelta
 from pathlib import Path
 
-import grpc
 import pytest
-from typing_extensions import override
 
-from certplane.agent.app import Agent
 from certplane.agent.link.state import LinkState
 from certplane.errors import CertplaneError, OperationError, Reason, RefusalError
 from certplane.fleet_report.model import CertificateState
@@ -20,26 +16,13 @@ from certplane.rpc.status import refusal_from_status
 from certplane.runtime.files import temporary_name
 from certplane.v1 import renewal_pb2 as pb
 from tests.fakes.clock import ManualClock
-from tests.support.agent_streams import OneBroker
 from tests.support.agent_world import AgentWorld
 from tests.support.renewal_server import RenewalServer
-from tests.support.waiting import HANG, until
+from tests.support.streaming_agent import agent_of, broker, running
+from tests.support.waiting import until
 
 HOUR = timedelta(hours=1)
 State = pb.CertificateStatus.State
-
-
-class PlainChannels(OneBroker):
-    """`ChannelSource` to a scripted broker."""
-
-    def __init__(self, port: int) -> None:
-        super().__init__()
-        self.opened = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)])
-
-    @property
-    @override
-    def channel(self) -> grpc.aio.Channel:
-        return self.opened
 
 
 @pytest.fixture
@@ -47,34 +30,6 @@ def world(tmp_path: Path) -> Iterator[AgentWorld]:
     made = AgentWorld(tmp_path, [{"name": "web"}, {"name": "api"}])
     yield made
     made.close()
-
-
-@contextlib.asynccontextmanager
-async def broker(world: AgentWorld) -> AsyncIterator[RenewalServer]:
-    async with RenewalServer(world.clock).running() as server:
-        yield server
-
-
-@contextlib.asynccontextmanager
-async def agent_of(world: AgentWorld, server: RenewalServer) -> AsyncIterator[Agent]:
-    channels = PlainChannels(server.port)
-    agent = Agent(world.start(), world.progress, broker=world.broker, channels=channels)
-    try:
-        yield agent
-    finally:
-        await channels.channel.close()
-
-
-@contextlib.asynccontextmanager
-async def running(world: AgentWorld, server: RenewalServer) -> AsyncIterator[Agent]:
-    async with agent_of(world, server) as agent:
-        stop = asyncio.Event()
-        task = asyncio.create_task(agent.run(stop, world.progress))
-        try:
-            yield agent
-        finally:
-            stop.set()
-            await asyncio.wait_for(task, HANG)
 
 
 def states(server: RenewalServer, name: str) -> list[str]:

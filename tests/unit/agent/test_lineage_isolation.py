@@ -177,10 +177,10 @@ async def test_a_daemon_outlives_its_bugs(
 
     await world.agent().run_once()
     monkeypatch.setattr(FileVersionStore, "activate", wrong)
-    outcome = await world.agent().renew("web")
+    outcome = await world.agent().by_hand("renew", "web")
     assert not outcome.ok
     assert "a bug of this agent: ValueError: odd" in outcome.text
-    assert (await world.agent().renew("api")).ok
+    assert (await world.agent().by_hand("renew", "api")).ok
 
 
 FILES = (
@@ -230,13 +230,13 @@ async def test_junk_in_the_state_ends_nobody_elses_renewal(
     world = make(worlds, tmp_path)
     await world.enroll()
     await world.agent().run_once()
-    await world.agent().renew("web")
+    await world.agent().by_hand("renew", "web")
     for junk in JUNK.values():
         damage(tmp_path / "state" / name, junk)
         report = await shown(tmp_path, capsys)
         assert report["api"]["health"] == "OK"
         newest = (await world.versions("api"))[-1].number
-        assert (await world.agent().renew("api")).ok
+        assert (await world.agent().by_hand("renew", "api")).ok
         assert (await world.versions("api"))[-1].number == newest + 1
     with contextlib.suppress(CertplaneError):  # told at the end, after all others were seen to
         await world.agent().run_once()

@@ -1,8 +1,8 @@
 """One certificate's whole life under a random sequence of events, with the real plan, life and activation.
 
 What it talks to is in memory: a CA that fails in every way, a service that may ignore reloads, a disk that may be full,
-a clock that is set by an hour, an operator, restarts that keep nothing but the status as JSON. Time stands still but
-for the events.
+a clock that is set by an hour, an operator, rollouts that hold what they renew and release it or are aborted, restarts
+that keep nothing but the status as JSON. Time stands still but for the events.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -24,16 +24,23 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from certplane.agent.install.activation import ActivationResult, Activator
 from certplane.agent.lineage import Lineage, OrderFailedError, OrderUnderWayError
 from certplane.agent.lineage_runner import LineageRunner
-from certplane.agent.model import HookResult, LineageStatus, ServiceView, Version
+from certplane.agent.model import Activation, DirectedRenewal, HookResult, LineageStatus, ServiceView, Version
+from certplane.agent.renewal.due import LineageSpec, due_time, override_time, own_due_time
 from certplane.agent.renewal.machine import FOLLOWS
-from certplane.agent.renewal.plan import LineageSpec, Request, Verify, Wait, due_time, newest_version, override_time
+from certplane.agent.renewal.plan import Request, Verify, Wait, newest_version
 from certplane.agent.renewal.status import is_well, new_status, revoked
 from certplane.agent.renewal.window import ActivationWindow
 from certplane.errors import CertplaneError, OperationError, Reason, RefusalError
-from certplane.fleet_report.model import CertificateState
+from certplane.fleet_report.model import CertificateState, RenewalCause
 from certplane.runtime.json_state import members_of, value_of
 from certplane.runtime.progress import SilentProgress
-from tests.fakes.agent_install import FakeServiceProbe, FakeStatusFile, FakeVersionStore
+from tests.fakes.agent_install import (
+    FakeActivationFile,
+    FakeDirectiveFile,
+    FakeServiceProbe,
+    FakeStatusFile,
+    FakeVersionStore,
+)
 from tests.fakes.agent_keystore import FakePendingKeys
 from tests.fakes.clock import ManualClock
 from tests.support.lineages import LocalIssuer
@@ -133,6 +140,12 @@ class LineageMachine(RuleBasedStateMachine):
         self.disk_full = False
         self.forced = False
         self.asked = False
+        self.at_once = self.by_hand = False
+        self.directive, self.activations = FakeDirectiveFile(), FakeActivationFile()
+        self.rollouts = 0
+        self.issued = 0
+        self.told_of: dict[str, bool] = {}
+        """Certificates that were released; True: abandoned."""
         self.offset = timedelta()
         self.told = Told()
         self.checked = 0
@@ -160,7 +173,10 @@ class LineageMachine(RuleBasedStateMachine):
             versions=self.store,
             statuses=self.statuses,
             disk=InlinePool(),  # type: ignore[arg-type]  # see there
+            directive=self.directive,
+            activations=self.activations,
         )
+        self.lineage = lineage
         activator = Activator(
             store=self.store,
             statuses=self.statuses,
@@ -189,7 +205,8 @@ class LineageMachine(RuleBasedStateMachine):
         """The broker: asked never too soon, and never without a reason of the certificate's own."""
         status = self.status
         assert self.clock.monotonic() >= self.told.monotonic - 0.001, "sooner than somebody said"  # sums of floats
-        newest, now = newest_version(tuple(self.store.versions())), self.clock.now()
+        now = self.clock.now()
+        newest = newest_version(self.lineage.read_facts(now).versions)
         assert (
             newest is None
             or self.asked
@@ -199,7 +216,8 @@ class LineageMachine(RuleBasedStateMachine):
             or now >= due_time(self.spec, newest)
         ), "a request without a reason"
         self.asked = False
-        pending = self.keys.begin(common_name="", sans=[NAME], replaces_certificate_id="", reuse_key=False)
+        replaced = "" if newest is None else newest.certificate_id
+        pending = self.keys.begin(common_name="", sans=[NAME], replaces_certificate_id=replaced, reuse_key=False)
         if self.ca:
             error = FAILURES[self.ca](self.clock)
             after = getattr(error, "retry_after", None)
@@ -208,19 +226,38 @@ class LineageMachine(RuleBasedStateMachine):
             self.told.monotonic = self.clock.monotonic() + max((span.total_seconds() for span in spans), default=0.0)
             raise error
         self.issuer._now = self.true_now()
-        return self.store.stage(self.issuer.issue(pending.csr_pem, lifetime=self.runnertime))
+        self.issued += 1
+        name = f"certificate-{self.issued}"
+        issued = self.issuer.issue(pending.csr_pem, lifetime=self.runnertime, certificate_id=name)
+        return self.lineage.stage(issued, pending.replaces_certificate_id)
 
     def assert_may_activate(self, version: Version, status: LineageStatus) -> None:
-        """A reload comes in the window, or where nothing of use is served, or not for long, or it was begun."""
+        """A reload comes in the window, or where nothing of use is served, or not for long, or it was begun.
+
+        Of what a rollout holds, none comes before it is released, its time has come, or the one in use ends soon.
+        """
         now = self.clock.now()
         assert version.not_after > now
-        assert version == newest_version(tuple(self.store.versions()))
+        newest = newest_version(tuple(self.store.versions()))
+        assert newest is not None
+        assert version.number == newest.number
         served = next((each for each in self.store.versions() if each.number == status.confirmed_version), None)
         window, current = self.spec.window, self.store.current()
-        if window is None or current is None or served is None or window.is_open(now):
+        if self.by_hand or current is None or served is None or served.number in status.revoked_versions:
             return
-        begun = current.number == version.number and status.next_activation_time is None
-        assert begun or now >= override_time(self.spec, served) or served.number in status.revoked_versions
+        if current.number == version.number and status.next_activation_time is None:
+            return  # it was begun
+        assert self.is_released(newest, served, now)
+        assert window is None or window.is_open(now) or now >= override_time(self.spec, served)
+
+    def is_released(self, newest: Version, served: Version, now: datetime) -> bool:
+        """Whether no rollout holds a version back any more."""
+        abandoned = self.told_of.get(newest.certificate_id)
+        if newest.hold is None or abandoned is False:
+            return True
+        until = own_due_time(self.spec, served) if abandoned else newest.hold.activate_by_time
+        ends_soon = served.not_after - now <= min(DAY, (served.not_after - served.not_before) / 10)
+        return ends_soon or (until is not None and until <= now)
 
     @property
     def status(self) -> LineageStatus:
@@ -232,7 +269,8 @@ class LineageMachine(RuleBasedStateMachine):
         for _ in range(12):
             self.store.failures = [OperationError("the disk is full")] if self.disk_full else []
             forced, self.forced = self.forced, False
-            plan, _ = asyncio.run(self.runner._advance(forced=forced))
+            self.by_hand, self.at_once = self.at_once, False
+            plan, _ = asyncio.run(self.runner._advance(forced=forced, at_once=self.by_hand))
             self.store.failures = []
             self.check_failure_waits()
             if isinstance(plan.step, Wait):
@@ -290,6 +328,40 @@ class LineageMachine(RuleBasedStateMachine):
     @rule()
     def operator_forces(self) -> None:
         self.forced = True
+        self.go_on()
+
+    @rule(hold=st.booleans(), by=st.sampled_from([None, HOUR, 3 * DAY, 60 * DAY]))
+    @precondition(lambda self: not self.status.failures and self.store.versions())
+    def rollout_wants_a_new_one(self, hold: bool, by: timedelta | None) -> None:
+        newest, now = newest_version(tuple(self.store.versions())), self.clock.now()
+        assert newest is not None
+        self.rollouts += 1
+        rollout, by_time = f"rollout-{self.rollouts}", None if by is None else now + by
+        cause = RenewalCause.OPERATOR
+        directed = DirectedRenewal(newest.certificate_id, now, cause, rollout_id=rollout, hold_activation=hold)
+        self.directive.save(replace(directed, activate_by_time=by_time, new_key=True, receive_time=now))
+        self.runner.try_again()
+        self.go_on()
+
+    @rule(abandoned=st.booleans(), early=st.booleans())
+    @precondition(lambda self: self.store.versions())
+    def rollout_releases(self, abandoned: bool, early: bool) -> None:
+        """What is on disk, or what is yet to come."""
+        newest = newest_version(tuple(self.store.versions()))
+        assert newest is not None
+        name = f"certificate-{self.issued + 1}" if early else newest.certificate_id
+        new = self.lineage.take_activations([Activation(name, f"rollout-{self.rollouts}", abandoned)], self.clock.now())
+        if new:
+            self.told_of[name] = abandoned
+            self.runner.release()
+        self.go_on()
+
+    @rule()
+    def operator_activates(self) -> None:
+        newest = newest_version(tuple(self.store.versions()))
+        self.at_once = True
+        if newest is not None and newest.hold is not None:
+            self.told_of[newest.certificate_id] = False
         self.go_on()
 
     @rule()
@@ -352,10 +424,24 @@ class LineageMachine(RuleBasedStateMachine):
             assert current is not None
             assert status.verified_version == current.number == status.confirmed_version
         if status.state is CertificateState.ISSUED and status.activate_after is not None:
-            assert self.spec.window is not None
+            newest = newest_version(tuple(self.store.versions()))
+            assert newest is not None
+            assert self.spec.window is not None or newest.hold is not None
             assert status.issued_version != status.confirmed_version
         if status.activate_after is not None:
             assert status.activate_after > status.update_time
+
+    @invariant()
+    def what_is_held_is_said(self) -> None:
+        """By the rollout that holds it, and never of what was released."""
+        status, newest = self.status, newest_version(tuple(self.store.versions()))
+        if status.held_by_rollout_id:
+            assert newest is not None
+            assert newest.hold is not None
+            assert newest.hold.rollout_id == status.held_by_rollout_id
+            assert newest.certificate_id not in self.told_of
+            assert status.activate_after is not None
+            assert status.installed_version != newest.number or status.activation_failures
 
     def teardown(self) -> None:
         """Whatever happened: once all is mended, the newest certificate is in use, or waits for its window."""

@@ -12,8 +12,8 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 
 from certplane.agent.link.state import LinkPhase, LinkState
 from certplane.agent.model import DirectedRenewal, LineageStatus, PendingRequest, Version
+from certplane.agent.renewal.due import LineageSpec
 from certplane.agent.renewal.facts import LineageFacts
-from certplane.agent.renewal.plan import LineageSpec
 from certplane.agent.renewal.status import new_status
 from certplane.agent.status import StatusReport, lineage_report, link_report, to_text
 from certplane.agent.status_json import to_json

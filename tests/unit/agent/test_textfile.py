@@ -42,7 +42,8 @@ def world(tmp_path: Path) -> Iterator[AgentWorld]:
 
 def test_what_stands_there() -> None:
     """The end, when it is due, how bad it is, and how often it failed; Prometheus's own parser reads it."""
-    failing = replace(lineage_report(SPEC, FACTS, NOW), failures=2, health="FAILING")
+    report = lineage_report(SPEC, FACTS, NOW)
+    failing = replace(report, failures=2, health="FAILING", activate_after=NOW + timedelta(days=1))
     found = samples(exposition([failing], NOW))
     assert found["certplane_agent_build_info", __version__] == 1
     assert found["certplane_agent_written_timestamp_seconds",] == NOW.timestamp()
@@ -50,6 +51,8 @@ def test_what_stands_there() -> None:
     end = "certplane_agent_certificate_not_after_timestamp_seconds"
     assert found[end, "web"] == FACTS.current.not_after.timestamp()
     assert found["certplane_agent_certificate_renew_timestamp_seconds", "web"] < found[end, "web"]
+    activate = "certplane_agent_certificate_activate_timestamp_seconds"
+    assert found[activate, "web"] == (NOW + timedelta(days=1)).timestamp()
     assert found["certplane_agent_certificate_failures", "web"] == 2
     health = {key[2]: value for key, value in found.items() if key[0] == "certplane_agent_certificate_health"}
     assert [word for word, value in health.items() if value] == ["FAILING"]
@@ -64,6 +67,7 @@ def test_labels_full_of_quotes_and_newlines() -> None:
     assert found["certplane_agent_certificate_health", NAUGHTY, "WONT_HEAL"] == 1
     assert found["certplane_agent_certificate_health", "web", "OK"] == 1
     assert ("certplane_agent_certificate_not_after_timestamp_seconds", NAUGHTY) not in found
+    assert ("certplane_agent_certificate_activate_timestamp_seconds", "web") not in found
 
 
 def test_each_is_documented() -> None:

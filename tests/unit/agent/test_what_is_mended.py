@@ -117,7 +117,7 @@ async def test_a_path_that_was_cleared_is_used_at_the_next_run(
     key.unlink()
     (key / "inside").mkdir(parents=True)
     if at_renewal:
-        await world.agent().renew("web")
+        await world.agent().by_hand("renew", "web")
     for _ in range(5):  # the waits grow
         status = (await world.agent().run_once())["web"]
     assert "is a directory" in status.last_error
@@ -133,12 +133,12 @@ async def test_renew_always_tries(world: AgentWorld) -> None:
     world.broker.issue_errors = [limited()]
     await world.agent().run_once()
     world.broker.issue_errors = [limited()]
-    outcome = await world.agent().renew("web")
+    outcome = await world.agent().by_hand("renew", "web")
     assert not outcome.ok
     assert outcome.text.startswith(
         "not renewed: RATE_LIMITED: too many orders were asked for; the agent tries again at"
     )
-    outcome = await world.agent().renew("web")
+    outcome = await world.agent().by_hand("renew", "web")
     assert (outcome.ok, outcome.text) == (True, "version 1 is in use")
 
 
@@ -149,14 +149,14 @@ async def test_renew_installs_what_is_there_before_it_orders(world: AgentWorld, 
     (tmp_path / "tls").rename(tmp_path / "away")
     (tmp_path / "tls").write_text("in the way")
     for _ in range(3):
-        outcome = await world.agent().renew("web")
+        outcome = await world.agent().by_hand("renew", "web")
         assert not outcome.ok
         assert "Not a directory" in outcome.text
     assert len(await world.versions("web")) <= 2
     issued = len(world.broker.issued)
     (tmp_path / "tls").unlink()
     (tmp_path / "away").rename(tmp_path / "tls")
-    await world.agent().renew("web")
+    await world.agent().by_hand("renew", "web")
     assert len(world.broker.issued) == issued
     assert is_well(await world.status("web"))
 
@@ -167,7 +167,7 @@ async def test_a_lineage_without_its_current_heals_before_anything_is_ordered(
     """Dangling, missing or a folder: the version that was in force is again, and no certificate is ordered for it."""
     await world.enroll()
     await world.agent().run_once()
-    await world.agent().renew("web")
+    await world.agent().by_hand("renew", "web")
     current = tmp_path / "state" / "certificates" / "web" / "current"
     damages: list[Callable[[], object]] = [
         lambda: current.symlink_to("versions/99"),

@@ -60,4 +60,4 @@ def test_the_roots_are_those_of_the_file(tmp_path: Path) -> None:
     found = [hashlib.sha256(x509.load_pem_x509_certificate(ca.root_pem).public_bytes(Encoding.DER)) for ca in cas]
     facts = host_facts(state, path)
     assert facts.broker_roots_sha256 == tuple(each.hexdigest() for each in found)
-    assert (facts.agent_mode, facts.run_interval, facts.features) == (AgentMode.TIMER, HOUR, ("identity",))
+    assert (facts.agent_mode, facts.run_interval, facts.features) == (AgentMode.TIMER, HOUR, ("identity", "rollout"))

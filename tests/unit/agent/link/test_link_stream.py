@@ -8,6 +8,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -18,7 +19,7 @@ from certplane.agent.link.ending import StreamEnd
 from certplane.agent.link.open_stream import OpenStream, StreamParts
 from certplane.agent.link.state import LinkFile, LinkPhase, LinkState
 from certplane.agent.link.stream import StatusStream, reopening_wait
-from certplane.agent.model import DirectedRenewal
+from certplane.agent.model import Activation, ActivationHold, DirectedRenewal
 from certplane.agent.reporting.spool import FileReportSpool
 from certplane.errors import CertplaneError, OperationError, Reason, Refusal, RefusalError
 from certplane.fleet_report.model import CertificateState, CertificateStatus, RenewalCause
@@ -51,6 +52,7 @@ class Taker:
 
     def __init__(self) -> None:
         self.taken: list[DirectedRenewal] = []
+        self.activated: list[Activation] = []
         self.hashes: list[str] = []
         self.epochs: list[str] = []
         self.connections = 0
@@ -60,6 +62,9 @@ class Taker:
         if self.errors:
             raise self.errors.pop(0)
         self.taken += renewals
+
+    async def activate(self, activations: Sequence[Activation]) -> None:
+        self.activated += activations
 
     async def connected(self) -> None:
         self.connections += 1
@@ -321,6 +326,49 @@ async def test_a_fault_after_the_end_neither_ends_the_streams_nor_opens_them_in_
         assert len(server.streams) == 1
         await world.pass_until(lambda: len(server.streams) == 2)
     assert caplog.text.count("end of the status stream failed") == 1
+
+
+async def test_what_a_rollout_wants_is_taken_over(world: World) -> None:
+    """What is held back, until when, with which key, and what is released; a broker that names no time leaves it to us."""
+    async with world.running() as server:
+        await until(lambda: world.stream.state.phase is LinkPhase.CONNECTED)
+        wanted = renewal(rollout_id="r1", hold_activation=True, new_key=True)
+        wanted.activate_by_time.FromDatetime(NOW + timedelta(days=3))
+        released = pb.Activation(certificate_id="c9", rollout_id="r0", abandoned=True)
+        server.last.direct("n1", wanted, activations=[released])
+        server.last.direct("n2", renewal(rollout_id="r1", hold_activation=True))
+        await until(lambda: len(server.last.results) == 2)
+        assert not any(result.HasField("error") for result in server.last.results)
+        assert world.taker.activated == [Activation("c9", "r0", abandoned=True)]
+        assert [(each.hold_on("c1"), each.new_key) for each in world.taker.taken] == [
+            (ActivationHold("r1", NOW + timedelta(days=3)), True),
+            (ActivationHold("r1"), False),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("held", "released", "field"),
+    [
+        pytest.param({"hold_activation": True}, {}, "renewals[0].rollout_id", id="a-hold-of-nobody"),
+        pytest.param({"rollout_id": "a b"}, {}, "renewals[0].rollout_id", id="no-rollout"),
+        pytest.param({}, {"rollout_id": "r1"}, "activations[0].certificate_id", id="no-certificate"),
+        pytest.param({}, {"certificate_id": "c1"}, "activations[0].rollout_id", id="a-release-by-nobody"),
+    ],
+)
+async def test_a_malformed_word_of_a_rollout_is_refused_whole(
+    world: World, held: dict[str, Any], released: dict[str, str], field: str
+) -> None:
+    """Nothing of the directive is taken over; the field is named."""
+    async with world.running() as server:
+        await until(lambda: world.stream.state.phase is LinkPhase.CONNECTED)
+        activation = pb.Activation(**released)
+        server.last.direct("n1", renewal(**held), activations=[activation] if released else [])
+        await until(lambda: bool(server.last.results))
+        refusal = refusal_from_status(server.last.results[0].error)
+        assert refusal is not None
+        assert refusal.reason is Reason.REQUEST_INVALID
+        assert [each.subject for each in refusal.violations] == [field]
+        assert (world.taker.taken, world.taker.activated) == ([], [])
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from certplane.agent.link.broker import GrpcBroker
 from certplane.agent.link.choice import AVOID
 from certplane.agent.link.diagnosis import IdentityNotAcceptedError, connection_error
 from certplane.agent.link.ending import StreamEnd
-from certplane.agent.renewal.plan import RenewReason, Request
+from certplane.agent.renewal.due import RenewReason
+from certplane.agent.renewal.plan import Request
 from certplane.agent.request import BrokerRequest
 from certplane.errors import OperationError, Reason, Refusal, RefusalError
 from certplane.pki.csr import build_csr

@@ -10,14 +10,8 @@ import pytest
 
 from certplane.agent.model import DirectedRenewal, LineageStatus, Version
 from certplane.agent.renewal.directed import explanation, laid_over
-from certplane.agent.renewal.plan import (
-    LineageFacts,
-    LineageSpec,
-    Request,
-    Wait,
-    due_time,
-    next_step,
-)
+from certplane.agent.renewal.due import LineageSpec, due_time
+from certplane.agent.renewal.plan import LineageFacts, Request, Wait, next_step
 from certplane.fleet_report.model import CertificateState, RenewalCause
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from certplane.agent.model import LineageStatus, ServedLeaf, ServiceView, Version
+from certplane.agent.renewal.due import LineageSpec
 from certplane.agent.renewal.facts import LineageFacts
 from certplane.agent.renewal.health import lineage_health
-from certplane.agent.renewal.plan import LineageSpec
 from certplane.fleet_report.model import CertificateState, RenewalStep
 from certplane.runtime.health import NONE_YET, HealthWord, Severity
 

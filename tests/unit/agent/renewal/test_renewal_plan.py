@@ -11,22 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certplane.agent.model import LineageStatus, PendingRequest, Version
+from certplane.agent.renewal.due import LineageSpec, RenewReason, due_time, override_time, warn_time
 from certplane.agent.renewal.plan import (
     LONGEST_PAUSE,
     Activate,
     LineageFacts,
-    LineageSpec,
     Plan,
-    RenewReason,
     Request,
     Verify,
     Wait,
-    due_time,
     next_step,
-    override_time,
     pause,
     pause_after_issue,
-    warn_time,
 )
 from certplane.agent.renewal.window import ActivationWindow
 from certplane.fleet_report.model import CertificateState

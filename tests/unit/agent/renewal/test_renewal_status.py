@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certplane.agent.model import LineageStatus, ServedLeaf, ServiceView, Version
+from certplane.agent.renewal.due import RenewReason
 from certplane.agent.renewal.failures import (
     Failure,
     FailureKind,
@@ -21,7 +22,7 @@ from certplane.agent.renewal.failures import (
     is_unreached,
     request_backoff,
 )
-from certplane.agent.renewal.plan import Activate, Plan, RenewReason, Request, Verify, Wait
+from certplane.agent.renewal.plan import Activate, Plan, Request, Verify, Wait
 from certplane.agent.renewal.status import (
     activated,
     activating,

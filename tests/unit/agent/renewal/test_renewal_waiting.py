@@ -10,9 +10,10 @@ import pytest
 
 from certplane.agent.model import DirectedRenewal, LineageStatus, Version
 from certplane.agent.renewal.directed import laid_over
+from certplane.agent.renewal.due import LineageSpec, shown_reason
 from certplane.agent.renewal.facts import LineageFacts
 from certplane.agent.renewal.failures import Failure, FailureKind, failure_of
-from certplane.agent.renewal.plan import LineageSpec, Request, Wait, next_step, shown_reason
+from certplane.agent.renewal.plan import Request, Wait, next_step
 from certplane.agent.renewal.status import planned, request_failed, request_succeeded
 from certplane.agent.renewal.waiting import LEAST_WAIT, Asked, Hold, hold_of
 from certplane.errors import Reason, Refusal, Violation

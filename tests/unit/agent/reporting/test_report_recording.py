@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from certplane.agent.model import DirectedRenewal, LineageStatus, Version
+from certplane.agent.renewal.due import LineageSpec, RenewReason
 from certplane.agent.renewal.facts import LineageFacts
-from certplane.agent.renewal.plan import LineageSpec, RenewReason
 from certplane.agent.reporting.recording import ReportedStatusFile
 from certplane.agent.reporting.report import certificate_report
 from certplane.agent.reporting.spool import FileReportSpool
@@ -55,6 +55,7 @@ def test_all_that_a_reader_elsewhere_needs() -> None:
         next_attempt_time=NOW,
         renew_reason="its renewal time has come",
         activate_after=NOW + 2 * DAY,
+        held_by_rollout_id="rollout-1",
     )
     assert certificate_report(SPEC, "web", facts(status, OLD, NEW, current=OLD)) == CertificateStatus(
         name="web",
@@ -71,6 +72,7 @@ def test_all_that_a_reader_elsewhere_needs() -> None:
         activation_failures=2,
         next_attempt_time=NOW + DAY,
         activate_time=NOW + 2 * DAY,
+        held_by_rollout_id="rollout-1",
     )
 
 

@@ -43,6 +43,7 @@ FULL = CertificateStatus(
     activation_failures=2,
     next_attempt_time=NOW + timedelta(minutes=1),
     activate_time=NOW + timedelta(hours=1),
+    held_by_rollout_id="rollout-1",
 )
 
 

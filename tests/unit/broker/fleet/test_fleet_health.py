@@ -145,6 +145,10 @@ CASES = {
     "a window holds the newest back": Case(
         HealthWord.OK, well(issued=NEXT, state=CertificateState.ISSUED, activate_time=NOW + HOUR)
     ),
+    "a rollout holds it back": Case(
+        HealthWord.OK,
+        well(issued=NEXT, state=CertificateState.ISSUED, activate_time=NOW + HOUR, held_by_rollout_id="r1"),
+    ),
     "the window was missed": Case(HealthWord.STALE_SERVED, well(issued=NEXT, activate_time=NOW - HOUR)),
     "the newest is being installed": Case(HealthWord.OK, well(issued=NEXT, state=CertificateState.VERIFYING)),
     "the host went down installing the newest": Case(
