@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Final
+
+from typing_extensions import override
 
 from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.index import FleetIndex
 from certplane.broker.incidents.known import KnownIncidents
+from certplane.broker.incidents.model import Incident
 from certplane.broker.incidents.ports import RolloutStarter
 from certplane.broker.incidents.watch import IncidentWatch
 from certplane.broker.incidents.words import trouble
@@ -16,10 +20,32 @@ from certplane.broker.notify.watch import LookAtSelf
 from certplane.broker.ports import Meter, PolicySource
 from certplane.broker.prepared import Prepared
 from certplane.broker.renewal.plans import RenewalPlans
+from certplane.broker.rollouts.desk import RolloutDesk
 from certplane.broker.standing_rules import IncidentRules
 from certplane.broker.store import Stores
 from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock
+from certplane.runtime.text import printable
+
+_MOST_TEXT: Final = 500
+"""Octets of a rollout's reason, as in the proto."""
+
+
+class RolloutsOfIncidents(RolloutStarter):
+    """`RolloutStarter` at a broker's own desk."""
+
+    def __init__(self, desk: RolloutDesk) -> None:
+        self._desk = desk
+
+    @override
+    async def start(self, incident: Incident, certificate_ids: Sequence[str], request_id: str) -> str:
+        reason = f"{incident.issuer} wants it replaced (incident {incident.incident_id})"
+        if incident.explanation_url:
+            reason = f"{reason}: {incident.explanation_url}"
+        rollout = await self._desk.start_for_incident(
+            incident.incident_id, certificate_ids, request_id, printable(reason, _MOST_TEXT), incident.deadline
+        )
+        return rollout.rollout_id
 
 
 def incident_watch(
@@ -28,7 +54,7 @@ def incident_watch(
     plans: RenewalPlans,
     prepared: Prepared,
     *,
-    rollouts: RolloutStarter | None = None,
+    rollouts: RolloutDesk | None = None,
     clock: Clock,
     meter: Meter,
     trail: AuditTrail,
@@ -41,7 +67,7 @@ def incident_watch(
         index=index,
         known=known,
         rules=_rules(prepared.policy),
-        rollouts=rollouts,
+        rollouts=None if rollouts is None else RolloutsOfIncidents(rollouts),
         keep=prepared.settings.store.keep.span,
         clock=clock,
         meter=meter,
