@@ -31,6 +31,7 @@ from certplane.broker.budget.model import (
     Urgency,
     Waiter,
 )
+from certplane.broker.budget.places import bucket_of, shortage_of, taken
 from certplane.broker.budget.ports import BudgetLedger, BudgetReader, PlaceTry
 from certplane.broker.model import Order
 from certplane.broker.store.audit_log import reading
@@ -78,9 +79,7 @@ class SqlBudget(BudgetLedger, BudgetReader):
         some: list[BindParameter[str]] = [bindparam(f"id_{number}") for number in range(_AT_ONCE)]
         bucket, wait = budget_buckets.c, budget_waits.c
         self._buckets = compiler(
-            select(bucket.bucket_id, *(bucket[name] for name in _BUCKET)).where(
-                or_(*(bucket.bucket_id == each for each in some))
-            )
+            select(*(bucket[name] for name in _BUCKET)).where(or_(*(bucket.bucket_id == each for each in some)))
         )
         changing = ("label", "since", "full_time", "told_until", "free_time")
         put = compiler.insert(budget_buckets).values(
@@ -162,18 +161,18 @@ class SqlBudget(BudgetLedger, BudgetReader):
             if shortage is not None:
                 self._write_waits(session, order, needs, claim.urgency, shortage.free_time)
                 return Done(PlaceTry(found, shortage))
-            taken = [need for need in needs if need.takes]
             free_times = {}
-            for need in taken:
-                level = gcra.take(buckets[need.key].level, need.limit.rate, now)
-                self._write(session, replace(buckets[need.key], level=level), need)
-                free_times[need.key] = gcra.free_time(level, need.limit.rate)
+            changed = taken(needs, buckets, now)
+            for need in needs:
+                if (bucket := changed.get(need.key)) is not None:
+                    self._write(session, bucket, need)
+                    free_times[need.key] = gcra.free_time(bucket.level, need.limit.rate)
             if order.order_id in self._waiting:
                 session.execute(self._waits_no_more, self._waits_no_more.arguments({"which": order.order_id}))
             self._forget_some(session, claim, now)
-            if not taken:
+            if not changed:
                 return Done(PlaceTry(found))
-            places = tuple(need.key.digest for need in taken)
+            places = tuple(key.digest for key in changed)
             made = self._rows.put(session, replace(found, places=places, update_time=now))
             return Done(PlaceTry(made, free_times=free_times))
 
@@ -221,9 +220,9 @@ class SqlBudget(BudgetLedger, BudgetReader):
 
         def write(session: Session) -> Done[None]:
             buckets = self._read(session, needs, now)
+            changed = taken(needs, buckets, now)
             for need in needs:
-                level = gcra.take(buckets[need.key].level, need.limit.rate, now)
-                self._write(session, replace(buckets[need.key], level=level), need)
+                self._write(session, changed[need.key], need)
             return Done(None)
 
         await self._writer.write(write, (), locks=_locks(needs, failures=True))
@@ -283,14 +282,14 @@ class SqlBudget(BudgetLedger, BudgetReader):
     def _read(self, session: Session, needs: Sequence[Need], now: datetime) -> Mapping[BucketKey, Bucket]:
         """The buckets of `needs`: one that has no row is full."""
         ids = [need.key.digest for need in needs]
-        rows: dict[str, Bucket] = {}
+        rows: dict[BucketKey, Bucket] = {}
         for start in range(0, len(ids), _AT_ONCE):
             part = ids[start : start + _AT_ONCE]
             values = {f"id_{number}": part[min(number, len(part) - 1)] for number in range(_AT_ONCE)}
-            rows.update((row[0], _bucket(row[1:])) for row in session.all(self._buckets, values))
+            rows.update((bucket.key, bucket) for bucket in map(_bucket, session.all(self._buckets, values)))
         found = {}
-        for need, bucket_id in zip(needs, ids, strict=True):
-            bucket = rows.get(bucket_id) or Bucket(need.key, need.label, FULL)
+        for need in needs:
+            bucket = bucket_of(need, rows)
             told = bucket.told_until
             if told is not None and told - now > _LONGEST_TOLD:
                 told = None
@@ -311,13 +310,7 @@ class SqlBudget(BudgetLedger, BudgetReader):
         now: datetime,
     ) -> Shortage | None:
         """Why there is no place for the order; None if there is one in each of its buckets."""
-        found: Shortage | None = None
-        for need in needs:
-            level, rate = buckets[need.key].level, need.limit.rate
-            free = gcra.free_time(level, rate) if need.takes else gcra.spare_time(level, rate)
-            if free > now and (found is None or free > found.free_time):
-                told = buckets[need.key].told_until
-                found = Shortage(need.limit, need.key, need.label, free, told=told is not None and now < told)
+        found = shortage_of(needs, buckets, now)
         if found is not None:
             return found
         for need in needs:
@@ -353,9 +346,9 @@ class SqlBudget(BudgetLedger, BudgetReader):
                 session.execute(self._wait, self._wait.arguments(values))
 
     def _put_back(self, session: Session, order: Order, needs: Sequence[Need], now: datetime) -> None:
-        taken = [need for need in needs if need.takes and need.key.digest in order.places]
-        buckets = self._read(session, taken, now)
-        for need in taken:
+        used = [need for need in needs if need.takes and need.key.digest in order.places]
+        buckets = self._read(session, used, now)
+        for need in used:
             bucket = buckets[need.key]
             self._write(session, replace(bucket, level=gcra.give_back(bucket.level, need.limit.rate)), need)
 
