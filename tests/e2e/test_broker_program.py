@@ -341,7 +341,7 @@ def test_policy_validate(files: BrokerFiles) -> None:
     (found,) = json_lines(result.stdout)
     assert [profile["profile"] for profile in found["profiles"]] == ["web"]
     assert [identity["identity"] for identity in found["identities"]] == [files.host, "admin.certplane.test"]
-    assert "operators.admin.roles: 'admin' means nothing to the broker" in result.stderr
+    assert "operators.admin.roles: 'guest' means nothing to the broker" in result.stderr
     operators = "{al: {identity: al.example.org}, bo: {identity: bo.example.org, roles: [viewer]}}"
     files.policy.write_text(f"version: 1\noperators: {operators}\n")
     result = run("policy", "validate", "--policy", files.policy)

@@ -28,7 +28,7 @@ from tests.support.whole_brokers import configured, starting
 
 pytestmark = pytest.mark.integration
 
-TEXT = POLICY.replace("roles: [admin]", "roles: [operator]")
+TEXT = POLICY.replace("roles: [guest]", "roles: [operator]")
 
 
 class Site:

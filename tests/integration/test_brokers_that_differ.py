@@ -46,7 +46,7 @@ class Site:
         self.files.settings["server"]["address"] = f"{LOOPBACK}:{free_port()}"
         self.files.settings["issuer"]["acme"]["account_key"] = str(folder.parent / "account.key")
         self.files.write()
-        self.set_policy(POLICY.replace("roles: [admin]", "roles: [operator]"))
+        self.set_policy(POLICY.replace("roles: [guest]", "roles: [operator]"))
 
     def set_policy(self, text: str) -> None:
         self.files.policy.write_text(text)

@@ -63,7 +63,7 @@ hosts:
   web1: {identity: web1.certplane.test, profiles: [web]}
   web2: {identity: web2.certplane.test, profiles: [web, other]}
 operators:
-  admin: {identity: admin.certplane.test, roles: [admin, viewer]}
+  admin: {identity: admin.certplane.test, roles: [guest, viewer]}
 """
 HOUR = timedelta(hours=1)
 LATER = (("Retry-After", "3600"),)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,8 @@ from certplane.broker.control import ReloadRequest
 from certplane.broker.services.convert import token_from_cursor
 from certplane.ctl import cli
 from certplane.errors import Reason, RefusalError
+from certplane.v1 import enrollment_pb2, enrollment_pb2_grpc, fleet_pb2, fleet_pb2_grpc, policy_pb2_grpc
 from certplane.v1 import policy_pb2 as pb
-from certplane.v1 import policy_pb2_grpc
 from tests.integration.test_broker_reload import connected, events, refused, running
 from tests.support.broker_files import POLICY, BrokerFiles
 from tests.support.streams import HostStreamClient
@@ -275,3 +277,47 @@ async def test_plan_says_what_it_takes(files: BrokerFiles) -> None:
     assert (first.summary.connected_hosts_lost_count, first.summary.order_count) == (1, 0)
     assert second.summary.order_count == second.summary.issued_again_count == 5
     assert second.summary.connected_hosts_lost_count == 0
+
+
+async def test_names_that_many_share_are_told(files: BrokerFiles, caplog: pytest.LogCaptureFixture) -> None:
+    """What their first certificates take: in the log of a policy once it is in force, and of another text in its plan."""
+    limit = {"name": "same", "scope": "names", "amount": 2, "per": "168h"}
+    files.settings["issuer"]["acme"]["limits"] = [limit]
+    files.write()
+    files.policy.write_text(TEXT)
+    own = TEXT.replace("[a.certplane.test, b.certplane.test]", "['{label}.certplane.test', b.certplane.test]")
+    assert own != TEXT
+    caplog.set_level(logging.WARNING)
+    async with running(files) as broker, service(broker, files, "victor") as stub:
+        await until(lambda: "5 identities get the same names" in caplog.text)
+        first, *_ = await planned(stub, messages(TEXT.replace("more0.certplane", "other.certplane")))
+        second, *_ = await planned(stub, messages(own))
+        await broker.reloader.request()
+        assert caplog.text.count("5 identities get the same names") == 1
+    (same,) = first.summary.same_names
+    assert (same.profile, list(same.dns_names)) == ("web", ["a.certplane.test", "b.certplane.test"])
+    assert (same.identity_count, same.amount, same.per.ToTimedelta()) == (5, 2, timedelta(weeks=1))
+    assert same.order_duration.ToTimedelta() == timedelta(days=10.5)
+    assert "{label}" in same.remedy
+    assert not second.summary.same_names
+
+
+async def test_a_policys_names_of_labels_reach_its_hosts(files: BrokerFiles) -> None:
+    """Each host is told its own literal names, and its labels are seen by operators, who can pick it by them."""
+    own = TEXT.replace("[a.certplane.test, b.certplane.test]", "['{label}.{labels.dc}.certplane.test']")
+    own = own.replace("profiles: [web]}", "profiles: [web], labels: {dc: fra1}}")
+    files.policy.write_text(own)
+    async with running(files) as broker:
+        async with connected(broker, files) as channel:
+            stub: Any = enrollment_pb2_grpc.EnrollmentServiceStub(channel)
+            identity = await stub.GetIdentity(enrollment_pb2.GetIdentityRequest(), timeout=HANG)
+        async with connected(broker, files, files.ca.issue(["victor.certplane.test"])) as channel:
+            fleet: Any = fleet_pb2_grpc.FleetServiceStub(channel)
+            found = fleet_pb2.ListHostsRequest(filter=fleet_pb2.FleetFilter(labels=["dc=fra1"]))
+            hosts = (await fleet.ListHosts(found, timeout=HANG)).hosts
+            none = fleet_pb2.ListHostsRequest(filter=fleet_pb2.FleetFilter(labels=["dc=ams1"]))
+            assert not (await fleet.ListHosts(none, timeout=HANG)).hosts
+    (granted,) = identity.granted_profiles
+    assert list(granted.dns_names) == ["web1.fra1.certplane.test"]
+    assert len(hosts) == 5
+    assert {tuple(host.labels.items()) for host in hosts} == {(("dc", "fra1"),)}

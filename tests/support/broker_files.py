@@ -30,7 +30,7 @@ profiles:
 hosts:
   web1: {identity: web1.certplane.test, profiles: [web]}
 operators:
-  admin: {identity: admin.certplane.test, roles: [admin]}
+  admin: {identity: admin.certplane.test, roles: [guest]}
 """
 
 

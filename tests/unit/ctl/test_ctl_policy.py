@@ -22,6 +22,17 @@ def test_plan() -> None:
             order_count=7,
             order_duration=Duration(seconds=7200),
             connected_hosts_lost_count=3,
+            same_names=[
+                pb.PlanPolicyResponse.SameNames(
+                    profile="web",
+                    dns_names=["a.example", "b.example"],
+                    identity_count=15,
+                    amount=5,
+                    per=Duration(seconds=7 * 86400),
+                    order_duration=Duration(seconds=14 * 86400),
+                    remedy="give each a name",
+                )
+            ],
         ),
         changes=[pb.PolicyChange(change="lost", subject="host", identity="web2.example")],
         mismatches=[
@@ -49,6 +60,10 @@ def test_plan() -> None:
         "hosts' certificates that would be refused: 1",
         "orders at public CAs: 7, which take 2h 0m at least",
         "hosts connected now that would lose all certificates: 3",
+        (
+            "the same names for 15 identities of profile web (a.example and 1 more): their CA issues 5 per 7d 0h, so that "
+            "the first certificate of each takes 14d 0h, and a new key for all as long; give each a name"
+        ),
         "a reload would have to be confirmed: it would remove 4 of 5 hosts",
         f"compared with the policy of broker1; {own}",
     ]

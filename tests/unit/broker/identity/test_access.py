@@ -119,6 +119,10 @@ def test_check(method: str, kind: IdentityKind, allowed: bool) -> None:
         pytest.param("PolicyService/PlanPolicy", IdentityKind.HOST, ("operator",), False, id="host-plans"),
         pytest.param("PolicyService/ReloadPolicy", IdentityKind.OPERATOR, ("viewer",), False, id="viewer-reloads"),
         pytest.param("PolicyService/ReloadPolicy", IdentityKind.OPERATOR, ("operator",), True, id="operator-reloads"),
+        pytest.param("PolicyService/ReloadPolicy", IdentityKind.OPERATOR, ("admin",), True, id="admin-reloads"),
+        pytest.param("RolloutService/CreateRollout", IdentityKind.SERVICE, ("admin",), True, id="admin-rolls-out"),
+        pytest.param("FleetService/ListHosts", IdentityKind.OPERATOR, ("admin",), True, id="admin-lists"),
+        pytest.param("FleetService/ListHosts", IdentityKind.HOST, ("admin",), False, id="a-host-is-no-admin"),
     ],
 )
 def test_roles(method: str, kind: IdentityKind, roles: tuple[str, ...], allowed: bool) -> None:
