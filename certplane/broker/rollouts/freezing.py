@@ -174,12 +174,14 @@ def all_warnings(frozen: Frozen, policy: Policy, hosts: Sequence[IndexedHost], o
     found += _of_profiles(frozen, policy)
     blocked = [host.name for host in hosts if host.blocked]
     if blocked:
-        found.append(f"{counted(len(blocked), 'host')} get no certificates and are passed over: {_named(blocked)}")
+        found.append(
+            f"passed over, since they get no certificates: {_named(blocked)} ({counted(len(blocked), 'host')})"
+        )
     services = [host.name for host in hosts if host.kind is IdentityKind.SERVICE]
     if services:
         found.append(
-            f"{counted(len(services), 'service')} can't be told and renew when they ask; what they had is revoked by "
-            f"`certplanectl rollout finish` alone: {_named(services)}"
+            "services can't be told and renew when they ask; what they had is revoked by `certplanectl rollout finish` "
+            f"alone: {_named(services)} ({counted(len(services), 'service')})"
         )
     deadline, forecast = frozen.spec.deadline, frozen.forecast
     if deadline is not None and forecast is not None and forecast.last_order_time is not None:

@@ -27,6 +27,11 @@ class KnownRollouts(ChangeFollower):
         """Those that haven't ended."""
         return tuple(self._open.values())
 
+    def goes_on(self, rollout_id: str) -> bool:
+        """Whether a rollout runs, as far as is known: one that was paused a moment ago doesn't."""
+        rollout = self._open.get(rollout_id)
+        return rollout is not None and rollout.state.releases
+
     def note(self, rollout: Rollout) -> None:
         """This broker has just written it."""
         self._put(rollout)

@@ -2,8 +2,8 @@
 
 What may be revoked the machine says anew with each step, so that a rollout that is paused, halted or aborted has
 nothing revoked any more. Here it is looked at once more, right before the CA is asked: its host has the certificate at
-none of its paths and serves it nowhere, and this broker's lease stands. A service says nothing of what it uses: what it
-had is left to an operator's word.
+none of its paths and serves it nowhere, the rollout goes on, and this broker's lease stands. A service says nothing of
+what it uses: what it had is left to an operator's word.
 
 Each revocation is decided, audited, done and recorded by `issuance.revocation`, and safe to repeat.
 """
@@ -22,6 +22,7 @@ from certplane.broker.fleet.index import FleetIndex
 from certplane.broker.members.ports import Lease
 from certplane.broker.model import CertificateRecord, IdentityKind, RevocationReason
 from certplane.broker.rollouts.facts import Certificates, uses
+from certplane.broker.rollouts.known import KnownRollouts
 from certplane.broker.rollouts.model import Finish, Rollout, RolloutItem
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.backoff import Backoff
@@ -74,6 +75,7 @@ class ReplacedRevocations:
         certificates: Certificates,
         index: FleetIndex,
         lease: Lease,
+        known: KnownRollouts,
         clock: Clock,
         rng: random.Random,
         revoked: Callable[[str, str, datetime], None],
@@ -83,6 +85,7 @@ class ReplacedRevocations:
         self._certificates = certificates
         self._index = index
         self._lease = lease
+        self._known = known
         self._clock = clock
         self._rng = rng
         self._revoked = revoked
@@ -168,8 +171,8 @@ class ReplacedRevocations:
     def _may_be(self, one: _Wanted, record: CertificateRecord) -> bool:
         """Whether nobody uses it any more, as far as can be seen now; or an operator has said that it may be."""
         wanted = self._waiting.get(one.item.rollout_id, {}).get(one.item.certificate_id)
-        if wanted is not one or not self._lease.stands():
-            return False  # the rollout was paused meanwhile, say
+        if wanted is not one or not self._known.goes_on(one.item.rollout_id) or not self._lease.stands():
+            return False
         if one.rollout.finish is Finish.REVOKE:
             return True
         host = self._index.hosts.get(one.item.host)

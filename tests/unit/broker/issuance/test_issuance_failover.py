@@ -9,8 +9,10 @@ import pytest
 from certplane.broker import metrics
 from certplane.broker.events import AuditEventType
 from certplane.broker.issuance.outcome import fails_over
-from certplane.broker.model import DenyEntry, OrderState, RevocationReason
+from certplane.broker.model import DenyEntry, OrderCause, OrderState, RevocationReason
+from certplane.broker.renewal.model import RenewalPlan
 from certplane.errors import ProblemDocument, Reason, Refusal, RefusalError, Violation
+from certplane.fleet_report.model import RenewalCause
 from tests.fakes.issuer import FakeCa, FakeIssuer
 from tests.support.issuance import World, caller, issue, settle, unavailable
 
@@ -387,3 +389,55 @@ async def test_an_issuer_that_was_taken_out_of_the_configuration(world: World) -
 def test_a_refusal_without_a_scope_that_is_known_stays() -> None:
     """Whatever nobody foresaw is no reason to ask elsewhere."""
     assert not fails_over(Refusal(Reason.INTERNAL, "?"))
+
+
+async def moving(world: World, to_issuer: str) -> str:
+    """A certificate of the first issuer that a rollout moves elsewhere; its id."""
+    authority = await world.started()
+    first = await authority.issue(caller(), issue())
+    assert first.certificate is not None
+    world.clock.advance(timedelta(hours=1))
+    record = first.certificate
+    plan = RenewalPlan(
+        record.certificate_id,
+        record.identity,
+        world.clock.now(),
+        RenewalCause.OPERATOR,
+        rollout_id="r-1",
+        hold_activation=True,
+        to_issuer=to_issuer,
+    )
+    await world.plans.set_plans([plan])
+    return record.certificate_id
+
+
+async def test_what_a_rollout_moves_is_ordered_where_it_moves_to(world: World) -> None:
+    """Though the first issuer is well; the orders' events name the rollout."""
+    replaced = await moving(world, "second")
+    result = await (await world.started()).issue(caller(), issue("two", replaces=replaced))
+    assert result.certificate is not None
+    assert (result.certificate.issuer, result.order.cause) == ("second", OrderCause.OPERATOR)
+    named = [(event.event_type, event.issuer_name) for event in world.database.events if event.rollout_id == "r-1"]
+    assert named == [
+        (AuditEventType.CERTIFICATE_AUTHORIZED, "second"),
+        (AuditEventType.CERTIFICATE_ISSUED, "second"),
+        (AuditEventType.CERTIFICATE_DELIVERED, "second"),
+    ]
+
+
+async def test_what_a_rollout_moves_goes_nowhere_else(world: World) -> None:
+    """A CA that is being left isn't to be trusted any more, perhaps: the order waits, or fails, and the host asks again."""
+    replaced = await moving(world, "second")
+    world.others[0].faults.fail_always("create_order", limited())
+    result = await (await world.started()).issue(caller(), issue("two", replaces=replaced))
+    assert result.order.state is OrderState.FAILED
+    assert result.order.issuer == "second"
+    assert [event for event in world.database.events if event.event_type is AuditEventType.ISSUER_FAILED_OVER] == []
+
+
+async def test_where_policy_no_longer_lets_it_move_the_host_gets_a_certificate_all_the_same(world: World) -> None:
+    """From the issuer that it has: the rollout says that it didn't move."""
+    replaced = await moving(world, "third")
+    result = await (await world.started()).issue(caller(), issue("two", replaces=replaced))
+    assert result.certificate is not None
+    assert result.certificate.issuer == "fake-ca"
