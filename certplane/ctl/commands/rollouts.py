@@ -20,6 +20,7 @@ from certplane.ctl.show import rollout_words as words
 from certplane.ctl.show import rollouts as shown
 from certplane.ctl.watch.page import Page, PageKind
 from certplane.ctl.watch.rollout_lines import follow
+from certplane.errors import OperationError
 from certplane.runtime.command import FAILED, OK
 from certplane.runtime.terminal import Style
 from certplane.runtime.text import counted
@@ -60,7 +61,11 @@ async def start(options: argparse.Namespace, session: Session) -> int:
         if not options.yes and not await session.agreed(question, "use `rollout plan` to only show it"):
             session.say("nothing was begun")
             return FAILED
-        rollout = await client.create_rollout(name, spec)
+        try:
+            rollout = await client.create_rollout(name, spec)
+        except OperationError:  # no broker's word: one may have begun it, and only its answer was lost
+            session.say(f"it may have begun: look at `{session.command('rollout list')}` before it is started again")
+            raise
     if options.wait:
         if out.for_people:
             _next_steps(session, rollout)

@@ -124,6 +124,19 @@ async def test_a_start_without_a_question(broker: OperatorsBroker, ctl: Ctl) -> 
     assert (await ctl(*_START, "--yes", "-o", "name")).out == "r-7f3a\n"
 
 
+async def test_an_answer_that_is_lost(broker: OperatorsBroker, ctl: Ctl, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody starts it twice without having looked; a refusal is a word, and needs no look."""
+    broker.answers["PlanRollout"] = a_plan()
+    broker.answers["CreateRollout"] = grpc.StatusCode.UNAVAILABLE
+    with pytest.raises(OperationError):
+        await ctl(*_START, "--yes")
+    assert "it may have begun: look at `certplanectl rollout list`" in capsys.readouterr().err
+    broker.answers["CreateRollout"] = Refusal(Reason.ROLE_REQUIRED, "the role admin is needed")
+    with pytest.raises(RefusalError):
+        await ctl(*_START, "--yes")
+    assert capsys.readouterr().err == ""
+
+
 def watched(*rollouts: Rollout) -> list[rollout_pb2.WatchRolloutResponse]:
     return [rollout_pb2.WatchRolloutResponse(rollout=each) for each in rollouts]
 
