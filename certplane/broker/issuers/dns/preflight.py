@@ -128,7 +128,7 @@ class DnsPreflight(OrderPreflight):
     async def report(self, profile: Profile, issuers: Sequence[str], timeout: timedelta) -> list[PreflightCheck]:
         """Everything that orders of `profile` at these issuers will need. Never raises a refusal."""
         deadline = Deadline.after(timeout, self._clock)
-        written = any(self._kind(issuer) is ChallengeKind.DNS_01 for issuer in issuers)
+        written = not issuers or any(self._kind(issuer) is ChallengeKind.DNS_01 for issuer in issuers)
         names = _challenge_names(profile.dns_names) if written else []
         caa = await all_of(self._caa(name, issuer, deadline) for issuer in issuers for name in profile.dns_names)
         standing = await all_of(
