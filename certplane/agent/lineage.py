@@ -34,7 +34,14 @@ class OrderFailedError(RefusalError):
 
 
 class OrderUnderWayError(OperationError):
-    """The order hasn't ended in the time that a step has; the request stays pending and is taken up again."""
+    """The order hasn't ended in the time that a step has; the request stays pending and is taken up again.
+
+    `expected` says that it waits for its CA's limits, which may take days and is nothing to be warned of.
+    """
+
+    def __init__(self, message: str, *, expected: bool = False) -> None:
+        super().__init__(message)
+        self.expected = expected
 
 
 class Lineage:

@@ -331,9 +331,9 @@ class LineageRunner:
             finally:
                 self._requesting = False
         except OrderUnderWayError as error:
-            logger.warning("%s: %s", self.name, error)
+            logger.log(logging.INFO if error.expected else logging.WARNING, "%s: %s", self.name, error)
             self._progress.failed(self.name, str(error))
-            return status
+            return await self._lineage.disk.run(self._lineage.statuses.load) or status  # it says what is waited for
         except Exception as error:  # noqa: BLE001 - as in `run`: it waits as any failure does
             return await self._request_failed(as_error(self.name, error), facts, status)
         succeeded = request_succeeded(status, version, self._clock.now(), directed=request.directed)

@@ -126,7 +126,8 @@ class IssuedCertificate:
 class OrderView:
     """The broker's answer to a request: an order, its certificate once issued, its refusal once failed.
 
-    `trouble` is what is in the way of an open one, for people.
+    `trouble` is what is in the way of an open one, for people; where that is a limit of the CA, `wait_time` is when the
+    broker expects to go on with it.
     """
 
     order_id: str
@@ -135,6 +136,7 @@ class OrderView:
     error: Refusal | None = None
     retry_time: datetime | None = None
     trouble: str = ""
+    wait_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ _POLL = Backoff(first=timedelta(seconds=2), most=timedelta(seconds=30), floor=ti
 _ENDED = ("ISSUED", "FAILED")
 _MOST_TOLD = 50
 """Lines of one order in the log."""
+_LIMITED = "the order waits for a place within the CA's limits"
 _STATES = {
     "PENDING": "the order waits for its turn",
     "AUTHORIZED": "the CA has accepted the order",
@@ -194,8 +195,7 @@ class BrokerRequest:
         while order.state not in _ENDED:
             left = timedelta(seconds=until - self._clock.monotonic())
             if left <= timedelta():
-                text = f"order {order.order_id} is still {order.state} at the broker; the next run goes on with it"
-                raise OrderUnderWayError(text)
+                raise _still_open(order)
             await self._show(order)
             try:
                 order = await self._watched(order, left)
@@ -232,7 +232,7 @@ class BrokerRequest:
         """Where an open order is, and what it waits for: on the display, and the latter in log and status, once."""
         if order.state in _ENDED:
             return
-        doing = _STATES.get(order.state, order.state)
+        doing = _STATES.get(order.state, order.state) if order.wait_time is None else _LIMITED
         self._progress.step(self._lineage.name, f"{doing} ({order.trouble})" if order.trouble else doing)
         if order.trouble == self._trouble:
             return
@@ -253,3 +253,14 @@ class BrokerRequest:
         version = await self._lineage.disk.run(self._lineage.stage, issued, pending.replaces_certificate_id)
         failpoint("request.stage.after")
         return version
+
+
+def _still_open(order: OrderView) -> OrderUnderWayError:
+    if order.wait_time is None:
+        text = f"order {order.order_id} is still {order.state} at the broker; the next run goes on with it"
+        return OrderUnderWayError(text)
+    text = (
+        f"order {order.order_id} waits for a place within the CA's limits, until about "
+        f"{order.wait_time:%Y-%m-%dT%H:%M:%SZ} ({order.trouble}); the next run goes on with it"
+    )
+    return OrderUnderWayError(text, expected=True)

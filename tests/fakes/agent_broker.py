@@ -41,6 +41,9 @@ class FakeBroker:
     def __init__(self, clock: Clock, issuer: LocalIssuer) -> None:
         self.states: list[str] = []
         self.trouble = ""
+        self.wait_time: datetime | None = None
+        self.waits = False
+        """Whether orders stay as they are, and watches of them end."""
         self.failure: Refusal | None = None
         self.retry_time: datetime | None = None
         self.errors: list[CertplaneError] = []
@@ -82,7 +85,7 @@ class FakeBroker:
         self._begin("watch_order")
         order = self._known(order_id)
         yield self._look(order)
-        while len(order.states) > 1:
+        while len(order.states) > 1 and not self.waits:
             if self.stall is not None:
                 try:
                     async with asyncio.timeout(wait.total_seconds()):
@@ -171,4 +174,5 @@ class FakeBroker:
             error=order.error if failed else None,
             retry_time=order.retry_time if failed else None,
             trouble="" if failed or state == "ISSUED" else self.trouble,
+            wait_time=None if failed or state == "ISSUED" else self.wait_time,
         )

@@ -40,6 +40,7 @@ def order_view(order: certificate_pb2.Order, certificate: certificate_pb2.Certif
         error=_refusal(order) if order.HasField("error") else None,
         retry_time=time_of(order.retry_time) if order.HasField("retry_time") else None,
         trouble=printable(order.trouble, _MOST_TEXT),
+        wait_time=time_of(order.wait_time) if order.HasField("wait_time") else None,
     )
 
 

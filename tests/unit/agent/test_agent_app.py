@@ -292,6 +292,36 @@ async def test_a_certificate_that_is_not_ours_is_not_stored(make_world: MakeWorl
     assert await world.versions("web") == []
 
 
+async def test_a_limit_of_the_ca_is_waited_for_and_is_no_failure(
+    make_world: MakeWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However long: the step ends with the time that the broker expects, in the log as information, and counts for nothing."""
+    caplog.set_level(logging.INFO)
+    world = make_world()
+    await world.enroll()
+    world.broker.states, world.broker.waits = ["PENDING"], True
+    world.broker.trouble = "budget: 5 per 168h for these names; free at 2026-11-30T11:24:00Z"
+    world.broker.wait_time = world.clock.now() + timedelta(hours=33)
+    run = asyncio.create_task(world.agent().run_once())
+    await until(lambda: "watch_order" in world.broker.calls)
+
+    async def pass_time() -> None:
+        while not run.done():
+            world.clock.advance(timedelta(seconds=30))
+            await asyncio.sleep(0)
+
+    await asyncio.wait_for(pass_time(), HANG)
+    status = (await run)["web"]
+    assert (status.failures, status.state, status.next_attempt_time) == (0, CertificateState.REQUESTING, None)
+    assert status.last_error == world.broker.trouble
+    (ended,) = [
+        record for record in caplog.records if "waits for a place within the CA's limits, until" in record.message
+    ]
+    assert (ended.levelno, world.broker.trouble in ended.message) == (logging.INFO, True)
+    world.broker.waits = False
+    assert is_well((await world.agent().run_once())["web"])
+
+
 async def test_an_order_that_takes_long_is_taken_up_by_the_next_run(make_world: MakeWorld) -> None:
     """A step's time over, the order isn't a failure: the next run sends the same request and gets its certificate."""
     world = make_world()
