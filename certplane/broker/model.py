@@ -405,6 +405,8 @@ class ChangeKind(StrEnum):
     """An incident has begun, or is another one; the key is its incident_id."""
     MEMBER = "member"
     """A broker has come or left, or another policy, say, is in force there; the key is its broker_id."""
+    ROLLOUT = "rollout"
+    """A rollout is there, or is another one than before; the key is its rollout_id."""
     ACTIVATION = "activation"
     """A certificate that a host holds for a rollout was released, or abandoned; the key is the host's name."""
 

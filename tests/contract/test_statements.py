@@ -32,7 +32,7 @@ INDEXES = sorted(str(index.name) for table in schema.metadata.sorted_tables for 
 STAND_INS = {
     "ix_broker_requests_create_time", "ix_budget_waits_order_id", "ix_certificates_cached", "ix_certificates_create_time", "ix_certificates_identity",
     "ix_orders_end_time", "ix_orders_identity", "ix_orders_identity_profile", "ix_orders_profile", "ix_orders_spent",
-    "ix_policy_versions_hash", "ix_renewal_plans_check", "ix_renewal_plans_host", "ix_renewal_requests_request_id", "uq_orders_lane", "uq_orders_open",
+    "ix_policy_versions_hash", "ix_renewal_plans_check", "ix_renewal_plans_host", "ix_renewal_requests_request_id", "ix_rollout_items_place", "uq_orders_lane", "uq_orders_open",
 }  # fmt: skip
 """Where another index begins with the same column, or has it (PostgreSQL goes through the whole key of the requests), or
 the newest row is found from the end of the key (of policy versions): a statement without one of these is slower, and no

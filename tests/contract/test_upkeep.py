@@ -10,8 +10,10 @@ from certplane.broker.fleet.model import HostStream
 from certplane.broker.model import CertificateRecord, EnrollmentReport, Order, OrderState, RevocationReason, TxtRecord
 from certplane.broker.ports import OrderChange, PruneBefore
 from certplane.broker.renewal.model import RecordedRequest, RenewalPlan, RequestedRenewal, RequestItem
+from certplane.broker.rollouts import words
 from certplane.errors import Reason, Refusal
 from certplane.fleet_report.model import CertificateState, CertificateStatus, HostFacts, RenewalCause, Report
+from tests.support.rollouts import a_rollout
 from tests.support.stores import StoreHarness
 
 DAY = timedelta(days=1)
@@ -249,6 +251,25 @@ async def test_a_host_that_is_gone_for_long_is_forgotten(store: StoreHarness) ->
     assert (here.certificates, here.acknowledged_sequence) == ((report.certificate,), 1)
     again = await fleet.record_reports("gone", "e", [report], stream=stream("gone", store.clock.now()))
     assert again.new == (report,), "one that comes back is heard from the beginning"
+
+
+async def test_old_rollouts_are_forgotten(store: StoreHarness) -> None:
+    """With their certificates, so long after they ended; one that is under way stays, however old it is."""
+    rollouts = store.stores.rollouts
+    for name, ends in (("r1", True), ("r2", False), ("r3", True)):
+        rollout, items = a_rollout(1, 1, rollout_id=name)
+        await rollouts.create(rollout, items)
+        if ends:
+            assert await rollouts.save(rollout, words.abort(rollout, "op", "no", store.clock.now()))
+            store.clock.advance(KEEP)
+    store.clock.advance(timedelta(hours=1))
+    assert await prune(store) == {"rollouts": 1}
+    assert [await rollouts.get(name) is None for name in ("r1", "r2", "r3")] == [True, False, False]
+    assert [len(await rollouts.items(name)) for name in ("r1", "r2", "r3")] == [0, 2, 2]
+    store.clock.advance(DAY * 2)
+    assert await prune(store) == {"rollouts": 1}
+    store.clock.advance(KEEP * 9)
+    assert await prune(store) == {}
 
 
 async def test_old_renewal_requests_are_forgotten(store: StoreHarness) -> None:

@@ -68,6 +68,7 @@ ALLOWED: Final = (
     Allowed(
         "ix_orders_unfinished", "end_time IS NULL", "partial: orders under way, for a start and for who is shut out"
     ),
+    Allowed("ix_rollouts_open", "end_time IS NULL ORDER BY", "partial: those under way, that operators have begun"),
     Allowed("uq_incidents_open", "close_time IS NULL ORDER BY", "partial: one an issuer at most"),
     Allowed("ix_certificates_revoke_time", "revoke_time IS NOT NULL", "partial: the revoked ones", ("postgresql",)),
 )

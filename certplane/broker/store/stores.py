@@ -47,6 +47,7 @@ from certplane.broker.store.renewal_plans import SqlRenewalPlanStore
 from certplane.broker.store.repeats import SqlRepeatCounts
 from certplane.broker.store.retry_epoch import SqlEpochStore
 from certplane.broker.store.roles import SqlRoleStore
+from certplane.broker.store.rollouts import SqlRolloutStore
 from certplane.broker.store.session import Database, Session
 from certplane.broker.store.shared_orders import SqlSharedOrders
 from certplane.broker.store.soundness import ServerSoundness, SqliteSoundness, corrupt
@@ -100,6 +101,7 @@ class Stores:
     identities: SqlIdentityLedger
     renewal_plans: SqlRenewalPlanStore
     incidents: SqlIncidents
+    rollouts: SqlRolloutStore
     enrollments: SqlEnrollmentStore
     host_removal: SqlHostRemoval
     fleet: SqlFleetStore
@@ -256,6 +258,7 @@ def assemble(
         identities=SqlIdentityLedger(reader, writer, log, meter, changes=changes, feed=feed),
         renewal_plans=SqlRenewalPlanStore(reader, writer, log, changes),
         incidents=SqlIncidents(reader, writer, log, changes),
+        rollouts=SqlRolloutStore(reader, writer, log, clock, changes),
         enrollments=SqlEnrollmentStore(reader, writer, log),
         host_removal=SqlHostRemoval(reader, writer, log, changes),
         fleet=SqlFleetStore(reader, writer, log, broker_id=writer_id, changes=changes),

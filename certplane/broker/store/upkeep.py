@@ -32,6 +32,7 @@ from certplane.broker.model import OrderState
 from certplane.broker.ports import PruneBefore, Upkeep
 from certplane.broker.store.audit_log import reading
 from certplane.broker.store.batch import Done
+from certplane.broker.store.campaign_schema import rollout_items, rollouts
 from certplane.broker.store.rows import from_micros, to_micros
 from certplane.broker.store.schema import (
     audit_chains,
@@ -119,6 +120,11 @@ class SqlUpkeep(Upkeep):
             .where(renewal_requests.c.create_time < before)
             .suffix_with(limited_to())
         )
+        self._rollouts = compiler(
+            select(rollouts.c.rollout_id)
+            .where(rollouts.c.end_time < before, text("end_time IS NOT NULL"))
+            .suffix_with(limited_to())
+        )
         # The first rows and their times, not the rows of a time: no index of the times has to be kept for it.
         self._first_events = compiler(
             select(*(audit_events.c[name] for name in ("sequence", "create_time", "chain_id", "number")))
@@ -155,6 +161,10 @@ class SqlUpkeep(Upkeep):
             )
             for table in (renewal_request_items, renewal_requests)
         )
+        self._delete_rollout, self._delete_rollout_items = (
+            compiler(delete(table).where(table.c.rollout_id == bindparam("which")))
+            for table in (rollouts, rollout_items)
+        )
         self._delete_plans = self._deleting(renewal_plans, "certificate_id")
         self._delete_certificates = self._deleting(certificates, "certificate_id")
         self._delete_orders = self._deleting(orders, "order_id")
@@ -177,6 +187,7 @@ class SqlUpkeep(Upkeep):
             values = {"before": to_micros(counted), "now": to_micros(before.now)}
             removed |= await self._prune_orders(values, most)
             removed |= await self._prune_hosts({"before": to_micros(before.ended)}, most)
+            removed |= await self._prune_rollouts({"before": to_micros(before.ended)})
         return removed
 
     @override
@@ -275,6 +286,17 @@ class SqlUpkeep(Upkeep):
         if not (hosts or reports or requests):
             return {"host_streams": 0, "enrollment_reports": 0, "renewal_requests": 0}
         return await self._writer.write(change, ())
+
+    async def _prune_rollouts(self, values: Mapping[str, int]) -> dict[str, int]:
+        """One at a time, with all of its certificates: it may be as large as the fleet."""
+        rows = await self._rows(self._rollouts, values, 1)
+
+        def change(session: Session) -> Done[int]:
+            for (rollout_id,) in rows:
+                session.execute(self._delete_rollout_items, (rollout_id,))
+            return Done(sum(session.execute(self._delete_rollout, (rollout_id,)) for (rollout_id,) in rows))
+
+        return {"rollouts": await self._writer.write(change, ()) if rows else 0}
 
     async def _old_hosts(self, before: int, most: int) -> list[str]:
         """Some hosts that were seen last before then; none when all have been looked at."""
