@@ -8,7 +8,9 @@ does whether an account that must be bound is there already.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -21,6 +23,7 @@ from certplane.broker.model import PreflightCheck, PreflightResult, Profile
 from certplane.broker.policy.source import FilePolicySource
 from certplane.broker.settings import BrokerSettings
 from certplane.errors import OperationError
+from certplane.pki.csr import MAX_DNS_NAMES
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.pool import BlockingPool
 
@@ -56,11 +59,25 @@ async def preflight(
         wanted = dict.fromkeys(name for names in issuers.values() for name in names)
         directories = await adapters.read_directories({name: cas[name] for name in wanted}, _DIRECTORY_TIME)
         found: list[PreflightCheck] = []
-        for profile in profiles:
+        for profile in _in_parts(profiles):
             names = issuers[profile.name]
             found += [_directory(name, profile, settings.cas[name], directories[name]) for name in names]
             found += await looking.report(profile, names, _TIMEOUT)
         return list(dict.fromkeys(found))
+
+
+def _in_parts(profiles: Sequence[Profile]) -> Iterator[Profile]:
+    """The profiles, each once, whosever names it has: together, but for as many as one certificate may have at a time.
+
+    A thousand hosts with a name each would take minutes one by one.
+    """
+    names: dict[str, dict[str, None]] = {}
+    for profile in profiles:
+        names.setdefault(profile.name, {}).update(dict.fromkeys(profile.dns_names))
+    for profile in {each.name: each for each in profiles}.values():
+        of_all = tuple(names[profile.name])
+        for start in range(0, len(of_all), MAX_DNS_NAMES):
+            yield replace(profile, dns_names=of_all[start : start + MAX_DNS_NAMES])
 
 
 def profiles_issued(settings: BrokerSettings, profile_name: str | None) -> list[Profile]:
@@ -75,9 +92,10 @@ def profiles_issued(settings: BrokerSettings, profile_name: str | None) -> list[
     profiles = [one for one in policy.current.issued_profiles if profile_name in {None, one.name}]
     if not profiles:
         known = ", ".join(one.name for one in policy.current.profiles) or "none"
+        if policy.current.find_profile(profile_name or "") is not None:
+            problem = f"nobody has the profile {profile_name!r}, whose names are made of its holders' labels"
+            raise OperationError(problem, remedy="give it to a host in the policy")
         what = "no profile" if profile_name is None else f"no profile {profile_name!r}"
-        if profile_name is not None and policy.current.find_profile(profile_name) is not None:
-            what = f"nobody who has the profile {profile_name!r}, whose names are made of its holders' labels"
         raise OperationError(f"the policy has {what}", remedy=f"it has {known}")
     return profiles
 

@@ -105,6 +105,13 @@ async def an_order(_folder: Path) -> Collection[Metric]:
     )
     await budget.count()
     assert world.meter.tables[metrics.CERTIFICATES_LEFT] == {("web",): 3}
+    other = replace(profile, dns_names=("other.example.org",))
+    issued = [other, profile, replace(profile, name="fresh", dns_names=("fresh.example.org",))]
+    of_hosts = BudgetWatch(
+        world.stores.order_listing, lambda: issued, lambda: limits, clock=world.clock, meter=world.meter
+    )
+    await of_hosts.count()  # of names that differ from host to host, those that have least left
+    assert world.meter.tables[metrics.CERTIFICATES_LEFT] == {("web",): 3, ("fresh",): 4}
     limits = DurableLimits()
     await budget.count()
     assert world.meter.tables[metrics.CERTIFICATES_LEFT] == {}

@@ -23,7 +23,7 @@ from certplane.broker.model import PreflightResult
 from certplane.broker.preflight import preflight
 from certplane.broker.settings import BrokerSettings, load_settings
 from certplane.broker.wiring import issuance_settings
-from certplane.errors import ConfigurationError
+from certplane.errors import ConfigurationError, OperationError
 from certplane.runtime.clock import SystemClock
 from certplane.runtime.pool import BlockingPool
 from tests.fakes.clock import ManualClock
@@ -221,6 +221,25 @@ async def test_preflight_of_all_profiles(files: BrokerFiles, tmp_path: Path) -> 
     assert [row.check for row in both].count("directory") == 1
     assert any("more.certplane.test" in row.subject for row in other)
     assert not any("more.certplane.test" in row.subject for row in one)
+
+
+async def test_preflight_of_names_that_differ_from_host_to_host(files: BrokerFiles, tmp_path: Path) -> None:
+    """Each host's own are looked at; a profile that nobody has has none, and it says so."""
+    with ScriptedAcme(tmp_path) as ca:
+        made = settings(files, issuer__acme__directory_url=ca.directory_url, issuer__acme__ca_bundle=str(ca.roots_file))
+        policy = yaml.safe_load(files.policy.read_text())
+        policy["profiles"]["own"] = {"type": "multi_san", "dns_names": ["{label}.certplane.test"]}
+        files.policy.write_text(yaml.safe_dump(policy))
+        with pytest.raises(OperationError, match="nobody has the profile 'own'"):
+            await preflight(made, "own")
+        policy["hosts"] = {
+            f"own{number}": {"identity": f"own{number}.example", "profiles": ["own"]} for number in range(3)
+        }
+        files.policy.write_text(yaml.safe_dump(policy))
+        found = await preflight(made, "own")
+    subjects = " ".join(row.subject for row in found)
+    assert [f"own{number}.certplane.test" in subjects for number in range(3)] == [True] * 3
+    assert "{" not in subjects
 
 
 async def test_preflight_looks_at_the_directory(files: BrokerFiles, tmp_path: Path) -> None:
