@@ -227,6 +227,22 @@ async def test_clocks_and_configuration_may_change(store: StoreHarness) -> None:
     assert await take(store, last, fewer) == ""
 
 
+async def test_what_is_over_is_forgotten(store: StoreHarness) -> None:
+    """Buckets that are full again, and what orders waited for that have ended: in passing, some with each take."""
+    await store.stores.members.renew(member(store), LEASE)
+    ca = replace(CA, limits=(replace(NAMES, amount=1),))
+    assert await take(store, await order_of(store, ("old.test",)), ca) == ""
+    late = await order_of(store, ("old.test",))
+    assert await take(store, late, ca) != ""
+    await store.stores.orders.change_order(late, OrderChange(state=OrderState.FAILED))
+    store.clock.advance(timedelta(days=9))
+    for number in range(64):
+        assert await take(store, await order_of(store, (f"{number}.test",)), ca) == ""
+    if store.place.kind != "memory":
+        assert store.place.query("SELECT count(*) FROM budget_buckets") == [(64,)]
+        assert store.place.query("SELECT count(*) FROM budget_waits") == [(0,)]
+
+
 async def test_exempt_orders_take_nothing(store: StoreHarness) -> None:
     """What the CA knows as a renewal within its window needs no place in any of its limits."""
     order = await order_of(store)

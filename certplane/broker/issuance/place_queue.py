@@ -71,12 +71,13 @@ class PlaceQueue:
                 if line.waiting[0] != urgency:
                     await news.wait()
                 elif not await within(self._clock, self._pause(line), news):
+                    # For who is next, unless this one's answer says something else (`learn`).
+                    line.free_time = max(line.free_time, self._clock.now()) + shortage.limit.rate.interval
                     break
         finally:
             line.waiting.remove(urgency)
             del line.wakes[urgency]
             if line.waiting:
-                line.free_time = max(line.free_time, self._clock.now()) + shortage.limit.rate.interval
                 line.wake_first()
             elif self._lines.get(shortage.key) is line:
                 del self._lines[shortage.key]

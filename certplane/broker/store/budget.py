@@ -76,6 +76,8 @@ class SqlBudget(BudgetLedger, BudgetReader):
         self._waiting: set[str] = set()
         """Orders that have waited, as was written here: the rows of others' are removed with time."""
         self._takes = 0
+        self._passed = ""
+        """The last order whose waits were looked at, while a look at all of them is under way."""
         some: list[BindParameter[str]] = [bindparam(f"id_{number}") for number in range(_AT_ONCE)]
         bucket, wait = budget_buckets.c, budget_waits.c
         self._buckets = compiler(
@@ -136,6 +138,15 @@ class SqlBudget(BudgetLedger, BudgetReader):
             select(*(bucket[name] for name in _BUCKET)).where(this_ca, bucket.full_time > bindparam("since"))
         )
         over = select(bucket.bucket_id).where(this_ca, bucket.full_time < bindparam("since"))
+        waits_still = exists().where(
+            orders.c.order_id == wait.order_id, orders.c.end_time.is_(None), orders.c.acme_order_url == ""
+        )
+        self._next_waits = compiler(
+            select(wait.order_id, waits_still)
+            .where(wait.order_id > bindparam("after"))
+            .order_by(wait.order_id)
+            .suffix_with(limited_to(_FORGOTTEN))
+        )
         self._forget = compiler(
             delete(budget_buckets).where(bucket.bucket_id.in_(over.suffix_with(limited_to(_FORGOTTEN))))
         )
@@ -366,10 +377,16 @@ class SqlBudget(BudgetLedger, BudgetReader):
         session.execute(self._put, self._put.arguments(values))
 
     def _forget_some(self, session: Session, claim: Claim, now: datetime) -> None:
+        """Of the buckets those that are full, and of the orders that waited those that don't, some at a time."""
         self._takes += 1
-        if claim.needs and self._takes % _FORGET_EACH == 0:
-            about = {"directory_url": claim.needs[0].key.directory_url, "since": to_micros(now - _FORGET_AFTER)}
-            session.execute(self._forget, self._forget.arguments(about))
+        if self._takes % _FORGET_EACH:
+            return
+        about = {"directory_url": claim.needs[0].key.directory_url, "since": to_micros(now - _FORGET_AFTER)}
+        session.execute(self._forget, self._forget.arguments(about))
+        rows = session.all(self._next_waits, {"after": self._passed})
+        self._passed = rows[-1][0] if rows else ""
+        for order_id in {order_id for order_id, waits in rows if not waits}:
+            session.execute(self._waits_no_more, self._waits_no_more.arguments({"which": order_id}))
 
 
 def _locks(needs: Sequence[Need], *, failures: bool = False) -> Sequence[int]:
