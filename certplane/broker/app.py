@@ -10,17 +10,15 @@ closes, `broker_stopped` is written, the store closes, the issuing process ends.
 
 from __future__ import annotations
 
-import logging
 import random
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Final
+from datetime import datetime
 
 from certplane.broker.accounts.in_use import AccountsInUse
-from certplane.broker.announced import log_started, start_events, stop_event, who
+from certplane.broker.announced import log_started, start_events, who
 from certplane.broker.audit_desk import audit_service, auditing
 from certplane.broker.background import check_directories, running, watch_dns_accounts, watch_readiness
 from certplane.broker.broker_desk import BrokersDesk
@@ -28,18 +26,13 @@ from certplane.broker.configured import secret_source
 from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.audience import TrustAudience
 from certplane.broker.fleet.elsewhere import follow_others
-from certplane.broker.fleet.followed import FollowedRequests
-from certplane.broker.fleet.forgetting import HostForgetting
 from certplane.broker.fleet.health_watch import HealthWatch
 from certplane.broker.fleet.hub import FleetHub
-from certplane.broker.fleet.requests import RenewalRequests
-from certplane.broker.fleet.settings import StreamSettings
-from certplane.broker.fleet.summaries import FleetSummaries
+from certplane.broker.fleet_desk import fleet_service
 from certplane.broker.forwarding import copying_audit
 from certplane.broker.incident_desk import also_of_incidents, incident_watch
 from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.issuance.budget import BudgetWatch
-from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.issuing import messages
 from certplane.broker.issuing.accounts import AccountAnswers
@@ -60,11 +53,10 @@ from certplane.broker.prepared import Prepared
 from certplane.broker.reload import Reloader
 from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.renewal.plans import RenewalPlans
+from certplane.broker.rollout_desk import RolloutParts, rollout_parts
 from certplane.broker.services.brokers import BrokerServicer
 from certplane.broker.services.certificates import CertificateServicer
 from certplane.broker.services.enrollment import EnrollmentServicer
-from certplane.broker.services.fleet import FleetServicer
-from certplane.broker.services.fleet_lists import FleetLists
 from certplane.broker.services.incidents import IncidentServicer
 from certplane.broker.services.interceptors.edge import Edge
 from certplane.broker.services.orders import OrderServicer
@@ -74,28 +66,22 @@ from certplane.broker.services.trust import TrustInForce
 from certplane.broker.settings import BrokerSettings
 from certplane.broker.settings_in_force import SettingsInForce
 from certplane.broker.sharing import accounts_in_use, membership_of, roles_of, stores_of_a_broker
+from certplane.broker.stopping import Stopping
 from certplane.broker.store import Stores
 from certplane.broker.telemetry import PrometheusMeter, watch_loop
 from certplane.broker.wiring import (
     FleetParts,
     admission_control,
+    fleet_hub,
     fleet_parts,
+    issuance_ports,
     issuance_settings,
     listening_server,
     metrics_listener,
 )
-from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.ids import TimeOrderedIds
 from certplane.runtime.pool import BlockingPool
-
-_logger = logging.getLogger("certplane.broker")
-
-_COME_BACK: Final = timedelta(seconds=10)
-"""What a caller is told while the broker drains: a restarted one is usually back by then."""
-
-_STOP_GRACE: Final = timedelta(seconds=5)
-"""What calls get to end after the orders have: their answers are on the way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +102,7 @@ class Broker:
     start_time: datetime
     accounts: AccountsInUse
     desk: BrokersDesk
+    rollouts: RolloutParts
     metrics_listener: MetricsListener | None = None
 
     @property
@@ -166,30 +153,20 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         membership = membership_of(settings, stores, lambda: member_of(broker), clock=clock, meter=meter)
         lease = membership or LastingLease()
         authority = RegistrationAuthority(
-            IssuancePorts(
-                policies=prepared.policy,
-                orders=stores.orders,
-                shared_orders=stores.shared_orders,
-                certificates=stores.certificates,
-                keys=stores.keys,
-                identities=stores.identities,
-                deny_list=stores.deny_list,
+            issuance_ports(
+                stores,
+                prepared.policy,
+                budgets=settings.budgets,
                 trust=trust,
-                audit=stores.audit,
                 denials=denials,
                 repeats=repeats,
                 issuers=issuers,
-                revokers=issuers,
                 solver=solver,
                 preflight=RemotePreflight(issuing),
                 lease=lease,
-                holds=stores.holds,
-                ledger=stores.budget,
-                budgets=settings.budgets,
-                conditions=stores.conditions,
                 epoch=epoch,
-                clock=clock,
                 renewals=plans,
+                clock=clock,
                 meter=meter,
                 rng=rng,
                 new_id=new_id,
@@ -203,18 +180,16 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             clock=clock,
             trail=trail,
         )
-        hub = FleetHub(
-            store=stores.fleet,
-            plans=plans,
-            find_certificate=stores.certificates.get_certificate,
+        hub = fleet_hub(
+            stores,
+            plans,
             hashes=lambda: (prepared.policy.current.hash, trust.current.bundle.hash, epoch.current),
-            count_displacement=stores.identities.count_displacement,
             repeats=repeats,
+            stream_age=settings.server.stream_age.span,
             clock=clock,
             meter=meter,
             rng=rng,
             trail=trail,
-            settings=StreamSettings(age=settings.server.stream_age.span),
         )
         follow_others(hub, plans, stores.certificates, stores.changes, clock)
         await stores.changes.read_first(ChangeKind.PLAN)
@@ -256,6 +231,21 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             new_id=new_id,
             clock=clock,
         )
+        rollouts = rollout_parts(
+            stores,
+            plans,
+            hub,
+            fleet,
+            authority,
+            policy=prepared.policy,
+            issuers=[*settings.cas],
+            lease=lease,
+            pool=files,
+            clock=clock,
+            rng=rng,
+            trail=trail,
+            meter=meter,
+        )
         server = listening_server(
             settings,
             trust,
@@ -272,26 +262,20 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             CertificateServicer(authority, clock, plans),
             RenewalServicer(hub, fleet.view),
             OrderServicer(orders := authority.overview(stores.order_listing, others.find, name=socket.gethostname())),
-            FleetServicer(
-                fleet.view,
-                RenewalRequests(plans, stores.fleet, clock, trail, why_none=fleet.view.why_none),
-                BrokersView(stores.members, lambda: member_of(broker), lease),
+            fleet_service(
+                settings,
+                stores,
+                plans,
+                hub,
+                fleet,
+                brokers=BrokersView(stores.members, lambda: member_of(broker), lease),
                 authority=authority,
-                followed=FollowedRequests(plans, stores.fleet, clock, fleet.view.holder_now),
-                lists=FleetLists(fleet.view, fleet.index, clock),
-                forgetting=HostForgetting(
-                    view=fleet.view,
-                    store=stores.host_removal,
-                    plans=plans,
-                    policy=prepared.policy,
-                    watchers=hub.watchers,
-                    clock=clock,
-                    trail=trail,
-                ),
-                summaries=FleetSummaries(
-                    fleet.index, fleet.view, audit=stores.audit_reader, orders=orders, issuers=settings.cas, clock=clock
-                ),
+                orders=orders,
+                policy=prepared.policy,
+                clock=clock,
+                trail=trail,
             ),
+            rollouts.servicer,
             policy_service(prepared.policy, reloader, stores),
             audit_service(
                 settings,
@@ -320,17 +304,28 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             clock.now(),
             accounts,
             desk,
+            rollouts,
             listener,
         )
         issuing.in_trouble = lambda: authority.in_trouble
         await stack.enter_async_context(among_others(membership, broker, epoch))
         await authority.start([profile.name for profile in prepared.policy.current.profiles])
-        stack.push_async_callback(_stop, broker, trail, broker_name)
+        stack.push_async_callback(
+            Stopping(
+                server,
+                authority,
+                hub,
+                rollouts.watchers,
+                stores.audit,
+                trail,
+                broker_name,
+                settings.server.drain_timeout,
+            ).stop
+        )
         await server.start()
         log_started(prepared, stores.members.broker_id, broker.port)
         await stack.enter_async_context(running(reloader.run(), "reload"))
-        sources = {name: RemoteRenewalInfo(calls, name) for name, ca in settings.cas.items() if ca.renewal_info.enabled}
-        planner = RenewalPlanner(plans, sources, prepared.policy, clock=clock, rng=rng, trail=trail, meter=meter)
+        asked = {name: RemoteRenewalInfo(calls, name) for name, ca in settings.cas.items() if ca.renewal_info.enabled}
         health = HealthWatch(
             index=fleet.index,
             policy=prepared.policy,
@@ -344,11 +339,16 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         roles = roles_of(
             stores,
             membership,
-            planner=planner,
+            planner=(
+                planner := RenewalPlanner(plans, asked, prepared.policy, clock=clock, rng=rng, trail=trail, meter=meter)
+            ),
             health=health,
             incidents=(
-                incidents := incident_watch(stores, fleet.index, plans, prepared, clock=clock, meter=meter, trail=trail)
+                incidents := incident_watch(
+                    stores, fleet.index, plans, prepared, rollouts=rollouts.desk, clock=clock, meter=meter, trail=trail
+                )
             ),
+            rollouts=rollouts.runner,
             retention=own.retention,
             soundness=own.soundness,
             notifications=await stack.enter_async_context(
@@ -357,7 +357,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                     secrets,
                     stores.outbox,
                     fleet,
-                    also_of_incidents(own, incidents.known),
+                    rollouts.also(also_of_incidents(own, incidents.known), clock),
                     clock=clock,
                     meter=meter,
                 )
@@ -398,15 +398,3 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         ):
             await stack.enter_async_context(running(work, name))
         yield broker
-
-
-async def _stop(broker: Broker, trail: AuditTrail, broker_name: str) -> None:
-    await broker.server.drain(_COME_BACK)
-    await broker.authority.drain(broker.settings.server.drain_timeout)
-    await broker.hub.drain()
-    await broker.server.stop(_STOP_GRACE)
-    try:
-        await broker.stores.audit.append([stop_event(trail, broker_name)])
-    except RefusalError:
-        _logger.exception("the stop could not be audited")
-    _logger.info("stopped")

@@ -31,6 +31,7 @@ from certplane.broker.members.roles import (
     FLEET_HEALTH,
     INCIDENTS,
     NOTIFICATIONS,
+    ROLLOUTS,
     SOUNDNESS,
     UPKEEP,
     Roles,
@@ -44,6 +45,8 @@ from certplane.broker.ports import ChangeFeed, Meter, RepeatCounts, SecretSource
 from certplane.broker.proof.sealing import Sealing
 from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.retention import Retention
+from certplane.broker.rollouts.runner import SHOWN as SHOWN_OF_ROLLOUTS
+from certplane.broker.rollouts.runner import RolloutRunner
 from certplane.broker.settings import BrokerSettings, StoreDriver
 from certplane.broker.sinks.forwarding import Forwarding
 from certplane.broker.soundness import SoundnessWatch
@@ -116,6 +119,7 @@ def roles_of(
     planner: RenewalPlanner,
     health: HealthWatch,
     incidents: IncidentWatch,
+    rollouts: RolloutRunner,
     retention: Retention,
     soundness: SoundnessWatch,
     notifications: NotificationWatch | None,
@@ -153,6 +157,7 @@ def roles_of(
     roles.add(FLEET_HEALTH, measure, (*SHOWN, metrics.CERTIFICATES_LEFT))
     figures = (metrics.INCIDENTS, metrics.INCIDENT_CERTIFICATES, metrics.INCIDENT_DEADLINE)
     roles.add(INCIDENTS, incidents.run, figures)
+    roles.add(ROLLOUTS, rollouts.run, SHOWN_OF_ROLLOUTS)
     if notifications is not None:
         roles.add(NOTIFICATIONS, notifications.run, (metrics.NOTIFICATIONS_WAITING,))
     if forwarding is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
+from certplane.broker.budget.model import IssuerLimits
 from certplane.broker.descriptors import most_connections
 from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.circumstances import HostCircumstances
@@ -16,18 +18,30 @@ from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.indexing import MemoryIndex
 from certplane.broker.fleet.model import StreamBroker
 from certplane.broker.fleet.places import HostPlaces
+from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.fleet.view import FleetView
 from certplane.broker.identity.activation import FirstUse
 from certplane.broker.identity.admission import AdmissionControl
 from certplane.broker.identity.allowances import Allowances, AllowanceSettings
 from certplane.broker.identity.authentication import Authenticator
+from certplane.broker.issuance.context import IssuancePorts
+from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuers.challenge_kinds import ChallengeKind
 from certplane.broker.issuers.dns.settings import propagation_limit
-from certplane.broker.members.ports import OtherBrokers
+from certplane.broker.issuing.remote import RemoteIssuer
+from certplane.broker.members.ports import Lease, OtherBrokers
 from certplane.broker.metrics_listener import MetricsListener
 from certplane.broker.model import ChangeKind
-from certplane.broker.ports import Meter, PolicySource
+from certplane.broker.ports import (
+    ChallengeSolver,
+    DenialRecorder,
+    EventRecorder,
+    Meter,
+    OrderPreflight,
+    PolicySource,
+    RenewalTimes,
+)
 from certplane.broker.prepared import Prepared
 from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.retention import Retention
@@ -121,6 +135,85 @@ def listening_server(settings: BrokerSettings, trust: TrustInForce, edge: Edge, 
         tls=trust.tls,
         edge=edge,
         servicers=servicers,
+    )
+
+
+def issuance_ports(
+    stores: Stores,
+    policies: PolicySource,
+    *,
+    budgets: Mapping[str, IssuerLimits],
+    trust: TrustInForce,
+    denials: DenialRecorder,
+    repeats: EventRecorder,
+    issuers: Mapping[str, RemoteIssuer],
+    solver: ChallengeSolver,
+    preflight: OrderPreflight,
+    lease: Lease,
+    epoch: RetryEpoch,
+    renewals: RenewalTimes,
+    clock: Clock,
+    meter: Meter,
+    rng: random.Random,
+    new_id: Callable[[], str],
+) -> IssuancePorts:
+    """What the issuance core works through, over the database and the process that does ACME and DNS."""
+    return IssuancePorts(
+        policies=policies,
+        orders=stores.orders,
+        shared_orders=stores.shared_orders,
+        certificates=stores.certificates,
+        keys=stores.keys,
+        identities=stores.identities,
+        deny_list=stores.deny_list,
+        trust=trust,
+        audit=stores.audit,
+        denials=denials,
+        repeats=repeats,
+        issuers=issuers,
+        revokers=issuers,
+        solver=solver,
+        preflight=preflight,
+        lease=lease,
+        holds=stores.holds,
+        ledger=stores.budget,
+        budgets=budgets,
+        conditions=stores.conditions,
+        epoch=epoch,
+        clock=clock,
+        renewals=renewals,
+        meter=meter,
+        rng=rng,
+        new_id=new_id,
+    )
+
+
+def fleet_hub(
+    stores: Stores,
+    plans: RenewalPlans,
+    *,
+    hashes: Callable[[], tuple[str, str, str]],
+    repeats: EventRecorder,
+    stream_age: timedelta | None,
+    clock: Clock,
+    meter: Meter,
+    rng: random.Random,
+    trail: AuditTrail,
+) -> FleetHub:
+    """The hosts' streams; `hashes` are what is in force."""
+    return FleetHub(
+        store=stores.fleet,
+        plans=plans,
+        find_certificate=stores.certificates.get_certificate,
+        activations=stores.rollouts,
+        hashes=hashes,
+        count_displacement=stores.identities.count_displacement,
+        repeats=repeats,
+        clock=clock,
+        meter=meter,
+        rng=rng,
+        trail=trail,
+        settings=StreamSettings(age=stream_age),
     )
 
 

@@ -50,6 +50,7 @@ from certplane.broker.renewal.model import RenewalInfo, RenewalInfoUnsupportedEr
 from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.retention import Retention
+from certplane.broker.rollouts.model import Revoke
 from certplane.broker.settings import load_settings
 from certplane.broker.sinks.forwarding import Forwarding
 from certplane.broker.sinks.gate import SinkGate
@@ -75,6 +76,7 @@ from tests.support.edge import HOST, OPERATOR, ShiftedClock, serve_edge
 from tests.support.fleet_index import IndexWorld
 from tests.support.issuance import NO_WAIT, World, caller, issue, kill_all, lose_order, settle, unavailable
 from tests.support.memory_store import MemoryStores
+from tests.support.rollout_world import RolloutWorld
 from tests.support.stores import StoreHarness, StorePlace
 from tests.support.streams import HostStreamClient
 from tests.support.waiting import HANG, until
@@ -444,6 +446,14 @@ async def a_role(_folder: Path) -> Collection[Metric]:
     return meter.moved
 
 
+async def a_rollout(_folder: Path) -> Collection[Metric]:
+    """One that runs, and is to revoke."""
+    world = RolloutWorld()
+    await world.start(revoke=Revoke.AFTER_SERVED)
+    await world.look()
+    return world.meter.moved
+
+
 async def a_notification(_folder: Path) -> Collection[Metric]:
     """One that waits, and is delivered."""
     meter, clock = FakeMeter(), ManualClock()
@@ -502,6 +512,7 @@ MOVED: dict[Scenario, set[Metric]] = {
     },
     a_member: {metrics.LEASE, metrics.CLOCK_SKEW, metrics.BROKERS, metrics.BROKERS_DIFFER},
     a_role: {metrics.ROLES_HELD},
+    a_rollout: {metrics.ROLLOUTS, metrics.ROLLOUT_CERTIFICATES, metrics.ROLLOUT_UNREVOKED},
     a_copy_of_the_audit_log: {metrics.SINK_EVENTS, metrics.SINK_FAILURES, metrics.SINK_LAG},
     a_secret_that_signs_nothing: {metrics.AUDIT_UNPROVEN},
     a_required_sink_that_nobody_copies_to: {metrics.SINK_HOLDS_UP},

@@ -27,7 +27,7 @@ from tests.support.whole_brokers import configured, starting
 
 pytestmark = pytest.mark.integration
 
-ROLES = ["fleet_health", "renewal_information:default", "soundness", "upkeep"]
+ROLES = ["fleet_health", "incidents", "renewal_information:default", "rollouts", "soundness", "upkeep"]
 FIGURES = (b"certplane_fleet_certificates{", b"certplane_store_damaged ")
 
 

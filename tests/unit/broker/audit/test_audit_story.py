@@ -22,7 +22,7 @@ from unittest.mock import AsyncMock, MagicMock, patch
 import pytest
 
 from certplane import __version__
-from certplane.broker import account_commands, app, copy_command, identity_commands
+from certplane.broker import account_commands, copy_command, identity_commands
 from certplane.broker.announced import start_events
 from certplane.broker.audit import DenialCoalescer, RepeatCoalescer
 from certplane.broker.control import ReloadRequest
@@ -47,9 +47,23 @@ from certplane.broker.reload import Reloader
 from certplane.broker.renewal.model import InForce, RenewalPlan, Selection
 from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.renewal.plans import RenewalPlans
+from certplane.broker.rollouts.events import RolloutEvents, happened_events, item_events
+from certplane.broker.rollouts.model import (
+    Happened,
+    Happening,
+    ItemState,
+    Ring,
+    Rollout,
+    RolloutItem,
+    RolloutSpec,
+    RolloutState,
+    StateCount,
+    Step,
+)
 from certplane.broker.services.calls import serving
 from certplane.broker.services.enrollment import EnrollmentServicer
 from certplane.broker.soundness import SoundnessWatch
+from certplane.broker.stopping import Stopping
 from certplane.broker.store.copying import CopiedTable
 from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, RefusalError
 from certplane.fleet_report.model import (
@@ -350,11 +364,12 @@ async def operators() -> list[AuditEvent]:
         await Reloader._reject(reloader, "policy", AuditEventType.POLICY_REJECTED, wrong)
         await Reloader._drop_ended(reloader)
     stores = MemoryStores.open(clock)
-    broker: Any = MagicMock(stores=stores, server=AsyncMock(), authority=AsyncMock(), hub=AsyncMock())
+    stopped: Any = [AsyncMock(), AsyncMock(), AsyncMock(), MagicMock()]
     damaged: Any = SimpleNamespace(damage=AsyncMock(return_value=["the index uq_orders_open is invalid"]))
     trail_4 = AuditTrail(clock, lambda: "event-4")
     await SoundnessWatch(damaged, audit=stores.audit, trail=trail_4, clock=clock, meter=FakeMeter())._look()
-    await app._stop(broker, AuditTrail(clock, lambda: "event-3"), "broker machine1 [::]:8443 (b1)")
+    trail_3 = AuditTrail(clock, lambda: "event-3")
+    await Stopping(*stopped, stores.audit, trail_3, "broker machine1 [::]:8443 (b1)", timedelta()).stop()
     numbers = count(6)
     service = OutOfService(
         server=AsyncMock,
@@ -383,6 +398,32 @@ async def operators() -> list[AuditEvent]:
         *start_events(prepared, AuditTrail(clock, lambda: "event-2"), "broker machine1 [::]:8443 (b1)"),
         *stores.database.events,
         copy_command._event(AuditTrail(clock, lambda: "event-5"), "broker.db", [CopiedTable("orders", 7, "0c")]),
+    ]
+
+
+@story
+async def rollouts() -> list[AuditEvent]:
+    """Created, approved, halted by a host and resumed, passed over, finished; and words about it."""
+    clock, numbers = ManualClock(), count(1)
+    trail = AuditTrail(clock, lambda: f"event-{next(numbers)}")
+    events = RolloutEvents(trail, "r261123-k7qx")
+    alice = caller("alice.test")
+    item = RolloutItem("r261123-k7qx", "c-1", "web1.test", "shop", "acme", ("shop.test",), clock.now(), 0)
+    spec = RolloutSpec(Selection(all=True), "drill")
+    ring = Ring("canary", host_count=1, counts=(StateCount(ItemState.DONE, 1),))
+    rollout = Rollout("r261123-k7qx", "alice.test", "r-1", spec, clock.now(), clock.now(), rings=(ring,))
+    finishing = replace(rollout, state=RolloutState.FINISHING, state_reason="some hosts are away")
+    happened = [Happening(what, "canary", "1 hosts") for what in Happened]
+    failed = replace(item, state=ItemState.FAILED, reason="reload: exit status 1", failure_mark="1")
+    skipped = replace(item, state=ItemState.SKIPPED, reason="its host no longer has it")
+    return [
+        events.created(alice, "r-1", "renew: 1 certificate of 1 host, rings canary: drill", "all", 1),
+        *(events.said(word, alice, "r-2", "ticket 7") for word in ("approve", "pause", "resume", "abort", "finish")),
+        events.started("approved by bob.test", 1),
+        events.keys_blocked(1),
+        *happened_events(events, Step(finishing, happened=tuple(happened))),
+        *item_events(events, {"c-1": item}, [failed]),
+        *item_events(events, {"c-1": item}, [skipped]),
     ]
 
 
