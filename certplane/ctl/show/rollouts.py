@@ -150,7 +150,7 @@ def end_off(rollout: Rollout, now: datetime) -> str:
     """How far off its end is, or is expected to be; empty if that isn't known."""
     if rollout.HasField("end_time"):
         return off(rollout.end_time, now)
-    return off(rollout.expected_end_time, now) if rollout.HasField("expected_end_time") else ""
+    return off(rollout.expected_end_time, now) if _is_expected(rollout, now) else ""
 
 
 def remedies(rollout: Rollout, command: str) -> list[str]:
@@ -256,5 +256,10 @@ def _off(item: Item, field: str, now: datetime) -> str:
 
 
 def _expected(rollout: Rollout, now: datetime) -> str:
-    expected = _time(rollout, "expected_end_time", now)
-    return f"{expected}, if all goes well" if expected else ""
+    return f"{_time(rollout, 'expected_end_time', now)}, if all goes well" if _is_expected(rollout, now) else ""
+
+
+def _is_expected(rollout: Rollout, now: datetime) -> bool:
+    """Whether its end can be told: one that waits for hosts that are away had its time, and ends when they come."""
+    expected = time_of(rollout.expected_end_time) if rollout.HasField("expected_end_time") else None
+    return expected is not None and expected > now

@@ -288,6 +288,17 @@ async def test_a_deadline_that_cant_be_kept(broker: OperatorsBroker, ctl: Ctl) -
     assert "cut by 15m" in ran.out
 
 
+async def test_an_end_that_has_passed_is_none(broker: OperatorsBroker, ctl: Ctl) -> None:
+    """A rollout that waits for hosts that are away isn't said to have ended a while ago."""
+    rollout = a_rollout(Rollout.STATE_FINISHING, now=NOW - timedelta(days=1), done=19, waiting=1)
+    broker.answers["GetRollout"] = rollout_pb2.GetRolloutResponse(rollout=rollout)
+    broker.answers["ListRollouts"] = rollout_pb2.ListRolloutsResponse(rollouts=[rollout])
+    for line in ("show r-7f3a", "list"):
+        out = (await ctl("rollout", *line.split(), width=None)).out
+        assert "if all goes well" not in out
+        assert "ENDS" not in out
+
+
 async def test_certificates_of_a_rollout(broker: OperatorsBroker, ctl: Ctl) -> None:
     """Page by page; filters are the broker's."""
     done = Item(host="web1", certificate_id="c-1", ring="canary", state=Item.STATE_DONE)
