@@ -70,7 +70,7 @@ class PlaceQueue:
                 news.clear()
                 if line.waiting[0] != urgency:
                     await news.wait()
-                elif not await within(self._clock, self._pause(line), news):
+                elif not await within(self._clock, self._pause(line), news) and line.waiting[0] == urgency:
                     # For who is next, unless this one's answer says something else (`learn`).
                     line.free_time = max(line.free_time, self._clock.now()) + shortage.limit.rate.interval
                     break

@@ -10,7 +10,7 @@ import yaml
 
 from certplane.broker.budget import published
 from certplane.broker.budget.claims import claim_of, refused_needs, urgency_of
-from certplane.broker.budget.model import IssuerLimits, Limit, LimitScope
+from certplane.broker.budget.model import Exemption, IssuerLimits, Limit, LimitScope
 from certplane.broker.budget.published import LimitModel, LimitSettings, LimitsSettings, limits_of
 from certplane.broker.model import Scope, ScopeKind
 from tests.fakes.clock import ManualClock
@@ -87,7 +87,7 @@ def test_a_refusal_is_about_a_limit(scope: Scope, names: set[str]) -> None:
         pytest.param(LimitSettings("a", LimitScope.ACCOUNT, 1, timedelta(days=400)), "from 1s", id="long"),
         pytest.param(LimitSettings("a", LimitScope.ACCOUNT, 1, timedelta(milliseconds=1)), "from 1s", id="short"),
         pytest.param(
-            LimitSettings("a", LimitScope.NAMES, 1, timedelta(hours=1), (published.Exemption.SAME_NAMES,)),
+            LimitSettings("a", LimitScope.NAMES, 1, timedelta(hours=1), (Exemption.SAME_NAMES,)),
             "same_names",
             id="exempt from itself",
         ),
