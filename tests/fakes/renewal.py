@@ -1,11 +1,15 @@
-"""A fake of the renewal planner's port to a CA: what it says about renewals, and how it fails."""
+"""Fakes of what plans and tells renewals: a CA that says when, and how it fails; rollouts that release certificates."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import timedelta
 
-from certplane.broker.renewal.model import RenewalInfo, RenewalInfoUnsupportedError
+from typing_extensions import override
+
+from certplane.broker.fleet.ports import Activations
+from certplane.broker.renewal.model import HostActivation, RenewalInfo, RenewalInfoUnsupportedError
 from certplane.broker.renewal.planner import RenewalPlanner
 from tests.fakes.faults import FaultScript
 
@@ -39,6 +43,19 @@ class FakeRenewalInfoSource:
                 return answer
         finally:
             self._under_way -= 1
+
+
+class FakeActivations(Activations):
+    """`Activations` of a list; `reads` are the hosts of each question."""
+
+    def __init__(self) -> None:
+        self.released: list[HostActivation] = []
+        self.reads: list[tuple[str, ...]] = []
+
+    @override
+    async def activations_of(self, hosts: Sequence[str]) -> Sequence[HostActivation]:
+        self.reads.append(tuple(hosts))
+        return [each for each in self.released if each.host in hosts]
 
 
 async def plan_on(planner: RenewalPlanner) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,7 @@ from certplane.broker import metrics
 from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.identity.allowances import AllowanceSettings
 from certplane.broker.model import CertificateRecord, DenyEntry, RevocationReason
-from certplane.broker.renewal.model import RenewalPlan
+from certplane.broker.renewal.model import HostActivation, RenewalPlan
 from certplane.errors import Reason, RefusalError
 from certplane.fleet_report.model import RenewalCause
 from certplane.rpc.status import status_from_refusal
@@ -180,6 +181,53 @@ async def test_a_host_that_comes_is_told_what_was_planned_meanwhile(edge: EdgeSe
     async with edge.host() as channel:
         again = HostStreamClient(channel)
         await again.hello(reports=[report(2, **{**holds, "renew_time": early})])
+        await again.heartbeat()
+        assert (await again.read()).WhichOneof("message") == "heartbeat"
+
+
+async def test_a_rollout_s_renewal_is_told_to_who_can_hold_it(edge: EdgeServer, host: HostStreamClient) -> None:
+    """With all that it asks for; an agent that can't hold a certificate back hears nothing of it, also when it comes."""
+    record = await issue(edge)
+    now = edge.clock.now().replace(microsecond=0)
+    by = now + timedelta(days=3)
+    wanted = plan(record.certificate_id, rollout_id="r1", hold_activation=True, activate_by_time=by, new_key=True)
+    await host.hello(reports=[report(1, certificate_id=record.certificate_id)])
+    await edge.plans.set_plans([wanted])
+    await host.heartbeat()
+    assert (await host.read()).WhichOneof("message") == "heartbeat"
+    async with edge.host() as channel:
+        able = HostStreamClient(channel)
+        await able.hello(features=["identity", "rollout"])
+        (renewal,) = (await able.directive()).renewals
+        assert (renewal.certificate_id, renewal.rollout_id) == (record.certificate_id, "r1")
+        assert (renewal.hold_activation, renewal.new_key) == (True, True)
+        assert renewal.activate_by_time.ToDatetime(UTC) == by
+
+
+async def test_a_host_is_told_what_it_may_use_until_its_report_shows_that_it_knows(
+    edge: EdgeServer, host: HostStreamClient
+) -> None:
+    """At once, and on a new stream although it had answered; what it doesn't say it holds it isn't told."""
+    held = pb.CertificateStatus.Held(certificate_id="c1", serial_number="1f")
+    await host.hello(features=["rollout"])
+    await host.report(state="ISSUED", issued=held, held_by_rollout_id="r1")
+    await host.acknowledged(1)
+    edge.activations.released = [HostActivation(HOST, name, "r1", abandoned=name == "c1") for name in ("c1", "c2")]
+    edge.hub.activations_wanted([HOST])
+    told = await host.directive()
+    assert list(told.activations) == [pb.Activation(certificate_id="c1", rollout_id="r1", abandoned=True)]
+    await host.answer(told.nonce)
+    async with edge.host() as channel:
+        again = HostStreamClient(channel)
+        again.sequences = itertools.count(2)
+        await again.hello(features=["rollout"])
+        told = await again.directive()
+        assert [each.certificate_id for each in told.activations] == ["c1"]
+        await again.answer(told.nonce)
+        await again.report(state="ISSUED", issued=held)
+        await again.acknowledged(2)
+        edge.hub.activations_wanted([HOST])
+        await until(lambda: len(edge.activations.reads) > 2)
         await again.heartbeat()
         assert (await again.read()).WhichOneof("message") == "heartbeat"
 

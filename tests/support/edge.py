@@ -62,6 +62,7 @@ from tests.fakes.broker_desk import FakeBrokerDesk
 from tests.fakes.orders import NoOrdersHere
 from tests.fakes.policy import FakePolicy, FakePolicySource
 from tests.fakes.policy_desk import FakePolicyDesk
+from tests.fakes.renewal import FakeActivations
 from tests.support.ca import Leaf, PrivateCa
 from tests.support.memory_store import MemoryStores
 
@@ -154,6 +155,7 @@ class EdgeServer:
             recheck=self.recheck,
         )
         self.plans = RenewalPlans(self.stores.renewal_plans)
+        self.activations = FakeActivations()
         self.hub = FleetHub(
             store=self.stores.fleet,
             plans=self.plans,
@@ -166,6 +168,7 @@ class EdgeServer:
             rng=random.Random(),
             trail=trail,
             settings=self.streams,
+            activations=self.activations,
         )
         follow_others(self.hub, self.plans, self.stores.certificates, self.stores.changes, self.clock)
         self.known = KnownMembers(self.stores.members, self.me)

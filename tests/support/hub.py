@@ -10,21 +10,19 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
-from typing_extensions import override
-
 from certplane.broker.audit import RepeatCoalescer
 from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.messages import Directive, DirectiveResult, Hello, Outgoing
 from certplane.broker.fleet.model import HostRecord
-from certplane.broker.fleet.ports import Activations, RecordedReports
+from certplane.broker.fleet.ports import RecordedReports
 from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.fleet.stream import ServedStream
-from certplane.broker.renewal.model import HostActivation
 from certplane.errors import Refusal
 from certplane.fleet_report.model import CertificateState, CertificateStatus, HostFacts, Report
 from tests.fakes.audit import FakeMeter
 from tests.fakes.clock import ManualClock
+from tests.fakes.renewal import FakeActivations
 from tests.support.callers import caller
 from tests.support.memory_store import MemoryStores
 
@@ -59,19 +57,6 @@ class FaultyStore:
             raise ValueError("a report that can't be encoded")
         recorded: RecordedReports = await self._fleet.record_reports(host, epoch, reports, *events, **more)
         return recorded
-
-
-class FakeActivations(Activations):
-    """`Activations` of a list; `reads` are the hosts of each question."""
-
-    def __init__(self) -> None:
-        self.released: list[HostActivation] = []
-        self.reads: list[tuple[str, ...]] = []
-
-    @override
-    async def activations_of(self, hosts: Sequence[str]) -> Sequence[HostActivation]:
-        self.reads.append(tuple(hosts))
-        return [each for each in self.released if each.host in hosts]
 
 
 class World:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import shutil
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from certplane.agent.model import Activation
+from certplane.agent import lineage, request
+from certplane.agent.install import steps
+from certplane.agent.keystore import pending
+from certplane.agent.model import Activation, DirectedRenewal
 from certplane.errors import Reason
-from certplane.fleet_report.model import ROLLOUT_FEATURE, CertificateState
+from certplane.fleet_report.model import ROLLOUT_FEATURE, CertificateState, RenewalCause
 from certplane.rpc.status import refusal_from_status
 from certplane.runtime.files import temporary_name
 from certplane.v1 import renewal_pb2 as pb
@@ -102,8 +106,8 @@ async def test_a_release_is_on_disk_before_it_is_answered(world: AgentWorld) -> 
         assert refusal.reason is Reason.STORE_UNAVAILABLE
         assert last_report(server, "web").held_by_rollout_id == "rollout-1"
         (web / temporary_name("activation.json")).rmdir()
-        lineage = world.host.certificates["web"]
-        lineage.take_activations([Activation(name, "rollout-1")], world.clock.now())  # an agent that was killed then
+        held = world.host.certificates["web"]
+        held.take_activations([Activation(name, "rollout-1")], world.clock.now())  # an agent that was killed then
     agent = world.agent()
     await agent.run_once()
     await agent.close()
@@ -241,3 +245,72 @@ async def test_an_activation_file_that_cannot_be_read_releases_nothing(
                 release(server, "n1", name)
                 await until(lambda: in_use(server, "web") == 2)
         assert "activation.json can't be read and is ignored" in caplog.text
+
+
+STEPS = (
+    "keystore.begin",
+    "request",
+    "install.publish",
+    "install.forget",
+    "activation",
+    "install.switch",
+    "install.confirm",
+)
+"""Those in which something may come to hold a certificate, or to hold it no more; all are walked in tests/e2e."""
+
+
+class Kills:
+    """A kill is a copy of the state directory at a failpoint, at its first pass."""
+
+    def __init__(self, world: AgentWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.state, self.copies = world.folder / "state", world.folder / "killed"
+        self.points: list[str] = []
+        for module in (lineage, request, pending, steps):
+            monkeypatch.setattr(module, "failpoint", self.passes)
+
+    def passes(self, name: str) -> None:
+        if name.startswith(STEPS) and name not in self.points:
+            shutil.copytree(self.state, self.copies / name, symlinks=True, ignore=shutil.ignore_patterns("control"))
+            self.points.append(name)
+
+    def put_back(self, name: str) -> None:
+        shutil.rmtree(self.state)
+        shutil.copytree(self.copies / name, self.state, symlinks=True)
+
+
+async def test_killed_at_any_step_a_hold_is_kept_and_a_release_is_not_lost(
+    world: AgentWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next start holds what isn't released, uses what is, and has no second one beside it."""
+    await world.enroll()
+    await world.agent().run_once()
+    kills = Kills(world, monkeypatch)
+    web, now = world.host.certificates["web"], world.clock.now()
+    first = (await world.versions("web"))[-1].certificate_id
+    directed = DirectedRenewal(
+        first, now, RenewalCause.OPERATOR, rollout_id="r1", hold_activation=True, activate_by_time=now + 2 * DAY
+    )
+    assert web.directive is not None
+    web.directive.save(directed)
+    await world.agent().run_once()
+    held_by = len(kills.points)
+    assert (await world.status("web")).held_by_rollout_id == "r1"
+    name = (await world.versions("web"))[-1].certificate_id
+    assert world.host.certificates["web"].take_activations([Activation(name, "r1")], now)
+    released_by = kills.points.index("activation.keep.after")
+    await world.agent().run_once()
+    assert (await world.status("web")).confirmed_version == 2
+    assert {"request.issued", "install.publish.before", "install.switch.after"} <= set(kills.points)
+    for place, point in enumerate(list(kills.points)):
+        kills.put_back(point)
+        await world.agent().run_once()
+        status = await world.status("web")
+        if place < released_by:
+            assert (status.confirmed_version, status.held_by_rollout_id) == (1, "r1"), point
+            name = (await world.versions("web"))[-1].certificate_id  # another one, where no key was on disk yet
+            world.host.certificates["web"].take_activations([Activation(name, "r1")], now)
+            await world.agent().run_once()
+            status = await world.status("web")
+        assert (status.confirmed_version, status.held_by_rollout_id) == (2, ""), point
+        assert len(await world.versions("web")) == 2, point
+    assert held_by < released_by
