@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from typing_extensions import override
 
@@ -27,6 +27,8 @@ from certplane.config.document import Document, Source
 from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.runtime.turns import let_go
 
+_NO_RULES: Final = (RolloutRules(), IncidentRules())
+
 
 class PolicyDocument(Policy):
     """A loaded policy, immutable; implements `certplane.broker.ports.Policy`."""
@@ -38,15 +40,15 @@ class PolicyDocument(Policy):
         profiles: Mapping[str, Profile],
         grants: Mapping[str, Grant],
         *,
-        expanded: Mapping[str, Mapping[str, Profile]],
-        rules: tuple[RolloutRules, IncidentRules],
+        expanded: Mapping[str, Mapping[str, Profile]] | None = None,
+        rules: tuple[RolloutRules, IncidentRules] = _NO_RULES,
     ) -> None:
         """`expanded` are the profiles whose names have placeholders, by name, as each identity has them."""
         self._file = file
         self._sha256 = sha256
         self._profiles = dict(profiles)
         self._grants = dict(grants)
-        self._expanded = expanded
+        self._expanded = expanded or {}
         self._rollouts, self._incidents = rules
         labelled = defaultdict[str, list[str]](list)
         for grant in grants.values():

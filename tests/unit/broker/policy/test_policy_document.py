@@ -449,8 +449,7 @@ def test_who_is_called_so() -> None:
     """A name is one identity's; a label may be of a host, a service and an operator at once."""
     kinds = {"h.example": IdentityKind.HOST, "s.example": IdentityKind.SERVICE, "o.example": IdentityKind.OPERATOR}
     grants = {name: Grant(name, kind, "api") for name, kind in kinds.items()}
-    rules = (RolloutRules(), IncidentRules())
-    policy = PolicyDocument("policy.yml", "hash", {}, grants, expanded={}, rules=rules)
+    policy = PolicyDocument("policy.yml", "hash", {}, grants)
     assert policy.identities_of("api") == {*kinds}
     assert policy.identities_of("s.example") == {"s.example"}
     assert policy.identities_of("nobody") == frozenset()

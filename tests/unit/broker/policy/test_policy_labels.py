@@ -6,11 +6,16 @@ import time
 import tracemalloc
 
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
+from certplane.broker.policy.cases import Outcome, run_cases
 from certplane.broker.policy.decision import decide_again
 from certplane.broker.policy.document import PolicyDocument, read_policy
 from certplane.config.document import Document
 from certplane.errors import ConfigurationError, Reason, RefusalError
+from certplane.pki.names import canonical_dns_name
 
 SHOP = """
 profiles:
@@ -220,3 +225,51 @@ def test_a_thousand_hosts_are_a_thousand_lines() -> None:
     assert len(policy.issued("shop")) == 1000
     assert kept < 2_500_000, kept
     assert spent < 10, spent
+
+
+WORDS = st.sampled_from(["a", "A.b", "a_b", "x" * 64, "co.uk", "internal", "xn--a", "1", "a-", "é", "", "{label}", "*"])
+PIECES = st.sampled_from(
+    ["{label}", "{labels.dc}", "{labels.}", "{", "}", "*.", ".", "a.", "example.com", "test", "uk"]
+)
+
+
+@given(
+    names=st.lists(st.lists(PIECES, max_size=4).map("".join), max_size=3),
+    label=WORDS,
+    labels=st.dictionaries(st.sampled_from(["dc", "ring", "a b"]), WORDS, max_size=2),
+    kind=st.sampled_from(["multi_san", "wildcard", "mixed"]),
+)
+def test_whatever_is_written_ends_in_names_or_in_problems(
+    names: list[str], label: str, labels: dict[str, str], kind: str
+) -> None:
+    """A policy that loads gives literal, canonical names alone, each once; nothing else is ever raised."""
+    made = {
+        "profiles": {"p": {"type": kind, "dns_names": names}},
+        "hosts": {label: {"identity": "h.id", "profiles": ["p"], "labels": labels}},
+    }
+    try:
+        policy = read(yaml.safe_dump(made, allow_unicode=True))
+    except ConfigurationError as error:
+        assert error.problems  # noqa: PT017 - both ends are right; an error without a problem is not
+        return
+    profile = policy.granted("h.id", "p")
+    assert profile is not None
+    assert list(profile.dns_names) == sorted({canonical_dns_name(name) for name in profile.dns_names})
+    assert not any(brace in name for name in profile.dns_names for brace in "{}")
+
+
+def test_cases_ask_by_each_identitys_own_names() -> None:
+    """`policy test`: without names a case asks for those that the identity gets."""
+    text = (
+        "version: 1\ncases:\n"
+        "  - {identity: web1.id, profile: shop, expect: allowed}\n"
+        "  - {identity: web2.id, profile: shop, expect: NAMES_NOT_ALLOWED, dns_names: [web1.shop.example.com]}\n"
+        "  - {identity: web3.id, profile: shop, expect: PROFILE_NOT_ALLOWED}\n"
+    )
+    results = run_cases(Document.parse(text.encode(), "cases.yml"), read(SHOP))
+    assert [result.outcome for result in results] == [
+        Outcome.ALLOWED,
+        Outcome.NAMES_NOT_ALLOWED,
+        Outcome.PROFILE_NOT_ALLOWED,
+    ]
+    assert all(result.passed for result in results)
