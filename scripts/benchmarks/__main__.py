@@ -32,6 +32,7 @@ from benchmarks import (
     growth,
     issue,
     load,
+    night,
     orders,
     result,
     start,
@@ -67,6 +68,11 @@ WANTED: Final = (
     ("ctl", "certplanectl summary, first byte, s", "<= 0.5"),
     ("agent", "agent, run --once with nothing due, processor time, ms", "<= 200"),
     ("agent", "agent idle, resident memory, MB", "<= 50"),
+    ("night", "rollout of all without limits, to plain orders at once", "<= 1.3"),
+    ("night", "new keys for all in rings, to the limits' lower bound", "<= 1.15"),
+    ("night", "the same with a broker killed", "<= 1.15"),
+    ("night", "hosts activated outside the failing ring", "<= 0"),
+    ("night", "certificates revoked while served", "<= 0"),
 )
 """Section, figure and goal."""
 
@@ -159,6 +165,10 @@ def _store_open(folder: Path, wish: Wish) -> list[Figure]:
     return broker_open.measure(folder, share=wish.share)
 
 
+def _night(folder: Path, wish: Wish) -> list[Figure]:
+    return night.figures(night.measure(folder, share=wish.share))
+
+
 def _fleet(folder: Path, wish: Wish) -> list[Figure]:
     return fleet_index.measure(folder, rounds=wish.rounds, share=wish.share)
 
@@ -184,10 +194,11 @@ SECTIONS: Final[Mapping[str, Callable[[Path, Wish], list[Figure]]]] = {
     "store-open": _store_open,
     "fleet": _fleet,
     "growth": _growth,
+    "night": _night,
 }
 """Each by itself takes a few minutes with three rounds; certbot ten, and growth as long the first time, when it fills
 5 GB in the user's cache folder (`--share 0.01` is a small one)."""
-_ASKED_FOR: Final = ("certbot", "growth", "brokers", "store-open")
+_ASKED_FOR: Final = ("certbot", "growth", "brokers", "store-open", "night")
 
 
 def main() -> None:
@@ -203,7 +214,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="A and B in turn, this often; median of 5 for a goal")
     parser.add_argument("--seconds", type=float, default=5, help="length of one run (default 5)")
     parser.add_argument(
-        "--share", type=float, default=1, help="of the hosts of streams and growth: 0.1 is ten times fewer"
+        "--share", type=float, default=1, help="of the hosts of streams, growth and night: 0.1 is ten times fewer"
     )
     parser.add_argument("--json", type=Path, default=_ROOT / "build" / "bench.json", help="where the figures go too")
     # Taken by scripts/bench, which makes the environment; here for --help.

@@ -34,6 +34,7 @@ from certplane.broker.policy.document import PolicyDocument
 from certplane.broker.ports import NullMeter, Policy, PolicySource
 from certplane.broker.services.fleet_lists import FleetLists
 from certplane.broker.services.summary_convert import summary_message
+from certplane.broker.standing_rules import IncidentRules, RolloutRules
 from certplane.broker.store import Stores, open_stores
 from certplane.fleet_report.model import (
     CertificateState,
@@ -53,12 +54,13 @@ HOSTS: Final = 10_000
 CERTIFICATES: Final = 4
 _DAY: Final = timedelta(days=1)
 _CLOCK: Final = SystemClock()
+_RULES: Final = (RolloutRules(), IncidentRules())
 
 
 class _Policies(PolicySource):
     """`PolicySource` whose policy the benchmark loads."""
 
-    current: Policy = PolicyDocument("none", "none", {}, {})
+    current: Policy = PolicyDocument("none", "none", {}, {}, expanded={}, rules=_RULES)
 
 
 def measure(folder: Path, *, rounds: int, share: float) -> list[Figure]:
@@ -123,7 +125,8 @@ def _policy(hosts: int, more: tuple[str, ...]) -> PolicyDocument:
         for name in names
     }
     grants = [Grant(_name(n), IdentityKind.HOST, f"host{n}", profiles=tuple(names)) for n in range(hosts)]
-    return PolicyDocument("policy.yml", str(more), profiles, {grant.name: grant for grant in grants})
+    holders = {grant.name: grant for grant in grants}
+    return PolicyDocument("policy.yml", str(more), profiles, holders, expanded={}, rules=_RULES)
 
 
 def _name(number: int) -> str:

@@ -59,6 +59,18 @@ def opening(path: str) -> bytes:
     return _PREFACE + _frame(_SETTINGS, 0, 0, b"") + _frame(_HEADERS, _END_HEADERS, 1, block)
 
 
+def asking(path: str, message: bytes) -> bytes:
+    """All that a client says on a connection of a call with one message."""
+    body = b"\0" + struct.pack(">I", len(message)) + message
+    return opening(path) + _frame(_DATA, _END_STREAM, 1, body)
+
+
+def saying(path: str, message: bytes) -> bytes:
+    """What a client says first on a connection of a stream."""
+    body = b"\0" + struct.pack(">I", len(message)) + message
+    return opening(path) + _frame(_DATA, 0, 1, body)
+
+
 class Connection:
     """One connection with one call on it. `ready` is called by whoever waits for the socket.
 

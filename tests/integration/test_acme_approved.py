@@ -24,6 +24,10 @@ from certplane.pki.csr import CertificateRequest, build_csr, parse_csr
 from certplane.pki.keys import KeyType, generate_private_key
 from certplane.runtime.clock import SystemClock
 from certplane.sandbox.approving_acme import ApprovingAcme
+from certplane.sandbox.deployment import Deployment, DeploymentOptions
+from certplane.v1 import certificate_pb2
+from tests.support.deployed_broker import DeployedBroker
+from tests.support.deployed_broker import issue as ask
 
 pytestmark = pytest.mark.integration
 
@@ -128,3 +132,36 @@ async def test_an_order_is_taken_up_again(tmp_path: Path) -> None:
             done = await issuer.finalize(seen, csr.der, SOON)
             assert "BEGIN CERTIFICATE" in await issuer.download(done, SOON)
         assert len(ca.orders) == 1
+
+
+async def test_a_whole_broker_without_a_dns_provider(tmp_path: Path) -> None:
+    """From broker.yml to the certificate, by the issuing process: no credentials of DNS, nothing asked of its API."""
+    policy = {
+        "version": 1,
+        "profiles": {"shop": {"type": "mixed", "dns_names": list(NAMES)}},
+        "hosts": {"web1": {"identity": "web1.certplane.test", "profiles": ["shop"]}},
+    }
+    ca = ApprovingAcme(
+        tmp_path / "ca", NAMES, external_accounts={"customer-7": MAC_KEY}, looks_until_ready=2, looks_until_valid=2
+    )
+    acme = {
+        "directory_url": ca.directory_url,
+        "ca_bundle": str(ca.https_roots_file),
+        "challenge": "none",
+        "eab": {"kid": "customer-7", "hmac_secret": "acme/eab"},
+        "dns_provider": None,
+        "rfc2136": None,
+        "cloudflare": None,
+    }
+    options = DeploymentOptions(policy, broker={"issuer": {"acme": acme}}, secrets={"ACME_EAB": MAC_KEY})
+    with ca:
+        async with Deployment(tmp_path / "deployment", options) as deployment:
+            await deployment.start_broker()
+            broker = DeployedBroker(deployment)
+            async with broker.channel("web1.certplane.test") as channel:
+                csr_pem = build_csr(generate_private_key(KeyType.EC_P256), sans=NAMES)
+                issued = await ask(channel, profile="shop", csr_pem=csr_pem)
+            assert issued.order.state == certificate_pb2.Order.STATE_ISSUED
+            assert ca.bound_accounts == ["customer-7"]
+            assert not deployment.cloudflare.calls
+            assert (await deployment.run_broker("check")).status == 0
