@@ -73,6 +73,10 @@ TOLD_AND_COPIED = (
     "audit.sink.send.after",
 )
 """What a broker does with notifications, and with the audit log's copies; `test_told_and_copied` walks them."""
+ROLLOUT = tuple(
+    f"rollout.{step}.{when}" for step in ("create", "word", "plans", "step", "revoke") for when in ("before", "after")
+)
+"""What a broker does with rollouts; the unit tests of `rollouts.desk` and `rollouts.runner` walk them."""
 POINTS = (*FAILPOINTS, *OUTSIDE)
 PAIRS = [(POINTS[number], POINTS[number + 1]) for number in range(0, len(POINTS), 2)]
 
@@ -145,6 +149,7 @@ async def test_every_failpoint_of_the_broker_is_walked() -> None:
         *OF_A_KEPT_KEY,
         *REPORT,
         *TOLD_AND_COPIED,
+        *ROLLOUT,
     }
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from certplane.broker.events import AuditEventType
 from certplane.broker.model import Grant, IdentityKind, Profile
 from certplane.broker.renewal.model import Selection
+from certplane.broker.rollouts import desk as desk_module
 from certplane.broker.rollouts.desk import Word
 from certplane.broker.rollouts.model import (
     ItemState,
@@ -284,3 +286,35 @@ async def test_an_incident_begins_one_in_the_standing_rings() -> None:
     assert approved.state is RolloutState.RUNNING
     late = await world.desk.start_for_incident("i-2", ids[:1], "i-2:1", "late", world.clock.now() - MINUTE)
     assert (late.spec.deadline, late.state) == (None, RolloutState.RUNNING)
+
+
+@pytest.mark.parametrize("point", ["rollout.create.before", "rollout.create.after"])
+async def test_a_kill_around_a_creation(world: RolloutWorld, point: str) -> None:
+    """All of it is there, or nothing; asked again with its id there is one."""
+
+    def kill(name: str) -> None:
+        if name == point:
+            raise RuntimeError("killed")
+
+    with mock.patch.object(desk_module, "failpoint", kill), pytest.raises(RuntimeError):
+        await world.desk.create(operator(), "drill-1", ONE, chosen_id=True)
+    assert len(world.store.rollouts) == (point == "rollout.create.after")
+    again = await world.desk.create(operator(), "drill-1", ONE, chosen_id=True)
+    assert list(world.store.rollouts) == [again.rollout_id]
+    assert len(world.events(AuditEventType.ROLLOUT_CREATED)) == 1
+
+
+@pytest.mark.parametrize("point", ["rollout.word.before", "rollout.word.after"])
+async def test_a_kill_around_a_word(world: RolloutWorld, point: str) -> None:
+    """Said again it holds, and is audited once."""
+    rollout = await world.start()
+
+    def kill(name: str) -> None:
+        if name == point:
+            raise RuntimeError("killed")
+
+    with mock.patch.object(desk_module, "failpoint", kill), pytest.raises(RuntimeError):
+        await world.desk.say(Word.PAUSE, operator(), "r", rollout.rollout_id, "wait")
+    paused = await world.desk.say(Word.PAUSE, operator(), "r", rollout.rollout_id, "wait")
+    assert paused.state is RolloutState.PAUSED
+    assert len(world.events(AuditEventType.ROLLOUT_PAUSED)) == 1

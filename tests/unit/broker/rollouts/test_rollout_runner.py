@@ -15,6 +15,7 @@ from certplane.broker import metrics
 from certplane.broker.events import AuditEventType
 from certplane.broker.model import IdentityKind, RevocationReason
 from certplane.broker.renewal.model import Selection
+from certplane.broker.rollouts import revoking as revoking_module
 from certplane.broker.rollouts import runner as runner_module
 from certplane.broker.rollouts.desk import Word
 from certplane.broker.rollouts.model import Finish, ItemState, Revoke, RolloutAction, RolloutSpec, RolloutState
@@ -328,3 +329,28 @@ async def test_a_rollout_that_waits_for_approval_does_nothing() -> None:
     await world.desk.say(Word.APPROVE, operator("bob.test"), "r", rollout.rollout_id, "fine")
     await world.look()
     assert len(world.plans) == 3
+
+
+@pytest.mark.parametrize("point", ["rollout.revoke.before", "rollout.revoke.after"])
+async def test_a_kill_around_a_revocation_has_it_done_once_more(world: RolloutWorld, point: str) -> None:
+    """What the CA has revoked and nobody wrote down is asked for again, and comes to its end."""
+    rollout = await world.start(RolloutSpec(Selection(hosts=("h0.test",)), "drill"), **REVOKING)
+    passed: list[str] = []
+
+    def kill(name: str) -> None:
+        if name == point and not passed:
+            passed.append(name)
+            raise RuntimeError("killed")
+
+    world.issue("h0.test")
+    world.activate("h0.test")
+    with mock.patch.object(revoking_module, "failpoint", kill):
+        async with running(world):
+            await until_in_time(world.clock, lambda: passed)
+    world.runner = world.new_runner()
+    async with running(world):
+        await until_in_time(
+            world.clock, lambda: world.store.rollouts[rollout.rollout_id].state is RolloutState.COMPLETED
+        )
+    assert {*world.revoked} == {"old-h0.test"}
+    assert world.store.rollouts[rollout.rollout_id].revoked_count == 1
