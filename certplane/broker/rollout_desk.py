@@ -107,6 +107,7 @@ def rollout_parts(
     desk = RolloutDesk(
         store=stores.rollouts,
         freezing=Freezing(plans, fleet.index, _forecast),
+        plans=plans,
         index=fleet.index,
         policy=policy,
         issuers=issuers,

@@ -255,6 +255,7 @@ class RolloutWorld(Successors, Certificates):
         """Of this broker."""
         return RolloutDesk(
             store=self.store,
+            plans=self,
             freezing=Freezing(self, self.index, self._forecast),  # type: ignore[arg-type] # what of plans is asked for
             index=self.index,
             policy=self.policy,
@@ -360,8 +361,10 @@ class RolloutWorld(Successors, Certificates):
         ]
 
     async def in_force_of(self, hosts: Sequence[str], now: datetime) -> Sequence[InForce]:
+        plans = {plan.host: plan for plan in self.plans}
+        ends = now + 60 * DAY
         return [
-            InForce(f"old-{name}", name, "shop", "acme", ("shop.test",), now, now + 60 * DAY, now + 30 * DAY)
+            InForce(f"old-{name}", name, "shop", "acme", ("shop.test",), now, ends, now + 30 * DAY, plans.get(name))
             for name in hosts
         ]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -27,6 +28,7 @@ from certplane.broker.rollouts.known import KnownRollouts
 from certplane.broker.rollouts.model import ItemState, Revoke, Rollout, RolloutSpec, RolloutState
 from certplane.broker.rollouts.ports import RolloutStore
 from certplane.broker.rollouts.spec import check, check_assignment, standing_rings, without_empty
+from certplane.broker.rollouts.withdrawing import Plans, withdraw
 from certplane.broker.standing_rules import Approval, RolloutRules
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import Clock
@@ -80,6 +82,7 @@ class RolloutDesk:
         *,
         store: RolloutStore,
         freezing: Freezing,
+        plans: Plans,
         index: FleetIndex,
         policy: PolicySource,
         issuers: Collection[str],
@@ -92,6 +95,7 @@ class RolloutDesk:
         """Take what rollouts are kept, planned and told with; `issuers` are those of the configuration."""
         self._store = store
         self._freezing = freezing
+        self._plans = plans
         self._index = index
         self._policy = policy
         self._issuers = issuers
@@ -295,8 +299,10 @@ class RolloutDesk:
         """Have this broker's runner, watchers and hosts hear of it; others do by the feed."""
         self._known.note(rollout)
         if rollout.state.has_ended:
-            held = [item.host for item in await self._store.items(rollout.rollout_id) if item.state is ItemState.HELD]
-            self._activations_wanted({*held})
+            items = await self._store.items(rollout.rollout_id)
+            self._activations_wanted({item.host for item in items if item.state is ItemState.HELD})
+            with suppress(RefusalError):  # its hosts order what they need not, and hold it
+                await withdraw(rollout, items, self._plans, self._clock)
 
 
 def check_role(roles: Collection[str], spec: RolloutSpec) -> None:

@@ -24,6 +24,7 @@ from certplane.broker.rollouts.model import (
 )
 from certplane.broker.standing_rules import Approval, RingRule, RolloutRules
 from certplane.errors import Reason, RefusalError
+from certplane.fleet_report.model import RenewalCause
 from tests.fakes.policy import FakePolicy
 from tests.support.rollout_world import MINUTE, TWO_RINGS, RolloutWorld, operator
 
@@ -227,6 +228,29 @@ async def test_hosts_that_hold_are_told_of_an_abort(world: RolloutWorld) -> None
     world.activate("h1.test")
     await world.look()
     assert world.states(rollout)[1] is ItemState.HELD  # nothing becomes of it any more
+
+
+async def test_what_nobody_has_ordered_is_planned_as_before_an_abort(world: RolloutWorld) -> None:
+    """By its lifetime, or by the CA's window; what somebody else has planned since stays."""
+    rollout = await world.start()
+    await world.look()
+    world.issue("h0.test")
+    await world.look()
+    plans = {plan.host: plan for plan in world.plans}
+    opened = world.clock.now() - MINUTE
+    world.plans.append(replace(plans["h2.test"], window_start=opened, window_end=opened + MINUTE))
+    await world.desk.say(Word.ABORT, operator(), "r", rollout.rollout_id, "no")
+    again = {plan.host: (plan.renew_time, plan.cause, plan.rollout_id) for plan in world.plans[4:]}
+    assert again == {
+        "h1.test": (world.clock.now() + timedelta(days=30), RenewalCause.LIFETIME, ""),
+        "h2.test": (opened, RenewalCause.ISSUER, ""),
+    }
+    other = await world.start()
+    await world.look()
+    world.plans.append(replace(world.plans[-1], host="h1.test", rollout_id="", renewal_request_id="drill"))
+    count = len(world.plans)
+    await world.desk.say(Word.ABORT, operator(), "r", other.rollout_id, "no")
+    assert "h1.test" not in [plan.host for plan in world.plans[count:]]
 
 
 async def test_to_revoke_what_is_left_takes_an_admin(world: RolloutWorld) -> None:
