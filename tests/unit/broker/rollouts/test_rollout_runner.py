@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -24,7 +25,7 @@ from certplane.errors import Reason, RefusalError
 from tests.support.rollout_world import DAY, MINUTE, SECOND, RolloutWorld, operator
 from tests.support.waiting import until_in_time
 
-REVOKING = {"revoke": Revoke.AFTER_SERVED, "revocation_reason": RevocationReason.SUPERSEDED}
+REVOKING: dict[str, Any] = {"revoke": Revoke.AFTER_SERVED, "revocation_reason": RevocationReason.SUPERSEDED}
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from tests.support.waiting import no_hang
 
 async def test_changes_while_nobody_reads_are_one() -> None:
     """Of the rollout that is watched; whoever runs rollouts hears of all."""
-    watchers, heard = RolloutWatchers(), []
+    watchers = RolloutWatchers()
+    heard: list[str] = []
     watchers.listen(heard.append)
     with watchers.watching("r-1") as watcher:
         await watchers.changed(["r-1", "r-2"])
@@ -27,7 +28,8 @@ async def test_changes_while_nobody_reads_are_one() -> None:
 
 async def test_after_a_gap_any_may_have_changed() -> None:
     """All watchers look again."""
-    watchers, heard = RolloutWatchers(), []
+    watchers = RolloutWatchers()
+    heard: list[str] = []
     watchers.listen(heard.append)
     with watchers.watching("r-1") as first, watchers.watching("r-2") as second:
         await watchers.reread(ManualClock().now())
