@@ -112,7 +112,8 @@ async def an_order(_folder: Path) -> Collection[Metric]:
     of_hosts = BudgetWatch(
         world.stores.order_listing, lambda: issued, lambda: limits, clock=world.clock, meter=world.meter
     )
-    await of_hosts.count()  # of names that differ from host to host, those that have least left
+    issued += [replace(profile, name="many", dns_names=(f"h{number}.example.org",)) for number in range(501)]
+    await of_hosts.count()  # of names that differ from host to host, those that have least left; of very many none
     assert world.meter.tables[metrics.CERTIFICATES_LEFT] == {("web",): 3, ("fresh",): 4}
     limits = DurableLimits()
     await budget.count()

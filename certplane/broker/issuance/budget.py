@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Final
@@ -27,6 +28,8 @@ _logger = logging.getLogger(__name__)
 _INTERVAL: Final = timedelta(minutes=5)
 _MOST_PROFILES: Final = 2000
 """A count is a read: of a larger policy it takes seconds, and nobody looks at so many series."""
+_MOST_SETS: Final = 500
+"""Likewise of one profile: where each of so many hosts has names of its own, none is near its limit."""
 
 
 class BudgetWatch:
@@ -63,7 +66,10 @@ class BudgetWatch:
         most = self._limits().certificates_per_name_set_per_week
         left: dict[tuple[str, ...], float] = {}
         profiles = [] if most is None else self._profiles()
-        for profile in profiles if len(profiles) <= _MOST_PROFILES else ():
+        sets = Counter(profile.name for profile in profiles)
+        for profile in profiles if len(sets) <= _MOST_PROFILES else ():
+            if sets[profile.name] > _MOST_SETS:
+                continue
             found = await self._listing.count_certificates([profile.dns_names], self._clock.now() - WEEK)
             own = float(max(0, (most or 0) - found[profile.dns_names]))
             left[(profile.name,)] = min(left.get((profile.name,), own), own)
