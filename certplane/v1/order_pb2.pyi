@@ -124,7 +124,7 @@ class OrderStatus(_message.Message):
     """The request_id of the call that opened it."""
     step: _builtins.str
     """The step that is under way, or that is tried again, as the metric of steps has it (create, present, propagate, answer,
-    finalize, download, ...), or lane, turn, preflight or look; empty of an order that has ended, and where it isn't known:
+    finalize, download, ...), or lane, turn, budget, preflight or look; empty of one that has ended, and where it isn't known:
     of another broker's order only a step that fails or waits for long is. For people.
     """
     step_failures: _builtins.int

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from certplane.broker.budget.model import IssuerLimits, Limit, LimitScope
 from certplane.broker.model import Grant, IdentityKind, Order, Profile
 from tests.fakes.faults import FaultScript
 from tests.fakes.policy import FakePolicy, FakePolicySource
@@ -23,6 +24,12 @@ OTHER_NAMES = ("more.test", "shop.test")
 ISSUER_OPERATIONS = ("create_order", "get_order", "answer_challenges", "finalize", "download")
 DNS_OPERATIONS = ("present", "wait_until_visible", "remove")
 OPERATIONS = ISSUER_OPERATIONS + DNS_OPERATIONS
+
+LIMITS = (
+    Limit("orders", LimitScope.ACCOUNT, 3, timedelta(seconds=60)),
+    Limit("names", LimitScope.NAMES, 2, timedelta(seconds=60)),
+    Limit("failures", LimitScope.FAILED_VALIDATIONS, 3, timedelta(seconds=60)),
+)
 
 brokers = st.integers(0, 1)
 ticks = st.sampled_from((0, 3, 10, 30, 100, 400))
@@ -60,9 +67,13 @@ class LifeOfBrokers(RuleBasedStateMachine):
         broker: IssuingBroker = self.run(IssuingBroker(self.world).start())
         return broker
 
-    @initialize(handed_back=st.booleans(), shared=st.booleans(), slow=st.sampled_from(OPERATIONS))
-    def ca(self, handed_back: bool, shared: bool, slow: str) -> None:
-        """It hands back pending orders, or gives equal challenges to orders of one name; one of them waits for it."""
+    @initialize(
+        handed_back=st.booleans(), shared=st.booleans(), limited=st.booleans(), slow=st.sampled_from(OPERATIONS)
+    )
+    def ca(self, handed_back: bool, shared: bool, limited: bool, slow: str) -> None:
+        """It hands back pending orders, gives equal challenges to orders of one name, has limits; one waits for it."""
+        if limited:
+            self.world.budgets["fake-ca"] = IssuerLimits("fake-ca", "https://ca.test/directory", "", LIMITS)
         self.world.ca.reuses_pending, self.world.ca.shares_challenges = handed_back, shared
         self._faults(self.brokers[0], slow).hold(slow)
 
@@ -148,6 +159,15 @@ class LifeOfBrokers(RuleBasedStateMachine):
     def turns_are_one_at_a_time(self) -> None:
         """No order is open at the CA beside another of the same names, however the CA hands back what is pending."""
         assert self.side_by_side == set()
+
+    @invariant()
+    def no_place_is_taken_twice(self) -> None:
+        """Of no bucket more is taken than it has, whoever takes an order over in the middle."""
+        now = self.world.clock.now()
+        for bucket in self.run(self.world.stores.budget.state(["https://ca.test/directory"])).buckets.values():
+            limit = next(limit for limit in LIMITS if limit.name == bucket.key.limit)
+            failed = limit.scope is LimitScope.FAILED_VALIDATIONS  # counted when they happen, whatever is left
+            assert failed or bucket.level.full_time <= now + limit.amount * limit.rate.interval
 
     @invariant()
     def what_has_ended_keeps_no_turn(self) -> None:
