@@ -9,12 +9,12 @@ anybody's: one that waits and doesn't ask (its turn among its broker's orders ta
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import BindParameter, and_, bindparam, delete, exists, or_, select, text, true, tuple_
+from sqlalchemy import BindParameter, bindparam, delete, exists, or_, select, tuple_
 from typing_extensions import override
 
 from certplane.broker.budget import gcra
@@ -24,26 +24,29 @@ from certplane.broker.budget.model import (
     Bucket,
     BucketKey,
     Claim,
-    LedgerState,
-    Level,
     Need,
     Shortage,
     Urgency,
-    Waiter,
 )
 from certplane.broker.budget.places import bucket_of, shortage_of, taken
-from certplane.broker.budget.ports import BudgetLedger, BudgetReader, PlaceTry
+from certplane.broker.budget.ports import BudgetLedger, PlaceTry
 from certplane.broker.model import Order
-from certplane.broker.store.audit_log import reading
 from certplane.broker.store.batch import Done
+from certplane.broker.store.budget_reader import (
+    BUCKET_COLUMNS,
+    KEY_COLUMNS,
+    SqlBudgetReader,
+    bucket_of_row,
+    still_waits,
+)
 from certplane.broker.store.campaign_schema import budget_buckets, budget_waits
 from certplane.broker.store.change_feed import ChangeLog
 from certplane.broker.store.locks import lock_key
-from certplane.broker.store.order_rows import OrderRows, holder_lives, order_not_found
-from certplane.broker.store.rows import from_micros, to_micros
+from certplane.broker.store.order_rows import OrderRows, order_not_found
+from certplane.broker.store.rows import to_micros
 from certplane.broker.store.schema import orders
 from certplane.broker.store.session import Database, Session
-from certplane.broker.store.statements import Row, limited_to
+from certplane.broker.store.statements import limited_to
 from certplane.broker.store.writer import Writer
 from certplane.runtime.clock import Clock
 
@@ -59,18 +62,15 @@ _FORGET_AFTER: Final = timedelta(hours=1)
 _FORGOTTEN: Final = 64
 """Rows of one removal: some milliseconds of the writer at most."""
 
-_KEY: Final = ("directory_url", "account", "limit_name", "subject")
-_BUCKET: Final = (*_KEY, "label", "since", "full_time", "told_until")
 _WAIT: Final = ("bucket_id", "order_id", "issuer", "rank", "expire_time", "free_time")
 
 
-class SqlBudget(BudgetLedger, BudgetReader):
+class SqlBudget(SqlBudgetReader, BudgetLedger):
     """`BudgetLedger` and `BudgetReader` over the database."""
 
     def __init__(self, database: Database, writer: Writer, clock: Clock, changes: ChangeLog) -> None:
-        self._database = database
+        super().__init__(database, clock)
         self._writer = writer
-        self._clock = clock
         compiler = database.compiler
         self._rows = OrderRows(compiler, changes)
         self._waiting: set[str] = set()
@@ -81,11 +81,11 @@ class SqlBudget(BudgetLedger, BudgetReader):
         some: list[BindParameter[str]] = [bindparam(f"id_{number}") for number in range(_AT_ONCE)]
         bucket, wait = budget_buckets.c, budget_waits.c
         self._buckets = compiler(
-            select(*(bucket[name] for name in _BUCKET)).where(or_(*(bucket.bucket_id == each for each in some)))
+            select(*(bucket[name] for name in BUCKET_COLUMNS)).where(or_(*(bucket.bucket_id == each for each in some)))
         )
         changing = ("label", "since", "full_time", "told_until", "free_time")
         put = compiler.insert(budget_buckets).values(
-            {name: bindparam(name) for name in ("bucket_id", *_BUCKET, "free_time")}
+            {name: bindparam(name) for name in ("bucket_id", *BUCKET_COLUMNS, "free_time")}
         )
         self._put = compiler(
             put.on_conflict_do_update(
@@ -99,15 +99,7 @@ class SqlBudget(BudgetLedger, BudgetReader):
             )
         )
         self._waits_no_more = compiler(delete(budget_waits).where(wait.order_id == bindparam("which")))
-        counts = and_(
-            orders.c.order_id == wait.order_id,
-            orders.c.issuer == wait.issuer,
-            orders.c.end_time.is_(None),
-            orders.c.acme_order_url == "",
-            orders.c.places.is_(None),
-            # A broker that has its database for itself runs all that is open.
-            holder_lives(compiler) if compiler.driver == "postgresql" else true(),
-        )
+        counts = still_waits(compiler)
         others, held_up = budget_waits.alias("others"), budget_buckets.alias("held_up")
         mine = tuple_(bindparam("rank"), bindparam("expire_time"), bindparam("order_id"))
         self._ahead = compiler(
@@ -122,21 +114,7 @@ class SqlBudget(BudgetLedger, BudgetReader):
             )
             .suffix_with(limited_to())
         )
-        self._known = compiler(
-            select(orders.c.order_id)
-            .where(
-                orders.c.names_sha256 == bindparam("names_sha256"),
-                orders.c.create_time > bindparam("since"),
-                orders.c.issuer == bindparam("issuer"),
-                text("(end_time IS NULL OR finalize_time IS NOT NULL)"),  # word for word the index's condition
-                orders.c.state == "ISSUED",
-            )
-            .suffix_with(limited_to(1))
-        )
         this_ca = bucket.directory_url == bindparam("directory_url")
-        self._taken = compiler(
-            select(*(bucket[name] for name in _BUCKET)).where(this_ca, bucket.full_time > bindparam("since"))
-        )
         over = select(bucket.bucket_id).where(this_ca, bucket.full_time < bindparam("since"))
         waits_still = exists().where(
             orders.c.order_id == wait.order_id, orders.c.end_time.is_(None), orders.c.acme_order_url == ""
@@ -149,13 +127,6 @@ class SqlBudget(BudgetLedger, BudgetReader):
         )
         self._forget = compiler(
             delete(budget_buckets).where(bucket.bucket_id.in_(over.suffix_with(limited_to(_FORGOTTEN))))
-        )
-        self._waiters = compiler(
-            select(wait.order_id, wait.issuer, wait.rank, wait.expire_time, wait.free_time, *(bucket[n] for n in _KEY))
-            .select_from(budget_buckets)
-            .join(budget_waits, wait.bucket_id == bucket.bucket_id)
-            .join(orders, counts)
-            .where(this_ca)
         )
 
     @override
@@ -238,39 +209,6 @@ class SqlBudget(BudgetLedger, BudgetReader):
 
         await self._writer.write(write, (), locks=_locks(needs, failures=True))
 
-    @override
-    async def state(self, directory_urls: Collection[str]) -> LedgerState:
-        now = self._clock.now()
-        buckets: dict[BucketKey, Bucket] = {}
-        waiting: dict[str, Waiter] = {}
-        for url in sorted(set(directory_urls)):
-            about = {"directory_url": url, "since": to_micros(now - _FORGET_AFTER), "clock": to_micros(now)}
-            with reading():
-                found = await self._database.all(self._taken, about)
-                waits = await self._database.all(self._waiters, about)
-            buckets.update((bucket.key, bucket) for bucket in map(_bucket, found))
-            for order_id, issuer, rank, expire, free, *key in waits:
-                known = waiting.get(order_id)
-                keys = (*(known.keys if known is not None else ()), BucketKey(*key))
-                urgency = Urgency(rank, from_micros(expire), order_id)
-                waiting[order_id] = Waiter(order_id, issuer, keys, urgency, from_micros(free))
-        return LedgerState(now, buckets, sorted(waiting.values(), key=lambda waiter: waiter.urgency))
-
-    @override
-    async def known_names(self, issuers: Collection[str], names_sha256: Collection[str]) -> Collection[str]:
-        since = to_micros(self._clock.now() - SAME_NAMES_WITHIN)
-        known = set()
-        for digest in names_sha256:
-            for issuer in issuers:
-                with reading():
-                    row = await self._database.one(
-                        self._known, {"names_sha256": digest, "issuer": issuer, "since": since}
-                    )
-                if row is not None:
-                    known.add(digest)
-                    break
-        return known
-
     def _get(self, session: Session, order: Order) -> Order:
         found = self._rows.get(session, order.order_id)
         if found is None or found.epoch != order.epoch or not found.state.is_open:
@@ -297,7 +235,7 @@ class SqlBudget(BudgetLedger, BudgetReader):
         for start in range(0, len(ids), _AT_ONCE):
             part = ids[start : start + _AT_ONCE]
             values = {f"id_{number}": part[min(number, len(part) - 1)] for number in range(_AT_ONCE)}
-            rows.update((bucket.key, bucket) for bucket in map(_bucket, session.all(self._buckets, values)))
+            rows.update((bucket.key, bucket) for bucket in map(bucket_of_row, session.all(self._buckets, values)))
         found = {}
         for need in needs:
             bucket = bucket_of(need, rows)
@@ -367,7 +305,7 @@ class SqlBudget(BudgetLedger, BudgetReader):
         told = bucket.told_until
         values: dict[str, Any] = {
             "bucket_id": need.key.digest,
-            **dict(zip(_KEY, need.key, strict=True)),
+            **dict(zip(KEY_COLUMNS, need.key, strict=True)),
             "label": need.label,
             "since": to_micros(bucket.level.since),
             "full_time": to_micros(bucket.level.full_time),
@@ -392,9 +330,3 @@ class SqlBudget(BudgetLedger, BudgetReader):
 def _locks(needs: Sequence[Need], *, failures: bool = False) -> Sequence[int]:
     """Of the buckets that are changed; failures of a name are counted by who has met one, and looked at by others."""
     return sorted({lock_key("budget", need.key.digest) for need in needs if need.takes or failures})
-
-
-def _bucket(row: Row | Iterator[Any]) -> Bucket:
-    *key, label, since, full_time, told = row
-    level = Level(from_micros(since), from_micros(full_time))
-    return Bucket(BucketKey(*key), label, level, None if told is None else from_micros(told))
