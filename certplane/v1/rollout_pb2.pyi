@@ -94,7 +94,9 @@ class RolloutSpec(_message.Message):
         REVOKE_NEVER: RolloutSpec._Revoke.ValueType  # 1
         """Never."""
         REVOKE_AFTER_SERVED: RolloutSpec._Revoke.ValueType  # 2
-        """Each one once its successor is in use on its host; what is left at the end by FinishRollout alone."""
+        """Each one once its successor is in use on its host and its ring is done; what is left at the end by FinishRollout
+        alone.
+        """
 
     class Revoke(_Revoke, metaclass=_RevokeEnumTypeWrapper):
         """Whether what is replaced is revoked."""
@@ -104,12 +106,15 @@ class RolloutSpec(_message.Message):
     REVOKE_NEVER: RolloutSpec.Revoke.ValueType  # 1
     """Never."""
     REVOKE_AFTER_SERVED: RolloutSpec.Revoke.ValueType  # 2
-    """Each one once its successor is in use on its host; what is left at the end by FinishRollout alone."""
+    """Each one once its successor is in use on its host and its ring is done; what is left at the end by FinishRollout
+    alone.
+    """
 
     @_typing.final
     class Halt(_message.Message):
         """When a rollout halts by itself: whichever comes first. A host fails when a step of its activation fails, when its
-        request fails for good, or when it goes silent after its activation.
+        request fails for good, or when it goes silent after its activation. Failures of a ring count from its turn on. It
+        halts too where no host of a ring is there when its turn comes, unless it is the last one.
         """
 
         DESCRIPTOR: _descriptor.Descriptor
@@ -118,7 +123,7 @@ class RolloutSpec(_message.Message):
         FAILED_PERCENT_FIELD_NUMBER: _builtins.int
         SILENT_AFTER_FIELD_NUMBER: _builtins.int
         failed_hosts: _builtins.int
-        """Optional, default 1: so many hosts of one ring have failed."""
+        """Optional, default 1, or without where failed_percent is set: so many hosts of one ring have failed."""
         failed_percent: _builtins.int
         """Optional, default 0: without. So many percent of a ring's hosts have failed."""
         @_builtins.property

@@ -156,7 +156,8 @@ class RolloutServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ResumeRollout(self, request, context):
-        """ResumeRollout goes on with a rollout that is paused or halted; what failed is tried again. Safe to repeat.
+        """ResumeRollout goes on with a rollout that is paused or halted, or that waits for its end with hosts that failed: what
+        failed is tried again, and doesn't halt it again if it fails again. Safe to repeat.
         Callers: operators and services, with the role operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -50,7 +50,8 @@ class RolloutServiceStub:
     Callers: operators and services, with the role operator.
     """
     ResumeRollout: _aio.UnaryUnaryMultiCallable[_rollout_pb2.ResumeRolloutRequest, _rollout_pb2.ResumeRolloutResponse]
-    """ResumeRollout goes on with a rollout that is paused or halted; what failed is tried again. Safe to repeat.
+    """ResumeRollout goes on with a rollout that is paused or halted, or that waits for its end with hosts that failed: what
+    failed is tried again, and doesn't halt it again if it fails again. Safe to repeat.
     Callers: operators and services, with the role operator.
     """
     AbortRollout: _aio.UnaryUnaryMultiCallable[_rollout_pb2.AbortRolloutRequest, _rollout_pb2.AbortRolloutResponse]
@@ -151,7 +152,8 @@ class RolloutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _rollout_pb2.ResumeRolloutRequest,
         context: _aio.ServicerContext[_rollout_pb2.ResumeRolloutRequest, _abc.Awaitable[_rollout_pb2.ResumeRolloutResponse]],
     ) -> _abc.Awaitable[_rollout_pb2.ResumeRolloutResponse]:
-        """ResumeRollout goes on with a rollout that is paused or halted; what failed is tried again. Safe to repeat.
+        """ResumeRollout goes on with a rollout that is paused or halted, or that waits for its end with hosts that failed: what
+        failed is tried again, and doesn't halt it again if it fails again. Safe to repeat.
         Callers: operators and services, with the role operator.
         """
 
