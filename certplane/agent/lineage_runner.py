@@ -185,19 +185,16 @@ class LineageRunner:
         Raises:
             CertplaneError: the status can't be read or written, or the agent ends.
         """
-        settled = self._settled.wait()
         self._forced = True
-        self._woken.set()
-        return await settled
+        return await self._settled_next()
 
     async def activate_now(self) -> LineageStatus:
-        """Have the lineage use what is on disk while `run` is at work, whatever it waits for; else as `renew_now`.
-
-        Raises:
-            CertplaneError: the status can't be read or written, or the agent ends.
-        """
-        settled = self._settled.wait()
+        """Have the lineage use what is on disk, whatever it waits for; else as `renew_now`."""
         self._at_once = True
+        return await self._settled_next()
+
+    async def _settled_next(self) -> LineageStatus:
+        settled = self._settled.wait()
         self._woken.set()
         return await settled
 

@@ -68,8 +68,8 @@ def _without_failure(name: str, before: int, status: LineageStatus) -> Outcome:
         when = _moment(status.activate_after)
         if issued > before:
             held = status.held_by_rollout_id
-            until = f" at the latest: rollout {held} holds it" if held else " on"
-            return Outcome(ok=True, text=f"version {issued} is here; it is used from {when}{until}")
+            then = f"rollout {held} holds it until {when} at the latest" if held else f"it is used from {when} on"
+            return Outcome(ok=True, text=f"version {issued} is here; {then}")
         waits = waiting_text(issued, status.held_by_rollout_id, "", when)
         text = f"not renewed: {waits}; `certplane-agent activate {name}` uses it now"
         return Outcome(ok=False, text=text)

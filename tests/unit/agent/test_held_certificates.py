@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from certplane.agent import lineage, request
+from certplane.agent.control import Outcome, ask
 from certplane.agent.install import steps
 from certplane.agent.keystore import pending
 from certplane.agent.model import Activation, DirectedRenewal
@@ -182,6 +183,16 @@ async def test_a_new_key_is_made_whatever_agent_yml_says_of_keys(tmp_path: Path)
         world.close()
 
 
+CASES = (("activate", "web"), ("dance", "web"), ("activate", "nothing"))
+
+
+async def tell(world: AgentWorld, command: str, name: str) -> Outcome:
+    """What the agent that runs answers to a command."""
+    outcome = await ask(world.folder / "state", {"command": command, "name": name}, world.progress)
+    assert outcome is not None
+    return outcome
+
+
 async def test_what_a_person_does_about_a_hold(world: AgentWorld) -> None:
     """`renew` says that there is one, `activate` uses it; by the agent that runs, and without one."""
     await world.enroll()
@@ -199,14 +210,16 @@ async def test_what_a_person_does_about_a_hold(world: AgentWorld) -> None:
             assert (again.ok, again.text) == (True, "version 2, the newest, is in use already")
         assert in_use(server, "web") == 2
         before = len(server.streams)
-        async with running(world, server) as agent:
+        async with running(world, server):
             await until(lambda: len(server.streams) > before)
             server.last.direct("again", await held_renewal(world, "web"))
             await until(lambda: last_report(server, "web").held_by_rollout_id == "rollout-1")
-            outcome = await agent._by_hand.while_running("activate", "web")
-            assert outcome is not None
-            assert (outcome.ok, outcome.text) == (True, "version 3 is in use")
-            assert await agent._by_hand.while_running("dance", "web") is None
+            asked = [await tell(world, command, name) for command, name in CASES]
+            assert [(each.ok, each.text.partition(";")[0]) for each in asked] == [
+                (True, "version 3 is in use"),
+                (False, "this agent doesn't know that command"),
+                (False, "the running agent has no certificate of that name"),
+            ]
 
 
 async def test_state_files_of_an_older_agent_load_and_one_reads_ours(world: AgentWorld) -> None:
