@@ -20,23 +20,29 @@ from certplane.runtime.command import exit_status
 from certplane.v1 import (
     audit_pb2,
     broker_pb2,
+    budget_pb2,
     certificate_pb2,
     enrollment_pb2,
     fleet_pb2,
+    incident_pb2,
     order_pb2,
     policy_pb2,
     renewal_pb2,
+    rollout_pb2,
 )
 
 _MODULES = (
     audit_pb2,
     broker_pb2,
+    budget_pb2,
     certificate_pb2,
     enrollment_pb2,
     fleet_pb2,
+    incident_pb2,
     order_pb2,
     policy_pb2,
     renewal_pb2,
+    rollout_pb2,
     error_details_pb2,  # what errors carry
 )
 FILES: tuple[FileDescriptor, ...] = tuple(each.DESCRIPTOR for each in _MODULES)

@@ -32,11 +32,15 @@ def all_fields() -> list[FieldDescriptor]:
 
 
 def private_looking(fields: list[FieldDescriptor]) -> list[str]:
-    # A map's entries have fields called "key" and "value"; the map field itself is looked at under its own name.
+    # A map's entries have fields called "key" and "value"; the map field itself is looked at under its own name. Whether
+    # there is to be a new key is no key.
     return [
         field.full_name
         for field in fields
-        if PRIVATE.search(field.name) and field.name not in PAGING and not field.containing_type.GetOptions().map_entry
+        if PRIVATE.search(field.name)
+        and field.name not in PAGING
+        and field.type != FieldDescriptor.TYPE_BOOL
+        and not field.containing_type.GetOptions().map_entry
     ]
 
 
