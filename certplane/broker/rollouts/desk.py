@@ -131,6 +131,7 @@ class RolloutDesk:
             check_issuer(frozen, policy, self._issuers)
             check_assignment(spec, frozen.found)
             check_role(caller.roles, spec)
+            _check_operator(caller.roles)
         except RefusalError as error:
             if error.refusal.reason not in (Reason.REQUEST_INVALID, Reason.ROLE_REQUIRED):
                 raise
@@ -190,9 +191,10 @@ class RolloutDesk:
             deadline = None  # it is late already: no bake time is cut for what can't be kept
         spec = RolloutSpec(selection, reason, rings=rings, deadline=deadline)
         frozen = await self._freezing.freeze(spec, policy, now)
-        if frozen.found.empty:
-            spec = replace(spec, rings=without_empty(rings, frozen.found))
-            frozen = await self._freezing.in_rings(spec, frozen.items, policy)
+        # As it is kept: the incident names its certificates, and a row of ten thousand ids is written with each step.
+        spec = replace(spec, selection=Selection(incident_id=incident_id))
+        spec = replace(spec, rings=without_empty(rings, frozen.found))
+        frozen = await self._freezing.in_rings(spec, frozen.items, policy)
         approval = why_approval(spec, len(frozen.hosts), policy.rollouts)
         rollout = self._new(frozen, created_by, request_id, now, approval=approval)
         return await self._keep(replace(rollout, incident_id=incident_id), frozen, None, request_id)
@@ -313,6 +315,12 @@ def check_role(roles: Collection[str], spec: RolloutSpec) -> None:
     """
     if why := why_admin(spec):
         _require_admin(roles, why)
+
+
+def _check_operator(roles: Collection[str]) -> None:
+    if {"operator", "admin"}.isdisjoint(roles):
+        message = "the role operator is needed to create a rollout, and the policy doesn't give it to the caller"
+        raise RefusalError(Reason.ROLE_REQUIRED, message)
 
 
 def why_admin(spec: RolloutSpec) -> str:

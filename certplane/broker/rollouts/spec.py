@@ -119,6 +119,9 @@ def _how(spec: RolloutSpec, now: datetime) -> Iterator[Violation]:
         yield Violation("spec.deadline", "is in the past: leave it out, or name a time to come")
     if spec.revoke is Revoke.NEVER and spec.revocation_reason is not RevocationReason.UNSPECIFIED:
         yield Violation("spec.revocation_reason", "is of a revocation: set revoke, or leave it out")
+    elif spec.revocation_reason is RevocationReason.KEY_COMPROMISE and spec.action is not RolloutAction.REKEY:
+        # Hosts that keep their key would go on with what is out.
+        yield Violation("spec.revocation_reason", "says that keys are out: replace them too, with ACTION_REKEY")
 
 
 def _halt(halt: Halt) -> Iterator[Violation]:

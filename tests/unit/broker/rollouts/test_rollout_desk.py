@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 
 from certplane.broker.events import AuditEventType
-from certplane.broker.model import Grant, IdentityKind, Profile
+from certplane.broker.model import Grant, IdentityKind, Profile, RevocationReason
 from certplane.broker.renewal.model import Selection
 from certplane.broker.rollouts import desk as desk_module
 from certplane.broker.rollouts.desk import Word
@@ -94,6 +94,11 @@ async def test_asked_again_with_an_id_that_was_chosen_it_is_the_same(world: Roll
             id="no such issuer",
         ),
         pytest.param(replace(ONE, reason=" "), "spec.reason is required", id="no reason"),
+        pytest.param(
+            replace(ONE, revoke=Revoke.AFTER_SERVED, revocation_reason=RevocationReason.KEY_COMPROMISE),
+            "says that keys are out: replace them too",
+            id="keys that are out stay",
+        ),
     ],
 )
 async def test_what_can_not_be_created(world: RolloutWorld, spec: RolloutSpec, words: str) -> None:
@@ -131,6 +136,9 @@ async def test_what_takes_away_from_a_fleet_takes_an_admin(world: RolloutWorld, 
     planned = await world.desk.plan(operator("carol.test", "operator"), spec)
     assert planned.refusal is not None
     assert planned.frozen is not None
+    looking = await world.desk.plan(operator("dave.test", "viewer"), ONE)
+    assert looking.refusal is not None
+    assert looking.refusal.refusal.message.startswith("the role operator is needed")
     assert (await world.desk.create(operator("carol.test", "operator"), "r", ONE)).state is RolloutState.RUNNING
     assert (await world.desk.create(operator(), "r", spec)).state is RolloutState.RUNNING
 
@@ -305,6 +313,7 @@ async def test_an_incident_begins_one_in_the_standing_rings() -> None:
     assert again.rollout_id == first.rollout_id
     assert [ring.name for ring in first.rings] == ["first", "half"]
     assert (first.created_by, first.incident_id, first.spec.deadline) == ("incident i-1", "i-1", deadline)
+    assert first.spec.selection == Selection(incident_id="i-1")
     assert first.state is RolloutState.AWAITING_APPROVAL
     approved = await world.desk.say(Word.APPROVE, operator(), "r", first.rollout_id, "go")
     assert approved.state is RolloutState.RUNNING

@@ -19,10 +19,12 @@ from certplane.broker.renewal.model import Selection
 from certplane.broker.rollouts import revoking as revoking_module
 from certplane.broker.rollouts import runner as runner_module
 from certplane.broker.rollouts.desk import Word
+from certplane.broker.rollouts.known import KnownRollouts
 from certplane.broker.rollouts.model import Finish, ItemState, Revoke, RolloutAction, RolloutSpec, RolloutState
 from certplane.broker.standing_rules import Approval, RolloutRules
 from certplane.errors import Reason, RefusalError
-from tests.support.rollout_world import DAY, MINUTE, SECOND, RolloutWorld, operator
+from tests.support.memory_store import MemoryStores
+from tests.support.rollout_world import DAY, MINUTE, SECOND, TWO_RINGS, RolloutWorld, operator
 from tests.support.waiting import until_in_time
 
 REVOKING: dict[str, Any] = {"revoke": Revoke.AFTER_SERVED, "revocation_reason": RevocationReason.SUPERSEDED}
@@ -355,3 +357,34 @@ async def test_a_kill_around_a_revocation_has_it_done_once_more(world: RolloutWo
         )
     assert {*world.revoked} == {"old-h0.test"}
     assert world.store.rollouts[rollout.rollout_id].revoked_count == 1
+
+
+async def test_over_the_database_it_is_the_same(world: RolloutWorld) -> None:
+    """Each step is there after it, and another broker goes on from it: a new runner for each look."""
+    stores = MemoryStores.open(world.clock)
+    world.known = KnownRollouts(stores.rollouts, world.watchers)
+    world.store = stores.rollouts  # type: ignore[assignment] # the port is the same
+    world.desk = world.new_desk()
+    rollout = await world.desk.create(operator(), "r", RolloutSpec(Selection(all=True), "drill", rings=TWO_RINGS))
+
+    async def look() -> list[ItemState]:
+        world.runner = world.new_runner()
+        await world.runner.look()
+        return [item.state for item in await stores.rollouts.items(rollout.rollout_id)]
+
+    assert await look() == [ItemState.REQUESTED] * 3
+    for name in world.names:
+        world.issue(name)
+    assert await look() == [ItemState.RELEASED, ItemState.HELD, ItemState.HELD]
+    assert [each.host for each in await stores.rollouts.activations_of(world.names)] == ["h0.test"]
+    world.activate("h0.test")
+    assert await look() == [ItemState.DONE, ItemState.RELEASED, ItemState.RELEASED]
+    assert {each.host for each in await stores.rollouts.activations_of(world.names)} == {"h1.test", "h2.test"}
+    for name in world.names:
+        world.activate(name)
+    assert await look() == [ItemState.DONE] * 3
+    ended = await stores.rollouts.get(rollout.rollout_id)
+    assert ended is not None
+    assert ended.state is RolloutState.COMPLETED
+    assert stores.database.events[-1].event_type is AuditEventType.ROLLOUT_COMPLETED
+    assert stores.database.events[-1].rollout_id == rollout.rollout_id
