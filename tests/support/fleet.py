@@ -83,6 +83,7 @@ class Fleet:
         *,
         commands_url: str = "",
         pebble: PebbleOptions | None = None,
+        limits: Sequence[Mapping[str, Any]] = (),
     ) -> AsyncIterator[Fleet]:
         """Everything started.
 
@@ -92,8 +93,11 @@ class Fleet:
             store_urls: The database as each broker is told of it.
             commands_url: The same for commands beside, and for tests; the first broker's unless given.
             pebble: How the CA behaves.
+            limits: Of the CA, by which the brokers count.
         """
         common, secrets = shared(commands_url or store_urls[0])
+        if limits:
+            common["issuer"]["acme"]["limits"] = [*limits]
         broker = {**common, "rate_limits": UNLIMITED, "server": _SERVER}
         options = DeploymentOptions(policy, dns_provider="rfc2136", broker=broker, secrets=secrets, pebble=pebble)
         async with Deployment(folder, options) as deployment:
