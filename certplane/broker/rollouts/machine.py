@@ -41,7 +41,7 @@ from certplane.broker.rollouts.model import (
     RolloutState,
     Step,
 )
-from certplane.broker.rollouts.names import NameLimits
+from certplane.broker.rollouts.names import NameLimits, activates_soon
 from certplane.broker.rollouts.observed import Moment, observed, silent_at
 from certplane.broker.rollouts.timing import cut_bakes
 
@@ -53,6 +53,7 @@ _NAMED: Final = 3
 _UNKNOWN: Final = ItemFacts()
 _FAILED: Final = frozenset({ItemState.FAILED, ItemState.SILENT})
 _ENDED: Final = frozenset({ItemState.DONE, ItemState.SKIPPED})
+_MAY_HALT: Final = frozenset({RolloutState.RUNNING, RolloutState.FINISHING, RolloutState.PAUSED})
 _WATCHED: Final = frozenset({RingState.RELEASED, RingState.BAKING, RingState.FAILED})
 
 
@@ -107,11 +108,11 @@ class _Stepping:
         self._released: list[int] = []
         self._happened: list[Happening] = []
         self._times: list[datetime] = []
-        self._names = NameLimits(self._spec.max_percent_of_name, items)
 
     def run(self) -> Step:
         """Make it."""
         self._observe()
+        self._names = NameLimits(self._spec.max_percent_of_name, self._items, self._facts)
         for number in range(len(self._rings)):
             if not self._is_passed(number):
                 break
@@ -155,10 +156,11 @@ class _Stepping:
         """See to a ring whose earlier rings are all done; whether it is done too."""
         if self._rings[number].state is RingState.WAITING and not self._begins(number):
             return False
-        if self._runs and self._has_failed(number):
+        # Also while it is paused: whoever resumes it goes on with what has failed, and must have seen it.
+        if self._rollout.state in _MAY_HALT and self._rollout.finish is Finish.NONE and self._has_failed(number):
             return False
-        if self._runs:
-            self._release(number)
+        if self._runs and not self._release(number):
+            return False
         ring = self._rings[number]
         if ring.state is RingState.DONE:
             return True
@@ -207,8 +209,11 @@ class _Stepping:
         self._go(RolloutState.HALTED, f"ring {self._rings[number].name}: {why}")
         self._tell(Happened.HALTED, number, why)
 
-    def _release(self, number: int) -> None:
-        """Let hosts of a released ring activate: those that are there, as many as may at a time."""
+    def _release(self, number: int) -> bool:
+        """Let hosts of a released ring activate: those that are there, as many as may at a time.
+
+        It halts where silent hosts leave no room for the others of their names, and False is returned then.
+        """
         for index in self._of_ring[number]:
             item = self._items[index]
             if item.state not in (ItemState.HELD, ItemState.WAITING) or not self._fact(index).is_there:
@@ -221,6 +226,13 @@ class _Stepping:
                 self._items[index] = replace(item, state=ItemState.RELEASED, release_time=self._now)
             else:
                 self._ask(index, self._now)
+        stuck = self._names.none_left and not any(
+            item.state is ItemState.RELEASED or activates_soon(item, self._facts) for item in self._items
+        )
+        if stuck:
+            hosts = ", ".join(self._names.none_left[:_NAMED])
+            self._halt(number, f"silent hosts leave no room by max_percent_of_name for others of their names: {hosts}")
+        return not stuck
 
     def _tell_ahead(self) -> None:
         """Have certificates ordered for rings whose turn hasn't come: of hosts that can hold them back."""

@@ -110,6 +110,9 @@ class Watched:
         for item in made.released:
             self._check_turn(after, item.ring)
             assert before.facts[item.certificate_id].is_there
+        if made.released and after.spec.max_percent_of_name:
+            activating = self.campaign.in_state(ItemState.RELEASED) + self.campaign.in_state(ItemState.SILENT)
+            assert len(activating) <= COUNT * after.spec.max_percent_of_name // 100
         for item in made.told:
             assert before.facts[item.certificate_id].is_there
             if item.release_time is not None:

@@ -433,6 +433,40 @@ def test_only_so_many_hosts_of_a_name_activate_at_a_time() -> None:
     assert max(activating) == 2
 
 
+def test_silent_hosts_that_leave_no_room_for_others_of_their_names_halt_it() -> None:
+    """Nobody knows what they serve. An operator who has looked goes on."""
+    spec = a_spec(rings=(RingSpec("all", rest=True),), max_percent_of_name=1, halt=Halt(failed_hosts=3))
+    campaign = Campaign.of(3, spec=spec)
+    campaign.step()
+    campaign.issue()
+    campaign.step(MINUTE)
+    assert campaign.in_state(ItemState.RELEASED) == [0]
+    campaign.know(0, is_there=False, heard_time=campaign.now)
+    campaign.step(9 * MINUTE)
+    assert campaign.is_in(RolloutState.RUNNING)
+    campaign.step(MINUTE)
+    assert campaign.is_in(RolloutState.HALTED)
+    assert campaign.rollout.state_reason == (
+        "ring all: silent hosts leave no room by max_percent_of_name for others of their names: web001, web002"
+    )
+    resume(campaign)
+    for _ in range(10):
+        campaign.issue()
+        campaign.activate()
+        campaign.step(MINUTE)
+    assert campaign.in_state(ItemState.DONE) == [1, 2]
+
+
+def test_failures_while_it_is_paused_halt_it() -> None:
+    """Else whoever resumes it would go on with what nobody has seen."""
+    campaign = until_canary_is_let_activate(2, 3)
+    campaign.rollout = words.pause(campaign.rollout, "operator-1", "lunch", campaign.now)
+    campaign.know(1, failure="reload failed", failure_mark="1")
+    campaign.step(MINUTE)
+    assert campaign.is_in(RolloutState.HALTED)
+    assert campaign.rollout.rings[0].state is RingState.FAILED
+
+
 def test_one_host_of_a_name_may_always_activate() -> None:
     """Else a name of few hosts would never get through."""
     campaign = Campaign.of(3, spec=a_spec(rings=(RingSpec("all", rest=True),), max_percent_of_name=1))
