@@ -122,13 +122,13 @@ class LimitBudget(_message.Message):
 
         DESCRIPTOR: _descriptor.Descriptor
 
-        KEY_FIELD_NUMBER: _builtins.int
+        SUBJECT_FIELD_NUMBER: _builtins.int
         LEFT_FIELD_NUMBER: _builtins.int
         NEXT_PLACE_TIME_FIELD_NUMBER: _builtins.int
         FULL_TIME_FIELD_NUMBER: _builtins.int
         WAITING_ORDER_COUNT_FIELD_NUMBER: _builtins.int
         CORRECTED_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
+        subject: _builtins.str
         """The registered domain, the names (joined by a comma, cut at 200 characters) or the name; empty of an account."""
         left: _builtins.int
         """Places that are left now."""
@@ -147,7 +147,7 @@ class LimitBudget(_message.Message):
         def __init__(
             self,
             *,
-            key: _builtins.str = ...,
+            subject: _builtins.str = ...,
             left: _builtins.int = ...,
             next_place_time: _timestamp_pb2.Timestamp | None = ...,
             full_time: _timestamp_pb2.Timestamp | None = ...,
@@ -156,7 +156,7 @@ class LimitBudget(_message.Message):
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["full_time", b"full_time", "next_place_time", b"next_place_time"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["corrected", b"corrected", "full_time", b"full_time", "key", b"key", "left", b"left", "next_place_time", b"next_place_time", "waiting_order_count", b"waiting_order_count"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["corrected", b"corrected", "full_time", b"full_time", "left", b"left", "next_place_time", b"next_place_time", "subject", b"subject", "waiting_order_count", b"waiting_order_count"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

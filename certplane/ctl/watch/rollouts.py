@@ -114,7 +114,7 @@ def _budget(issuer: budget_pb2.IssuerBudget, now: datetime) -> Iterable[tuple[st
         yield f"{name}: {counted(issuer.waiting_order_count, 'order')} waiting{last}", Style.WARNING
     for limit in issuer.budgets:
         for bucket in limit.buckets[:1]:
-            of = f" of {printable(bucket.key, 255)}" if bucket.key else ""
+            of = f" of {printable(bucket.subject, 255)}" if bucket.subject else ""
             after = until(time_of(bucket.next_place_time), now) if bucket.HasField("next_place_time") else ""
             span = span_of(limit.per)
             per = f" per {span_text(span)}" if span else ""
