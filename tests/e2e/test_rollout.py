@@ -22,6 +22,8 @@ from certplane.agent.install.material import Outputs
 from certplane.runtime.clock import SystemClock
 from certplane.sandbox.deployment import Deployment, DeploymentOptions, Host
 from certplane.sandbox.operator import Operator
+from tests.support.in_terminal import in_terminal
+from tests.support.killing import settle_on_a_port
 from tests.support.lineages import LocalIssuer, standing_pair
 from tests.support.parts import need_part
 from tests.support.tls_services import Nginx, served_serial
@@ -68,6 +70,7 @@ class Served:
 class Scene:
     """Three hosts in three rings, and those who look after them: an admin, an operator, a viewer."""
 
+    deployment: Deployment
     hosts: dict[str, Served]
     alice: Operator
     bob: Operator
@@ -102,6 +105,7 @@ async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene
     async with AsyncExitStack() as stack:
         folder = tmp_path_factory.mktemp("rollout")
         deployment = await stack.enter_async_context(Deployment(folder, DeploymentOptions(_POLICY)))
+        settle_on_a_port(deployment)
         await deployment.start_broker()
         hosts: dict[str, Served] = {}
         for name in _RINGS:
@@ -120,7 +124,7 @@ async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene
             assert finished.status == 0, finished.stderr
         for each in hosts.values():
             await each.host.start()
-        made = Scene(hosts, *people)
+        made = Scene(deployment, hosts, *people)
 
         async def serving() -> bool:
             certificates = await made.lines("certs", "--profile", "web")
@@ -159,11 +163,12 @@ async def test_a_plan_and_who_may_begin(scene: Scene) -> None:
     assert [(ring["name"], ring["hosts"]) for ring in plan["rings"]] == [
         ("canary", ["web1.certplane.test"]), ("dc-fra1", ["web2.certplane.test"]), ("rest", ["web3.certplane.test"]),
     ]  # fmt: skip
+    before = await scene.lines("rollout", "list")
     for person in (scene.bob, scene.carol):
         finished = await person.run("rollout", "start", *what, "--reason", "not mine to begin", "--yes")
         assert finished.status == 1
         assert "role" in finished.stderr
-    assert await scene.lines("rollout", "list") == []
+    assert await scene.lines("rollout", "list") == before
     finished = await scene.alice.run("rollout", "plan", "--profile", "web", "--rings", "ring=nosuch,rest")
     assert "nosuch" in finished.stdout + finished.stderr  # a ring that picks nobody
 
@@ -202,7 +207,7 @@ async def test_three_rings_a_halt_and_old_certificates_revoked_last(scene: Scene
         assert each["doneTime"] <= each["revokeTime"]
     events = {each["eventType"] for each in await scene.lines("audit", "list", "--id", rollout_id, "--limit", "200")}
     assert {"rollout_created", "rollout_halted", "rollout_resumed", "rollout_completed"} <= events
-    assert [each["rolloutId"] for each in await scene.lines("rollout", "list", "--state", "completed")] == [rollout_id]
+    assert rollout_id in [each["rolloutId"] for each in await scene.lines("rollout", "list", "--state", "completed")]
 
 
 async def test_an_abort_leaves_each_host_with_what_works(scene: Scene) -> None:
@@ -235,3 +240,36 @@ async def test_an_abort_leaves_each_host_with_what_works(scene: Scene) -> None:
     assert (after["web3"], after["web2"]) == (before["web3"], before["web2"])
     assert after["web1"] != before["web1"]
     assert "revokedCount" not in await scene.rollout(rollout_id)
+    async with in_terminal(scene.carol.config, "rollout", "watch", rollout_id) as shown:
+        await shown.writes("enough seen")
+        shown.press("q")
+        await shown.ends(0)
+    assert "aborted: aborted by alice.certplane.test: enough seen" in shown.text
+
+
+async def test_a_broker_that_is_killed_meanwhile(scene: Scene) -> None:
+    """The rollout goes on where it was, and whoever waits for it waits on: each host is new, once."""
+    before = await scene.serials()
+    starting = asyncio.create_task(
+        scene.bob.run(
+            "rollout", "start", "--profile", "web", "--rings", "canary,rest", "--reason", "a drill", "--yes", *_WAIT
+        )
+    )
+
+    async def begun() -> bool:
+        return bool(await scene.lines("rollout", "list", "--state", "running"))
+
+    await until(begun, poll=0.2, by=starting, what="a rollout that runs")
+    scene.deployment.broker_process.kill()
+    await scene.deployment.start_broker()
+    async with no_hang():
+        finished = await starting
+    assert finished.status == 0, finished.stderr
+    done = json.loads(finished.stdout)
+    assert done["state"] == "STATE_COMPLETED"
+    after = await scene.serials()
+    assert not set(after.values()) & set(before.values())
+    new = {name: each["newCertificateId"] for name, each in (await scene.items(done["rolloutId"])).items()}
+    issued = await scene.lines("audit", "list", "--type", "certificate_issued", "--id", done["rolloutId"])
+    assert {each["record"]["certificate_id"] for each in issued} == set(new.values())
+    assert len(issued) == len(scene.hosts)
