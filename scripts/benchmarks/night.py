@@ -22,7 +22,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -179,11 +178,7 @@ class Night:
                     "SELECT certificate_id, revoke_time FROM certificates WHERE revoke_time IS NOT NULL"
                 )
             ).fetchall()
-        return sum(_moment(revoked) < ended.get(certificate_id, float("inf")) for certificate_id, revoked in rows)
-
-
-def _moment(time: datetime | str) -> float:
-    return (datetime.fromisoformat(time) if isinstance(time, str) else time).timestamp()
+        return sum(revoked / 1e6 < ended.get(certificate_id, float("inf")) for certificate_id, revoked in rows)
 
 
 @dataclass(frozen=True, slots=True)
