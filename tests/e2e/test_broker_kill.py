@@ -76,7 +76,7 @@ TOLD_AND_COPIED = (
 ROLLOUT = tuple(
     f"rollout.{step}.{when}" for step in ("create", "word", "plans", "step", "revoke") for when in ("before", "after")
 )
-"""What a broker does with rollouts; the unit tests of `rollouts.desk` and `rollouts.runner` walk them."""
+"""What a broker does with rollouts; unit tests of `rollouts.desk` and `.runner` walk them, `test_rollout_kill` some."""
 POINTS = (*FAILPOINTS, *OUTSIDE)
 PAIRS = [(POINTS[number], POINTS[number + 1]) for number in range(0, len(POINTS), 2)]
 
