@@ -247,6 +247,29 @@ async def test_an_abort_leaves_each_host_with_what_works(scene: Scene) -> None:
     assert "aborted: aborted by alice.certplane.test: enough seen" in shown.text
 
 
+async def test_another_operator_approves(scene: Scene) -> None:
+    """Where the policy asks for it nothing begins before; whoever began it is refused."""
+    scene.deployment.write_policy({**_POLICY, "rollouts": {"approval": "required", "approval_above_hosts": 0}})
+    await scene.lines("policy", "reload")
+    try:
+        finished = await scene.bob.run("rollout", "start", "--host", "web2", "--reason", "a drill", "--yes")
+        assert finished.status == 0, finished.stderr
+        assert "it would wait: the policy wants approval by another operator" in finished.stderr
+        rollout = json.loads(finished.stdout)
+        assert rollout["state"] == "STATE_AWAITING_APPROVAL"
+        approve = ("rollout", "approve", rollout["rolloutId"], "--reason", "seen", "--yes")
+        refused = await scene.bob.run(*approve)
+        assert (refused.status, "needs another operator's approval" in refused.stderr) == (1, True)
+        (approved,) = await scene.lines(*approve)
+        assert approved["approvedBy"] == "alice.certplane.test"
+        finished = await scene.carol.run("rollout", "watch", rollout["rolloutId"])
+        assert finished.status == 0, finished.stderr
+        assert json.loads(finished.stdout.splitlines()[-1])["state"] == "STATE_COMPLETED"
+    finally:
+        scene.deployment.write_policy(_POLICY)
+        await scene.lines("policy", "reload")
+
+
 async def test_a_broker_that_is_killed_meanwhile(scene: Scene) -> None:
     """The rollout goes on where it was, and whoever waits for it waits on: each host is new, once."""
     before = await scene.serials()

@@ -234,7 +234,7 @@ def plan_lines(plan: rollout_pb2.PlanRolloutResponse, now: datetime) -> Iterator
     for warning in plan.warnings:
         yield f"warning: {warning}", Style.WARNING
     if plan.approval:
-        yield f"waits for another operator's approval: {plan.approval}", Style.WARNING
+        yield f"it would wait: {plan.approval}", Style.WARNING
 
 
 def _bakes(ring: rollout_pb2.PlanRolloutResponse.PlannedRing) -> str:

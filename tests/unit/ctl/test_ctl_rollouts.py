@@ -68,7 +68,7 @@ async def test_a_plan(broker: OperatorsBroker, ctl: Ctl, width: int) -> None:
     assert text.startswith("20 certificates of 20 hosts, in 2 rings: a new key and certificate")
     for said in (
         "forecast: the last certificate ordered by", "bound by new_orders_per_account of letsencrypt: 300 per 3h",
-        "1 host not connected", "3 hosts with an agent that can't hold", warning, "another operator's approval: it revokes",
+        "1 host not connected", "3 hosts with an agent that can't hold", warning, "it would wait: it revokes",
     ):  # fmt: skip
         assert said in text
     (request,) = broker.requests("PlanRollout")
