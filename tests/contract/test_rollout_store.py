@@ -29,7 +29,7 @@ from certplane.broker.rollouts.model import (
 )
 from certplane.broker.rollouts.ports import ItemPlace, RolloutPlace
 from tests.support.rollouts import MINUTE, NOT_AFTER, START, a_rollout, an_item
-from tests.support.stores import StoreHarness
+from tests.support.stores import StoreHarness, certificate
 
 FULL_SPEC = RolloutSpec(
     Selection(all=True, profiles=("web",), issued_before=START),
@@ -201,21 +201,41 @@ async def test_which_rollouts_replace_a_certificate(store: StoreHarness) -> None
 
 
 @pytest.mark.parametrize("state", [*ItemState])
-async def test_what_hosts_are_told_of_what_they_hold(store: StoreHarness, state: ItemState) -> None:
-    """Released and not seen in use, however the rollout is; held, once it has ended; until what is replaced expires."""
+@pytest.mark.parametrize("released", [True, False])
+async def test_what_hosts_are_told_of_what_they_hold(store: StoreHarness, state: ItemState, released: bool) -> None:
+    """Released and not seen in use, however the rollout is; else abandoned, once it has ended or has nothing to do."""
     store.clock.jump(START - store.clock.now())
     rollout, items = a_rollout(1, 1)
-    there = [replace(item, state=state, new_certificate_id=f"n{item.ring}") for item in items]
+    time = START if released else None
+    there = [replace(item, state=state, new_certificate_id=f"n{item.ring}", release_time=time) for item in items]
     await store.stores.rollouts.create(rollout, [*there, an_item(7, 1, state=state)])
     used = HostActivation("web000", "n0", "r1")
-    released = state in (ItemState.RELEASED, ItemState.SILENT)
-    assert await store.stores.rollouts.activations_of(["web000", "web007", "web9"]) == ([used] if released else [])
+    told = [used] if released and state in {ItemState.RELEASED, ItemState.SILENT, ItemState.FAILED} else []
+    abandoned = [replace(used, abandoned=True)]
+    skipped = abandoned if not released and state is ItemState.SKIPPED else []
+    assert await store.stores.rollouts.activations_of(["web000", "web007", "web9"]) == (told or skipped)
     await store.stores.rollouts.save(rollout, words.abort(rollout, "operator-1", "no", START))
-    told = await store.stores.rollouts.activations_of(["web000"])
-    held = state is ItemState.HELD
-    assert told == ([used] if released else [replace(used, abandoned=True)] if held else [])
+    held = abandoned if not released and state in {ItemState.HELD, ItemState.FAILED} else []
+    assert await store.stores.rollouts.activations_of(["web000"]) == (told or skipped or held)
     store.clock.jump(NOT_AFTER - START)
     assert await store.stores.rollouts.activations_of(["web000"]) == []
+
+
+async def test_what_was_on_its_way_when_a_rollout_ended_is_abandoned(store: StoreHarness) -> None:
+    """Its order brings a certificate all the same, which nobody would release; of others nothing is said."""
+    old = await store.issue(identity="web000")
+    rollout, (item, *_) = a_rollout(1)
+    item = replace(item, certificate_id=old.certificate_id, state=ItemState.REQUESTED, not_after=old.not_after)
+    await store.stores.rollouts.create(rollout, [item])
+    order = await store.open_order(
+        public_key_sha256="key-b", identity="web000", replaces_certificate_id=old.certificate_id
+    )
+    await store.stores.rollouts.save(rollout, words.abort(rollout, "operator-1", "no", START))
+    assert await store.stores.rollouts.activations_of(["web000"]) == []
+    new = certificate(order, "new", store.clock.now(), timedelta(days=90))
+    await store.stores.orders.finish_order(order, new, [])
+    told = [HostActivation("web000", "new", "r1", abandoned=True)]
+    assert await store.stores.rollouts.activations_of(["web000", "web001"]) == told
 
 
 async def test_all_brokers_are_told(store: StoreHarness) -> None:

@@ -99,7 +99,8 @@ class RolloutStore(Protocol):
     async def activations_of(self, hosts: Collection[str]) -> Sequence[HostActivation]:
         """What hosts are to be told of certificates that they hold.
 
-        That is: released and not seen in use; or held, of a rollout that has ended, and then abandoned; until what is
-        replaced has expired. More may be told than a host has to know.
+        That is: released and not seen in use. Or abandoned: what was never released of a rollout that has ended, even
+        if it was issued after that, and what a rollout has skipped. Until what is replaced has expired. More may be
+        told than a host has to know.
         """
         ...

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 
-from sqlalchemy import and_, bindparam, literal_column, or_, select, text, tuple_, update
+from sqlalchemy import ColumnElement, and_, bindparam, literal_column, or_, select, text, tuple_, update
 from typing_extensions import override
 
 from certplane.broker.events import AuditEvent
@@ -25,6 +25,7 @@ from certplane.broker.store.campaign_schema import rollout_items, rollouts
 from certplane.broker.store.cells import Columns
 from certplane.broker.store.change_feed import ChangeLog
 from certplane.broker.store.rows import to_micros
+from certplane.broker.store.schema import orders
 from certplane.broker.store.session import Database, Session
 from certplane.broker.store.statements import HOSTS, Compiler, Statement, chunks, hosts_parameters, limited_to, numbered
 from certplane.broker.store.writer import Writer
@@ -113,16 +114,34 @@ class SqlRolloutStore(RolloutStore):
             .select_from(joined)
             .where(items.certificate_id.in_(HOSTS), rows.end_time.is_(None))
         )
-        released = items.state.in_([literal_column(f"'{state}'") for state in (ItemState.RELEASED, ItemState.SILENT)])
-        abandoned = and_(items.state == literal_column(f"'{ItemState.HELD}'"), rows.end_time.is_not(None))
+        released = and_(
+            items.release_time.is_not(None), _is_one_of(ItemState.RELEASED, ItemState.SILENT, ItemState.FAILED)
+        )
+        ended = and_(rows.end_time.is_not(None), _is_one_of(ItemState.HELD, ItemState.FAILED))
+        abandoned = and_(items.release_time.is_(None), or_(ended, _is_one_of(ItemState.SKIPPED)))
         self._activations = compiler(
-            select(items.host, items.new_certificate_id, items.rollout_id, items.state)
+            select(items.host, items.new_certificate_id, items.rollout_id, items.release_time)
             .select_from(joined)
             .where(
                 items.host.in_(HOSTS),
                 items.new_certificate_id != literal_column("''"),
                 items.not_after > bindparam("now"),
                 or_(released, abandoned),
+            )
+        )
+        # What was ordered when a rollout ended comes to its host all the same, held for a rollout that looks no more.
+        late = and_(
+            orders.c.replaces_certificate_id == items.certificate_id, orders.c.state == literal_column("'ISSUED'")
+        )
+        self._late = compiler(
+            select(items.host, orders.c.certificate_id, items.rollout_id)
+            .select_from(joined.join(orders, late))
+            .where(
+                items.host.in_(HOSTS),
+                items.new_certificate_id == literal_column("''"),
+                items.not_after > bindparam("now"),
+                rows.end_time.is_not(None),
+                _is_one_of(ItemState.WAITING, ItemState.REQUESTED, ItemState.FAILED),
             )
         )
 
@@ -255,14 +274,21 @@ class SqlRolloutStore(RolloutStore):
 
     @override
     async def activations_of(self, hosts: Collection[str]) -> Sequence[HostActivation]:
-        now = to_micros(self._clock.now())
+        found: list[HostActivation] = []
         with reading():
-            which = hosts_parameters(sorted(set(hosts)))
-            rows = [row for some in which for row in await self._database.all(self._activations, {**some, "now": now})]
-        return [
-            HostActivation(host, certificate_id, rollout_id, abandoned=state == ItemState.HELD)
-            for host, certificate_id, rollout_id, state in rows
-        ]
+            for some in hosts_parameters(sorted(set(hosts))):
+                values = {**some, "now": to_micros(self._clock.now())}
+                for host, certificate_id, rollout_id, release_time in await self._database.all(
+                    self._activations, values
+                ):
+                    found.append(HostActivation(host, certificate_id, rollout_id, abandoned=release_time is None))
+                for host, certificate_id, rollout_id in await self._database.all(self._late, values):
+                    found.append(HostActivation(host, certificate_id, rollout_id, abandoned=True))
+        return found
+
+
+def _is_one_of(*states: ItemState) -> ColumnElement[bool]:
+    return rollout_items.c.state.in_([literal_column(f"'{state}'") for state in states])
 
 
 def _setting(compiler: Compiler, count: int) -> Statement:
