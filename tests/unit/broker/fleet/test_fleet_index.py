@@ -189,6 +189,21 @@ async def test_the_policys_hosts_come_and_go_with_it(world: IndexWorld) -> None:
     assert (world.index.hosts["web1.example"].label, world.index.hosts["web3.example"].label) == ("", "web3")
 
 
+async def test_hosts_have_the_labels_of_the_policy_in_force(world: IndexWorld) -> None:
+    """Other labels are another value of the host; the same ones, written anew, are not."""
+    await world.record("web1.example", world.status())
+    await world.index.settled()
+    found = [world.index.hosts["web1.example"]]
+    for labels in ({"ring": "canary"}, {"ring": "canary"}, {"ring": "rest"}, {}):
+        policy = policy_of("web1.example")
+        grant = policy.grants["web1.example"]
+        world.policy.policy = replace(policy, grants={grant.name: replace(grant, labels=labels)})
+        await world.index.look()
+        found.append(world.index.hosts["web1.example"])
+    assert [dict(host.labels) for host in found] == [{}, {"ring": "canary"}, {"ring": "canary"}, {"ring": "rest"}, {}]
+    assert found[1] is found[2]
+
+
 async def test_who_is_shut_out_is_known_at_once(world: IndexWorld) -> None:
     """By whoever denied it, for whoever asks then; and who is let in again, or contested."""
     await world.record("web1.example", world.status())
