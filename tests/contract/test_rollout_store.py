@@ -123,9 +123,13 @@ async def test_a_write_that_had_come_through_has(store: StoreHarness) -> None:
 
 
 async def test_what_an_item_is_never_changes(store: StoreHarness) -> None:
-    """Only how far it is."""
+    """Only how far it is; nor what its rollout does."""
     rollout, items = a_rollout(1, 1)
     await store.stores.rollouts.create(rollout, items)
+    other = next_of(rollout, spec=FULL_SPEC, state_reason="x")
+    assert await store.stores.rollouts.save(rollout, other)
+    rollout = replace(other, spec=rollout.spec)
+    assert await store.stores.rollouts.get("r1") == rollout
     changed = replace(items[0], host="other", ring=1, state=ItemState.DONE, reason="r")
     await store.stores.rollouts.save(rollout, next_of(rollout), [changed])
     assert (await store.stores.rollouts.items("r1"))[0] == replace(items[0], state=ItemState.DONE, reason="r")

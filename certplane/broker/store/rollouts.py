@@ -33,6 +33,8 @@ from certplane.runtime.clock import Clock
 
 _ROLLOUT: Final = Columns(Rollout)
 _ITEM: Final = Columns(RolloutItem)
+_GIVEN: Final = ("rollout_id", "created_by", "request_id", "spec", "create_time", "incident_id")
+"""Columns of a rollout that never change: a spec may name ten thousand certificates, and is written once."""
 _COLUMNS: Final = tuple(rollout_items.c.keys())
 _FIXED: Final = (
     "rollout_id",
@@ -84,7 +86,7 @@ class SqlRolloutStore(RolloutStore):
         self._change = compiler(
             update(rollouts)
             .where(rows.rollout_id == bindparam("which"), rows.version == bindparam("before"))
-            .values({name: bindparam(name) for name in _ROLLOUT.names if name != "rollout_id"})
+            .values({name: bindparam(name) for name in _ROLLOUT.names if name not in _GIVEN})
         )
         self._set_items = functools.cache(lambda count: _setting(compiler, count))
         of_rollout = select(*(items[name] for name in _ITEM.names)).where(items.rollout_id == bindparam("which"))
