@@ -71,6 +71,7 @@ WANTED: Final = (
     ("night", "rollout of all without limits, to plain orders at once", "<= 1.3"),
     ("night", "new keys for all in rings, to the limits' lower bound", "<= 1.15"),
     ("night", "the same with a broker killed", "<= 1.15"),
+    ("night", "windows of a third moved by the CA, to the limits' lower bound", "<= 1.15"),
     ("night", "hosts activated outside the failing ring", "<= 0"),
     ("night", "certificates revoked while served", "<= 0"),
 )

@@ -8,7 +8,7 @@ and services is its report alone. One that loses its stream comes back at the ne
     connect               until each host is welcome
     back                  until each host is welcome again
     issue                 until each host has its first certificate in use
-    serving               until each host has used another certificate since it was last asked
+    serving FIRST COUNT   until each of these hosts has used another certificate since it was last asked
     break FIRST COUNT     from now on a reload fails on these hosts: they go back to the certificate of before
     mend                  no reload fails any more
     look                  what each host serves now, and since when it no longer serves what it served before
@@ -380,7 +380,9 @@ class Hosts:
                 await self._until(lambda: all(host.serving is not None for host in self._hosts))
                 return {"begun": begun, "times": [host.changes[-1].time for host in self._hosts]} | self._told()
             case "serving":
-                await self._until(lambda: all(len(host.changes) > host.seen for host in self._hosts))
+                first, count = numbers
+                mine = [host for host in self._hosts if first <= host.number < first + count]
+                await self._until(lambda: all(len(host.changes) > host.seen for host in mine))
                 return self._told()
             case "look":
                 return self._told()

@@ -62,7 +62,7 @@ def test_every_goal_names_a_section_that_prints_its_figure() -> None:
         "agent": agent.figures([agent.Round(began, began, run, run, run)]),
         "start": start.figures([start.Start(1.0, 1.0, 1.0, memory, memory)]),
         "orders": orders.figures([order]),
-        "night": night.figures(night.Measured(20, 1.0, 1.0, 1.0, (1.0, 1.0), 1.0, 0, 0)),
+        "night": night.figures(night.Measured(20, 1.0, 1.0, 1.0, (1.0, 1.0), 1.0, (1.0, 1.0), 0, 0)),
         "streams": streams.figures([streams.Round(streams.Handshakes(1.0, 1.0), side, side, (1.0, 1.0))]),
     }
     for section, name, goal in bench.WANTED:
