@@ -64,7 +64,7 @@ class RolloutRules:
 
     Attributes:
         approval: Whether a second operator is asked.
-        approval_above_hosts: Where approval is required: that it is for more hosts than these too; None for any number.
+        approval_above_hosts: Where approval is required: that it is for more hosts than these too; None: however many.
         rings: The rings of rollouts that begin by themselves, in order; none are one ring of all.
     """
 

@@ -344,9 +344,9 @@ def why_approval(spec: RolloutSpec, hosts: int, rules: RolloutRules) -> str:
     if selects_all(spec.selection):
         return "the policy wants approval by another operator: it is of all certificates"
     above = rules.approval_above_hosts
-    if above is None:
-        return "the policy wants approval by another operator"
-    return f"the policy wants approval by another operator above {counted(above, 'host')}" if hosts > above else ""
+    if above is not None and hosts > above:
+        return f"the policy wants approval by another operator above {counted(above, 'host')}"
+    return ""
 
 
 def not_found() -> RefusalError:

@@ -147,7 +147,7 @@ async def test_what_takes_away_from_a_fleet_takes_an_admin(world: RolloutWorld, 
     ("rules", "change", "waits"),
     [
         pytest.param(RolloutRules(), {}, "", id="nobody asks"),
-        pytest.param(RolloutRules(Approval.REQUIRED), {}, "by another operator", id="every rollout"),
+        pytest.param(RolloutRules(Approval.REQUIRED), {}, "", id="without a number"),
         pytest.param(APPROVED, {}, "", id="of few hosts"),
         pytest.param(APPROVED, {"revoke": Revoke.AFTER_SERVED}, "it revokes", id="revokes"),
         pytest.param(APPROVED, {"selection": Selection(all=True)}, "it is of all certificates", id="all"),
