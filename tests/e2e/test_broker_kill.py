@@ -77,6 +77,14 @@ ROLLOUT = tuple(
     f"rollout.{step}.{when}" for step in ("create", "word", "plans", "step", "revoke") for when in ("before", "after")
 )
 """What a broker does with rollouts; unit tests of `rollouts.desk` and `.runner` walk them, `test_rollout_kill` some."""
+INCIDENT = (
+    "incident.open.before",
+    "incident.open.after",
+    "incident.rollout.before",
+    "incident.rollout.after",
+    "incident.close.before",
+)
+"""What a broker does with an incident; `test_incident_kill` walks them."""
 POINTS = (*FAILPOINTS, *OUTSIDE)
 PAIRS = [(POINTS[number], POINTS[number + 1]) for number in range(0, len(POINTS), 2)]
 
@@ -150,6 +158,7 @@ async def test_every_failpoint_of_the_broker_is_walked() -> None:
         *REPORT,
         *TOLD_AND_COPIED,
         *ROLLOUT,
+        *INCIDENT,
     }
 
 

@@ -10,9 +10,8 @@ import asyncio
 import json
 import re
 import shlex
-import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +21,7 @@ import pytest
 from certplane.sandbox.deployment import Deployment, DeploymentOptions, Finished, Host
 from certplane.sandbox.operator import Operator
 from certplane.sandbox.parts import PEBBLE_SET_RENEWAL_INFO
+from tests.support.called_back import call_back
 from tests.support.identity_ca_rotation import Rotation
 from tests.support.killing import events
 from tests.support.parts import need_part
@@ -134,17 +134,6 @@ class Night:
         serials = await self.serials()
         return len(serials) == len(_LABELS) and all(serials.values())
 
-    async def call_back(self) -> None:
-        """The CA sets the windows of all into the past; the next questions about them are brought forward."""
-        past = datetime.now(UTC) - timedelta(days=1)
-        window = {"start": f"{past - timedelta(hours=1):%Y-%m-%dT%H:%M:%SZ}", "end": f"{past:%Y-%m-%dT%H:%M:%SZ}"}
-        body = json.dumps({"suggestedWindow": window, "explanationURL": "https://ca.example/why"})
-        for host in self.hosts.values():
-            await self.deployment.pebble.set_renewal_info(host.output("web", "cert").read_text(), body)
-        with closing(sqlite3.connect(self.deployment.broker_folder / "broker.db", timeout=30)) as database:
-            database.execute("UPDATE renewal_plans SET next_check_time = 0")
-            database.commit()
-
     async def start(self, beginning: str) -> dict[str, Any]:
         """Begin the rollout of this command; what it is named from here on."""
         (begun,) = await self.page.json(beginning)
@@ -200,7 +189,7 @@ async def _the_ca_revokes(made: Night) -> None:
     page, before = made.page, await made.serials()
     for host in made.hosts.values():
         await host.stop()
-    await made.call_back()
+    await call_back(made.deployment, made.hosts.values(), "web")
 
     async def opened() -> str:
         found = [each for each in await made.shown("incident", "list") if each.get("certificateCount") == 3]

@@ -39,6 +39,7 @@ from certplane.broker.standing_rules import IncidentRollout, IncidentRules
 from certplane.errors import RefusalError
 from certplane.fleet_report.model import RenewalCause
 from certplane.runtime.clock import Clock
+from certplane.runtime.failpoints import failpoint
 from certplane.runtime.text import counted, printable
 
 _logger = logging.getLogger("certplane.broker.incidents")
@@ -195,7 +196,9 @@ class IncidentWatch:
                 figures=Figures(certificate_count=len(members), holder_count=len({move.host for move in found.moves})),
             )
             event = self._opened(incident)
+            failpoint("incident.open.before")
             if await self._store.record(None, incident, members=members, events=[event]):
+                failpoint("incident.open.after")
                 _logger.warning("%s", event.reason, extra=_fields(incident))
                 return
             if any(each.issuer == found.issuer for each in await self._store.open_incidents()):
@@ -223,6 +226,8 @@ class IncidentWatch:
         if after != incident:
             after = replace(after, version=incident.version + 1)
             events = [self._closed(after)] if over else []
+            if over:
+                failpoint("incident.close.before")
             if not await self._store.record(incident, after, events=events):
                 return
             if over:
@@ -237,7 +242,9 @@ class IncidentWatch:
         try:
             number = incident.rollout_count + 1
             ids = [member.certificate_id for member in waiting]
+            failpoint("incident.rollout.before")
             rollout_id = await self._rollouts.start(incident, ids, f"{incident.incident_id}.{number}")
+            failpoint("incident.rollout.after")
         except RefusalError as error:
             self._not_before = self._clock.monotonic() + _FAILED_PAUSE.total_seconds()
             trouble = printable(str(error), _MOST_TEXT)

@@ -188,6 +188,21 @@ async def test_a_host_that_is_gone_meanwhile_is_told_without_words(monkeypatch: 
     assert (trouble.word, trouble.text, trouble.hosts) == ("UNHEARD", "", ("web1",))
 
 
+async def test_what_is_of_the_fleet_as_a_whole_is_told_once() -> None:
+    """By a cause without a broker's name: another broker that takes the role goes on with it."""
+    world = World({"oncall": RulesSettings()})
+    incident = OwnTrouble("INCIDENT acme-20260319", Severity.WARNING, "acme wants 3 replaced", "look", of_fleet=True)
+    world.own = [incident]
+    for _ in range(2):
+        async with world.broker():
+            await world.pass_time(timedelta(minutes=5))
+    (opened,) = world.oncall.messages
+    assert subject(opened) == "[certplane] WARNING: FLEET INCIDENT acme-20260319: acme wants 3 replaced"
+    (trouble,) = document(opened)["troubles"]
+    assert "health" not in trouble
+    assert "certificate" not in body(opened).partition("The fleet now")[0]
+
+
 async def test_what_is_wrong_with_the_broker_itself_is_told() -> None:
     """Before it hurts a certificate: opened, worse when it is, over; not to those who hear of a profile alone."""
     web = RulesSettings(rules=(NotificationRule(profiles=("web",)), NotificationRule(severity=Severity.CRITICAL)))
