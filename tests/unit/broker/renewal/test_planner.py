@@ -17,8 +17,9 @@ from certplane.broker import metrics
 from certplane.broker.events import AuditEventType, AuditSeverity, AuditTrail
 from certplane.broker.model import CertificateRecord, Profile, RevocationReason
 from certplane.broker.renewal.model import InForce, RenewalInfo, RenewalInfoError, RenewalPlan
-from certplane.broker.renewal.planner import RenewalPlanner
+from certplane.broker.renewal.planner import PATIENCE, RenewalPlanner
 from certplane.broker.renewal.plans import RenewalPlans
+from certplane.broker.standing_rules import IncidentRollout, IncidentRules
 from certplane.errors import Reason, RefusalError
 from certplane.fleet_report.model import RenewalCause
 from tests.fakes.audit import FakeMeter
@@ -133,6 +134,41 @@ async def test_it_is_asked_again_when_the_ca_said() -> None:
         await world.pass_time(HOUR)
         assert len(world.source.asked) == 2
         assert world.told == [world.stores.database.certificates["certificate-000001"].identity], "nothing new to tell"
+
+
+async def test_what_is_brought_forward_is_kept_for_who_looks_for_many() -> None:
+    """With its plan, as it was and as it is; a window that has not moved, or by some hours, isn't."""
+    world = PlannerSetting()
+    async with world.planning():
+        record = await world.issue()
+        await world.settle()
+        due = world.plan(record).renew_time
+        assert await world.stores.incidents.unassigned() == []
+        world.source.answer = world.window(59.9)
+        await world.pass_time(7 * HOUR)
+        assert await world.stores.incidents.unassigned() == []
+        world.source.answer = world.window(-2, explanation_url="https://ca.example/why")
+        await world.pass_time(7 * HOUR)
+        (move,) = await world.stores.incidents.unassigned()
+        assert (move.certificate_id, move.host) == (record.certificate_id, record.identity)
+        assert (move.move_time, move.explanation_url) == (world.clock.now(), "https://ca.example/why")
+        assert abs(move.due_before - due) < 2 * DAY
+        assert world.plan(record).renew_time == world.clock.now()
+
+
+async def test_where_rollouts_answer_incidents_a_call_back_waits_for_one() -> None:
+    """Ten minutes; by the policy of the moment."""
+    world = PlannerSetting()
+    async with world.planning():
+        record = await world.issue()
+        await world.settle()
+        policy = world.policies.policy
+        assert isinstance(policy, FakePolicy)
+        rules = (policy.rules[0], IncidentRules(IncidentRollout.RINGS))
+        world.policies.policy = replace(policy, rules=rules)
+        world.source.answer = world.window(-2)
+        await world.pass_time(7 * HOUR)
+        assert world.plan(record).renew_time == world.clock.now() + PATIENCE
 
 
 async def test_a_moved_window_is_audited_and_told() -> None:
