@@ -156,11 +156,13 @@ def action_text(spec: _Spec) -> str:
 
 def halt_text(halt: _Spec.Halt) -> str:
     """When it halts by itself; the broker's defaults where it doesn't say."""
-    hosts = counted(halt.failed_hosts or 1, "host")
-    share = f" or {halt.failed_percent} %" if halt.failed_percent else ""
+    # One host is the default only where no share is set either.
+    count = halt.failed_hosts or (0 if halt.failed_percent else 1)
+    bounds = [counted(count, "host")] if count else []
+    bounds += [f"{halt.failed_percent} %"] if halt.failed_percent else []
     span = span_of(halt.silent_after) if halt.HasField("silent_after") else None
     silent = "10m" if span is None else span_text(span)
-    return f"when {hosts}{share} of a ring failed; silent for {silent} is failed"
+    return f"when {' or '.join(bounds)} of a ring failed; silent for {silent} is failed"
 
 
 def rings_text(rings: Sequence[rollout_pb2.RingSpec]) -> str:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certplane.ctl.session import Session
-from certplane.ctl.show.rollout_words import ITEM_STATES, bar
+from certplane.ctl.show.rollout_words import ITEM_STATES, bar, halt_text
 from certplane.ctl.show.rollouts import change_lines
 from certplane.ctl.show.selections import selection_text
 from certplane.errors import ConfigurationError, OperationError, Reason, Refusal, RefusalError
@@ -431,6 +431,16 @@ def test_a_bar_in_words() -> None:
     ]  # fmt: skip
     assert bar(counts(done=999, failed=1), 10) == [("#########", Style.GOOD), ("!", Style.BAD)]
     assert bar([], 5) == [("     ", Style.PLAIN)]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "percent", "text"),
+    [(0, 0, "when 1 host of a ring"), (0, 30, "when 30 % of a ring"), (3, 5, "when 3 hosts or 5 % of a ring")],
+)
+def test_when_it_halts_in_words(hosts: int, percent: int, text: str) -> None:
+    """One host is the default only where no share is set: so the broker takes it."""
+    halt = rollout_pb2.RolloutSpec.Halt(failed_hosts=hosts, failed_percent=percent)
+    assert halt_text(halt) == f"{text} failed; silent for 10m is failed"
 
 
 def test_what_has_changed() -> None:
