@@ -22,6 +22,7 @@ from certplane.broker.announced import log_started, start_events, who
 from certplane.broker.audit_desk import audit_service, auditing
 from certplane.broker.background import check_directories, running, watch_dns_accounts, watch_readiness
 from certplane.broker.broker_desk import BrokersDesk
+from certplane.broker.budget_desk import budget_service, budget_watch, forecasts_of
 from certplane.broker.configured import secret_source
 from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.audience import TrustAudience
@@ -32,7 +33,6 @@ from certplane.broker.fleet_desk import fleet_service
 from certplane.broker.forwarding import copying_audit
 from certplane.broker.incident_desk import also_of_incidents, incident_watch
 from certplane.broker.issuance.authority import RegistrationAuthority
-from certplane.broker.issuance.budget import BudgetWatch
 from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.issuing import messages
 from certplane.broker.issuing.accounts import AccountAnswers
@@ -57,6 +57,7 @@ from certplane.broker.rollout_desk import RolloutParts, rollout_parts
 from certplane.broker.services.brokers import BrokerServicer
 from certplane.broker.services.certificates import CertificateServicer
 from certplane.broker.services.enrollment import EnrollmentServicer
+from certplane.broker.services.incident_forecasts import ForecastsOfIncidents
 from certplane.broker.services.incidents import IncidentServicer
 from certplane.broker.services.interceptors.edge import Edge
 from certplane.broker.services.orders import OrderServicer
@@ -237,6 +238,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             hub,
             fleet,
             authority,
+            forecasts=(forecasts := forecasts_of(settings, stores, plans, prepared.policy, pool=files, clock=clock)),
             policy=prepared.policy,
             issuers=[*settings.cas],
             lease=lease,
@@ -261,7 +263,11 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             ),
             CertificateServicer(authority, clock, plans),
             RenewalServicer(hub, fleet.view),
-            OrderServicer(orders := authority.overview(stores.order_listing, others.find, name=socket.gethostname())),
+            OrderServicer(
+                orders := authority.overview(
+                    stores.order_listing, others.find, left=forecasts.left, name=socket.gethostname()
+                )
+            ),
             fleet_service(
                 settings,
                 stores,
@@ -286,7 +292,8 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 clock=clock,
             ),
             BrokerServicer(desk),
-            IncidentServicer(stores.incidents),
+            IncidentServicer(stores.incidents, ForecastsOfIncidents(forecasts, clock)),
+            budget_service(settings, forecasts, orders, fleet, clock),
         )
         listener = stack.enter_context(metrics_listener(settings, meter))
         broker = Broker(
@@ -366,13 +373,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             forwarding=await stack.enter_async_context(
                 copying_audit(settings, secrets, stores, clock=clock, meter=meter)
             ),
-            budget=BudgetWatch(
-                stores.order_listing,
-                lambda: [*prepared.policy.current.issued_profiles],
-                lambda: authority.limits,
-                clock=clock,
-                meter=meter,
-            ),
+            budget=budget_watch(stores, prepared.policy, authority, forecasts, clock=clock, meter=meter),
             clock=clock,
             meter=meter,
         )

@@ -128,6 +128,22 @@ CERTIFICATES_LEFT: Final = Table(
     "Certificates of a profile's names that rate_limits.certificates_per_name_set_per_week leaves now.",
     ("profile",),
 )
+BUDGET_LEFT: Final = Table(
+    "certplane_budget_left",
+    "Places of a CA's limit that are left: of its fullest bucket, as the ledger of all brokers has it.",
+    ("issuer", "limit"),
+)
+BUDGET_PLACES: Final = Table(
+    "certplane_budget_places", "Places that a limit of a CA has when nothing is taken.", ("issuer", "limit")
+)
+BUDGET_WAITING: Final = Table(
+    "certplane_budget_waiting_orders", "Orders that wait for a place within a CA's limits.", ("issuer",)
+)
+BUDGET_WAIT: Final = Table(
+    "certplane_budget_wait_seconds",
+    "In how long the last order that waits now has its place, if none comes between; +Inf: one not within 90 days.",
+    ("issuer",),
+)
 PROFILES_BLOCKED: Final = Gauge(
     "certplane_profiles_blocked",
     "1 while the last order of a profile failed with an error that only a person can fix.",

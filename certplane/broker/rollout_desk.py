@@ -9,6 +9,7 @@ from datetime import datetime
 from functools import partial
 
 from certplane.broker.events import AuditTrail
+from certplane.broker.fleet.forecasting import Forecasts
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.members.ports import Lease
@@ -18,13 +19,15 @@ from certplane.broker.notify.watch import LookAtSelf
 from certplane.broker.ports import Meter, PolicySource
 from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.rollouts.desk import RolloutDesk
-from certplane.broker.rollouts.freezing import Forecast, Freezing
+from certplane.broker.rollouts.forecasts import RolloutForecasts
+from certplane.broker.rollouts.freezing import Freezing
 from certplane.broker.rollouts.in_hand import Sources
 from certplane.broker.rollouts.known import KnownRollouts
-from certplane.broker.rollouts.model import Rollout, RolloutAction, RolloutItem, RolloutState
+from certplane.broker.rollouts.model import Rollout, RolloutState
 from certplane.broker.rollouts.revoking import ReplacedRevocations
 from certplane.broker.rollouts.runner import RolloutRunner, RunnerPorts
 from certplane.broker.rollouts.watching import RolloutWatchers
+from certplane.broker.services.budget_convert import forecast_message
 from certplane.broker.services.rollouts import RolloutServicer
 from certplane.broker.store import Stores
 from certplane.broker.wiring import FleetParts
@@ -59,6 +62,7 @@ def rollout_parts(
     fleet: FleetParts,
     authority: RegistrationAuthority,
     *,
+    forecasts: Forecasts,
     policy: PolicySource,
     issuers: Sequence[str],
     lease: Lease,
@@ -69,6 +73,7 @@ def rollout_parts(
     meter: Meter,
 ) -> RolloutParts:
     """All of them, hearing of other brokers' rollouts."""
+    forecast = RolloutForecasts(forecasts, clock)
     watchers = RolloutWatchers()
     known = KnownRollouts(stores.rollouts, watchers)
     stores.changes.follow(ChangeKind.ROLLOUT, known, what="rollouts, for those who are notified")
@@ -92,7 +97,7 @@ def rollout_parts(
                 rng=rng,
             ),
             activations_wanted=hub.activations_wanted,
-            issued_by=_issued_by,
+            issued_by=forecast.issued_by,
             pool=pool,
             trail=trail,
             meter=meter,
@@ -106,7 +111,7 @@ def rollout_parts(
     plans.subscribe_revoked(note_revoked)
     desk = RolloutDesk(
         store=stores.rollouts,
-        freezing=Freezing(plans, fleet.index, _forecast),
+        freezing=Freezing(plans, fleet.index, forecast.of),
         plans=plans,
         index=fleet.index,
         policy=policy,
@@ -123,21 +128,11 @@ def rollout_parts(
         watchers,
         named=fleet.view,
         index=fleet.index,
-        forecast=_forecast,
-        forecast_message=None,
+        forecast=forecast.of,
+        forecast_message=forecast_message,
         clock=clock,
     )
     return RolloutParts(desk, runner, servicer, watchers, known)
-
-
-async def _forecast(_items: Sequence[RolloutItem], _issuer: str) -> Forecast | None:
-    """Nobody can tell yet."""
-    return None
-
-
-async def _issued_by(rollout: Rollout, items: Sequence[RolloutItem]) -> datetime | None:
-    forecast = await _forecast(items, rollout.spec.issuer if rollout.spec.action is RolloutAction.MOVE else "")
-    return None if forecast is None else forecast.last_order_time
 
 
 def troubles(rollouts: Sequence[Rollout], now: datetime) -> Iterator[OwnTrouble]:

@@ -19,7 +19,7 @@ from certplane.broker.database import stores
 from certplane.broker.fleet.figures import SHOWN
 from certplane.broker.fleet.health_watch import HealthWatch
 from certplane.broker.incidents.watch import IncidentWatch
-from certplane.broker.issuance.budget import BudgetWatch
+from certplane.broker.issuance.budget import SHOWN_OF_BUDGETS, BudgetWatch
 from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.issuing.remote import RemoteIssuer
 from certplane.broker.issuing.supervision import IssuingProcess
@@ -154,7 +154,7 @@ def roles_of(
         async with running(budget.run(), "what limits leave"):
             await health.lead()
 
-    roles.add(FLEET_HEALTH, measure, (*SHOWN, metrics.CERTIFICATES_LEFT))
+    roles.add(FLEET_HEALTH, measure, (*SHOWN, *SHOWN_OF_BUDGETS))
     figures = (metrics.INCIDENTS, metrics.INCIDENT_CERTIFICATES, metrics.INCIDENT_DEADLINE)
     roles.add(INCIDENTS, incidents.run, figures)
     roles.add(ROLLOUTS, rollouts.run, SHOWN_OF_ROLLOUTS)

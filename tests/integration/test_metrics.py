@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 import os
 import random
 import signal
@@ -22,6 +23,8 @@ from typing_extensions import override
 from certplane.broker import metrics
 from certplane.broker.app import open_broker
 from certplane.broker.audit.fallback import SpillFallback
+from certplane.broker.budget.model import IssuerLimits, Limit, LimitScope
+from certplane.broker.budget.overview import IssuerView, LimitView
 from certplane.broker.events import AuditEvent, AuditEventType, AuditTrail
 from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.incidents.known import KnownIncidents
@@ -102,15 +105,29 @@ async def an_order(_folder: Path) -> Collection[Metric]:
     await authority.revoke(caller(), "r", result.certificate.certificate_id, RevocationReason.SUPERSEDED)
     profile = Profile("web", "multi_san", result.certificate.dns_names, "h")
     limits = DurableLimits(certificates_per_name_set_per_week=4)
+    views: list[IssuerView] = []
+
+    async def overview() -> list[IssuerView]:
+        return views
+
     budget = BudgetWatch(
-        world.stores.order_listing, lambda: [profile], lambda: limits, clock=world.clock, meter=world.meter
+        world.stores.order_listing, lambda: [profile], lambda: limits, overview, clock=world.clock, meter=world.meter
     )
+    places = LimitView(Limit("orders", LimitScope.ACCOUNT, 300, timedelta(hours=3)))
+    of_ca = IssuerLimits("ca", "https://ca.test", "configuration", (places.limit,))
+    in_an_hour = world.clock.now() + timedelta(hours=1)
+    views = [IssuerView(of_ca, [places], 2, in_an_hour), IssuerView(replace(of_ca, issuer="other"), [], 1, None, 1)]
+    await budget.look()
+    assert world.meter.tables[metrics.BUDGET_LEFT] == {("ca", "orders"): 300}
+    assert world.meter.tables[metrics.BUDGET_PLACES] == {("ca", "orders"): 300}
+    assert world.meter.tables[metrics.BUDGET_WAITING] == {("ca",): 2, ("other",): 1}
+    assert world.meter.tables[metrics.BUDGET_WAIT] == {("ca",): 3600, ("other",): math.inf}
     await budget.count()
     assert world.meter.tables[metrics.CERTIFICATES_LEFT] == {("web",): 3}
     other = replace(profile, dns_names=("other.example.org",))
     issued = [other, profile, replace(profile, name="fresh", dns_names=("fresh.example.org",))]
     of_hosts = BudgetWatch(
-        world.stores.order_listing, lambda: issued, lambda: limits, clock=world.clock, meter=world.meter
+        world.stores.order_listing, lambda: issued, lambda: limits, overview, clock=world.clock, meter=world.meter
     )
     issued += [replace(profile, name="many", dns_names=(f"h{number}.example.org",)) for number in range(501)]
     await of_hosts.count()  # of names that differ from host to host, those that have least left; of very many none

@@ -17,7 +17,8 @@ from certplane.pki.names import names_sha256
 from certplane.pki.public_suffixes import registered_domain
 
 _LONGEST_LABEL: Final = 200
-_BY_ACCOUNT: Final = frozenset({LimitScope.ACCOUNT, LimitScope.FAILED_VALIDATIONS})
+BY_ACCOUNT: Final = frozenset({LimitScope.ACCOUNT, LimitScope.FAILED_VALIDATIONS})
+"""What a CA counts for each account apart."""
 _KINDS: Final = {
     LimitScope.ACCOUNT: ScopeKind.ACCOUNT,
     LimitScope.REGISTERED_DOMAIN: ScopeKind.DOMAIN,
@@ -53,7 +54,7 @@ def claim_of(
     digest = names_sha256(dns_names)
     needs = [
         Need(
-            BucketKey(limits.directory_url, limits.issuer if limit.scope in _BY_ACCOUNT else "", limit.name, subject),
+            BucketKey(limits.directory_url, limits.issuer if limit.scope in BY_ACCOUNT else "", limit.name, subject),
             label,
             limit,
             takes=limit.scope is not LimitScope.FAILED_VALIDATIONS,

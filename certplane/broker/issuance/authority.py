@@ -31,7 +31,7 @@ from certplane.broker.issuance.dispatch import OrderDispatcher
 from certplane.broker.issuance.events import CallEvents, EventFactory
 from certplane.broker.issuance.flights import Flight
 from certplane.broker.issuance.listing import OrderListing
-from certplane.broker.issuance.overview import OrdersView
+from certplane.broker.issuance.overview import OrdersView, PlacesLeft
 from certplane.broker.issuance.refusals import draining_refusal, leaseless_refusal
 from certplane.broker.issuance.revocation import Revocation, RevokedByOperator
 from certplane.broker.issuance.settings import IssuanceSettings
@@ -103,8 +103,18 @@ class RegistrationAuthority:
         """Hear of the other brokers of the database."""
         self._dispatcher.follow_others(feed)
 
-    def overview(self, listing: OrderListing, find_member: Callable[[str], Member | None], *, name: str) -> OrdersView:
-        """The orders of all brokers as operators see them; `find_member` knows the others, `name` is this machine's."""
+    def overview(
+        self,
+        listing: OrderListing,
+        find_member: Callable[[str], Member | None],
+        *,
+        name: str,
+        left: PlacesLeft | None = None,
+    ) -> OrdersView:
+        """The orders of all brokers as operators see them.
+
+        `find_member` knows the other brokers, `left` says what the CAs' limits leave, `name` is this machine's.
+        """
         ports = self._ports
         return OrdersView(
             self._dispatcher,
@@ -114,6 +124,7 @@ class RegistrationAuthority:
             ports.clock,
             holder=ports.orders.holder,
             name=name,
+            left=left,
         )
 
     @property

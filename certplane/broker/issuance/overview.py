@@ -6,7 +6,7 @@ What an order is at comes from the broker that runs it: at once for this one's, 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, Protocol
@@ -59,6 +59,10 @@ class OrdersHere(Protocol):
     limits: DurableLimits
 
 
+PlacesLeft = Callable[[Sequence[Order]], Awaitable[Mapping[str, str]]]
+"""By order id what the CAs' limits leave of what each of these needs, for people."""
+
+
 class OrdersView:
     """Lists orders, and says what becomes of them."""
 
@@ -72,6 +76,7 @@ class OrdersView:
         *,
         holder: str,
         name: str,
+        left: PlacesLeft | None = None,
     ) -> None:
         """Nothing is read yet.
 
@@ -83,12 +88,14 @@ class OrdersView:
             clock: The time.
             holder: This broker.
             name: Its machine's.
+            left: What the CAs' limits leave of what orders need; without it that isn't shown.
         """
         self._here = here
         self._listing = listing
         self._policies = policies
         self._find_member = find_member
         self._clock = clock
+        self._left = left
         self._holder = holder
         self._name = name
         self.watchers = here.watchers
@@ -176,6 +183,8 @@ class OrdersView:
         if limit:
             names = {order.dns_names for _, order in rows if order.state.is_open}
             spent = dict(await self._listing.count_certificates(names, self.now() - WEEK))
+        ordering = [order for _, order in rows if order.state.is_open and not order.acme_order_url]
+        places = {} if self._left is None or not ordering else await self._left(ordering)
         turns = sorted(
             flight.order.progress.step_time or flight.order.create_time
             for flight in self._here.flights
@@ -186,7 +195,7 @@ class OrdersView:
                 order,
                 place,
                 self._wait(order, turns),
-                self._budget(order, limit, spent.get(order.dns_names)),
+                self._budget(order, limit, spent.get(order.dns_names), places.get(order.order_id, "")),
                 *self._broker(order),
             )
             for place, order in rows
@@ -226,7 +235,7 @@ class OrdersView:
             wait = ""
         return wait
 
-    def _budget(self, order: Order, limit: int | None, spent: int | None) -> str:
+    def _budget(self, order: Order, limit: int | None, spent: int | None, places: str) -> str:
         if not (order.state.is_open or (order.retry_time is not None and order.retry_time > self.now())):
             return ""
         try:
@@ -237,6 +246,8 @@ class OrdersView:
         parts = []
         if (held := self._here.holds.held(lane, self.now())) is not None:
             parts.append(f"nothing before {held[0]:%Y-%m-%dT%H:%M:%SZ}: {held[1].message}")
+        if places:
+            parts.append(places)
         if limit and spent is not None:
             left = max(limit - spent, 0)
             parts.append(f"{left} of {limit} certificates of these names are left this week, this one counted")

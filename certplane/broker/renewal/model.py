@@ -10,6 +10,9 @@ from typing import Any, Final, NamedTuple
 
 from certplane.fleet_report.model import RenewalCause
 
+_WINDOW_CLOSES: Final = timedelta(minutes=1)
+"""So long before its end a window counts as over: an order that is made now reaches the CA a little later."""
+
 
 @dataclass(frozen=True, slots=True)
 class RenewalInfo:
@@ -82,6 +85,12 @@ class RenewalPlan:
     def is_of_identity(self) -> bool:
         """Whether it is for the host's identity, which the internal CA renews."""
         return not self.certificate_id
+
+    def in_window(self, now: datetime) -> bool:
+        """Whether an order that is made now reaches the CA within its window: what is past is none to it."""
+        if self.window_start is None or self.window_end is None:
+            return False
+        return self.window_start <= now < self.window_end - _WINDOW_CLOSES
 
     @property
     def told(self) -> tuple[object, ...]:

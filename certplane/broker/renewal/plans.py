@@ -41,9 +41,6 @@ T = TypeVar("T")
 _SKEW: Final = timedelta(minutes=5)
 """A host's clock may be ahead of ours: what it thinks due by so much is."""
 
-_WINDOW_CLOSES: Final = timedelta(minutes=1)
-"""So long before its end a window counts as over: an order that is made now reaches the CA a little later."""
-
 _PAGE: Final = 512
 """Plans that are read at a time: about a millisecond of the loop."""
 _TOGETHER: Final = 128
@@ -120,9 +117,7 @@ class RenewalPlans(RenewalTimes, RenewalPlanStore, RenewalRequestLog, RequestIte
     async def in_window(self, certificate: CertificateRecord, now: datetime) -> bool:
         found = await self._store.find(certificate.certificate_id, now)
         plan = None if found is None else found.plan
-        if plan is None or plan.window_start is None or plan.window_end is None:
-            return False
-        return plan.window_start <= now < plan.window_end - _WINDOW_CLOSES
+        return plan is not None and plan.in_window(now)
 
     @override
     def note_issued(self, certificate: CertificateRecord) -> None:

@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final, Protocol
+from typing import Final
 
+from certplane.broker.budget.forecast import Forecast
 from certplane.broker.fleet.index import FleetIndex, IndexedHost
 from certplane.broker.model import IdentityKind
 from certplane.broker.ports import Policy
@@ -26,15 +27,6 @@ from certplane.runtime.text import counted
 _TOGETHER: Final = 128
 """Hosts whose certificates are read at once."""
 _NAMED: Final = 5
-
-
-class Forecast(Protocol):
-    """When a number of orders would be issued, by the CAs' limits."""
-
-    @property
-    def last_order_time(self) -> datetime | None:
-        """When the last of them gets its place; None if that can't be told."""
-        ...
 
 
 ForecastOf = Callable[[Sequence[RolloutItem], str], Awaitable[Forecast | None]]
@@ -184,6 +176,9 @@ def all_warnings(frozen: Frozen, policy: Policy, hosts: Sequence[IndexedHost], o
             f"alone: {_named(services)} ({counted(len(services), 'service')})"
         )
     deadline, forecast = frozen.spec.deadline, frozen.forecast
+    if forecast is not None and forecast.never_count:
+        never = counted(forecast.never_count, "certificate")
+        found.append(f"no new certificate within 90 days, by the CA's limits, for {never}: {forecast.bound_by}")
     if deadline is not None and forecast is not None and forecast.last_order_time is not None:
         late = forecast.last_order_time - deadline
         if late.total_seconds() > 0:

@@ -7,9 +7,11 @@ from typing import Any
 
 import grpc
 
+from certplane.broker.incidents.model import Incident
 from certplane.broker.incidents.ports import IncidentReader, place_of
 from certplane.broker.services.convert import invalid_request, page_size
 from certplane.broker.services.fleet_convert import MESSAGE_ROOM
+from certplane.broker.services.incident_forecasts import ForecastsOfIncidents
 from certplane.broker.services.incidents_convert import incident_message, place_from, token_from
 from certplane.errors import Reason, RefusalError
 from certplane.v1 import incident_pb2 as pb
@@ -34,8 +36,10 @@ class IncidentServicer(incident_pb2_grpc.IncidentServiceServicer):
 
     service = pb.DESCRIPTOR.services_by_name["IncidentService"].full_name
 
-    def __init__(self, incidents: IncidentReader) -> None:
+    def __init__(self, incidents: IncidentReader, forecasts: ForecastsOfIncidents | None = None) -> None:
+        """Without `forecasts` none is shown."""
         self._incidents = incidents
+        self._forecasts = forecasts
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Serve it there."""
@@ -47,7 +51,7 @@ class IncidentServicer(incident_pb2_grpc.IncidentServiceServicer):
         found = await self._incidents.list_incidents(after, most + 1, open_only=request.open_only)
         response, size = pb.ListIncidentsResponse(), 0
         for number, incident in enumerate(found):
-            message = incident_message(incident)
+            message = await self._message(incident)
             size += message.ByteSize() + 8
             if response.incidents and (number == most or size > MESSAGE_ROOM):
                 response.next_page_token = token_from(place_of(found[number - 1]))
@@ -62,4 +66,10 @@ class IncidentServicer(incident_pb2_grpc.IncidentServiceServicer):
         incident = await self._incidents.get_incident(request.incident_id)
         if incident is None:
             raise IncidentNotFoundError
-        return pb.GetIncidentResponse(incident=incident_message(incident))
+        return pb.GetIncidentResponse(incident=await self._message(incident))
+
+    async def _message(self, incident: Incident) -> pb.Incident:
+        """With the forecast of what isn't replaced yet, and whether that is too late."""
+        if self._forecasts is None or incident.close_time is not None:
+            return incident_message(incident)
+        return incident_message(incident, await self._forecasts.of(incident.incident_id))

@@ -6,9 +6,11 @@ import re
 from datetime import UTC, datetime
 from typing import Final
 
+from certplane.broker.budget.forecast import Forecast
 from certplane.broker.incidents.model import Incident
 from certplane.broker.incidents.ports import Place
 from certplane.broker.incidents.words import remedy
+from certplane.broker.services.budget_convert import forecast_message
 from certplane.broker.services.convert import cursor_from_token, invalid_request, token_from_cursor
 from certplane.rpc.times import put_time
 from certplane.runtime.text import printable
@@ -18,8 +20,8 @@ _PLACE: Final = re.compile(r"(open|closed);([0-9T:.+-]{19,40});([A-Za-z0-9._-]{1
 _MOST_TEXT: Final = 1000
 
 
-def incident_message(incident: Incident) -> pb.Incident:
-    """As it was last seen."""
+def incident_message(incident: Incident, forecast: Forecast | None = None) -> pb.Incident:
+    """As it was last seen; `forecast` is of what isn't replaced yet."""
     figures = incident.figures
     message = pb.Incident(
         incident_id=incident.incident_id,
@@ -41,6 +43,10 @@ def incident_message(incident: Incident) -> pb.Incident:
         put_time(incident.close_time, message.close_time)
     if incident.deadline is not None:
         put_time(incident.deadline, message.deadline)
+    if forecast is not None:
+        message.forecast.CopyFrom(forecast_message(forecast))
+        last, deadline = forecast.last_order_time, incident.deadline
+        message.late = deadline is not None and (forecast.never_count > 0 or (last is not None and last > deadline))
     return message
 
 

@@ -9,10 +9,10 @@ from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from certplane.broker.budget.forecast import Forecast
 from certplane.broker.model import RevocationReason
 from certplane.broker.renewal.model import Selection
 from certplane.broker.rollouts.desk import PlannedRollout
-from certplane.broker.rollouts.freezing import Forecast
 from certplane.broker.rollouts.model import (
     ItemState,
     Revoke,
