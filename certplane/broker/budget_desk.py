@@ -6,6 +6,7 @@ from certplane.broker.fleet.forecasting import Forecasts
 from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.issuance.budget import BudgetWatch
 from certplane.broker.issuance.overview import OrdersView
+from certplane.broker.policy.source import FilePolicySource
 from certplane.broker.ports import Meter, PolicySource
 from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.services.budget import BudgetServicer
@@ -38,7 +39,7 @@ def budget_service(
 
 def budget_watch(
     stores: Stores,
-    policy: PolicySource,
+    policy: FilePolicySource,
     authority: RegistrationAuthority,
     forecasts: Forecasts,
     *,
