@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from typing_extensions import override
@@ -11,7 +11,7 @@ from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.index import FleetIndex
 from certplane.broker.incidents.known import KnownIncidents
 from certplane.broker.incidents.model import Incident
-from certplane.broker.incidents.ports import RolloutStarter
+from certplane.broker.incidents.ports import RolloutStarter, Started
 from certplane.broker.incidents.watch import IncidentWatch
 from certplane.broker.incidents.words import trouble
 from certplane.broker.model import ChangeKind
@@ -38,14 +38,18 @@ class RolloutsOfIncidents(RolloutStarter):
         self._desk = desk
 
     @override
-    async def start(self, incident: Incident, certificate_ids: Sequence[str], request_id: str) -> str:
+    async def under_way(self, certificate_ids: Sequence[str]) -> Mapping[str, str]:
+        return await self._desk.under_way(certificate_ids)
+
+    @override
+    async def start(self, incident: Incident, certificate_ids: Sequence[str], request_id: str) -> Started:
         reason = f"{incident.issuer} wants it replaced (incident {incident.incident_id})"
         if incident.explanation_url:
             reason = f"{reason}: {incident.explanation_url}"
-        rollout = await self._desk.start_for_incident(
+        rollout, begun_for = await self._desk.start_for_incident(
             incident.incident_id, certificate_ids, request_id, printable(reason, _MOST_TEXT), incident.deadline
         )
-        return rollout.rollout_id
+        return Started(rollout.rollout_id, begun_for)
 
 
 def incident_watch(

@@ -7,12 +7,13 @@ it is renewed sooner, as its plan says. Many of one CA within a day are an *inci
   does to many at one moment is heard of within it.
 - An issuer has one open incident at most, and whatever its CA brings forward meanwhile belongs to that one: it is the
   same night, and an operator wants one thing to look at.
-- Times may lie: a clock that jumped makes windows of one moment look days apart, which costs an incident at worst. What
-  the certificates' own plans say doesn't come from here.
+- Times may lie: a clock that jumped makes windows of one moment look days apart, which costs those of that moment their
+  place in an incident at worst. What the certificates' own plans say doesn't come from here.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,11 +63,24 @@ def detect(moves: Iterable[WindowMove], incidents: Iterable[Incident], at_least:
         incident = open_ones.get(issuer)
         some = sorted(by_issuer[issuer], key=lambda move: (move.move_time, move.certificate_id))
         if incident is None:
-            newest = some[-1].move_time
-            some = [move for move in some if newest - move.move_time < TOGETHER]
-        if incident is not None or len(some) >= max(1, at_least):
+            some = _together(some, max(1, at_least))
+        if some:
             found.append(Found(issuer, incident, some))
     return found
+
+
+def _together(moves: Sequence[WindowMove], at_least: int) -> list[WindowMove]:
+    """The last so many or more within `TOGETHER`, of moves by their times; none if there were never so many.
+
+    Not those before the newest one alone: a clock that was years ahead for a moment leaves a move that stays the
+    newest for as long.
+    """
+    times = [move.move_time for move in moves]
+    for last in range(len(moves) - 1, at_least - 2, -1):
+        first = bisect_right(times, times[last] - TOGETHER)
+        if last + 1 - first >= at_least:
+            return [*moves[first : last + 1]]
+    return []
 
 
 def explanation_of(moves: Iterable[WindowMove], known: str = "") -> str:

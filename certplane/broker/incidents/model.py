@@ -49,7 +49,7 @@ class Incident:
         explanation_url: Where the CA explains it; empty if it doesn't.
         close_time: When it ended; None before.
         rollout_id: The newest rollout that answers it; empty without one.
-        rollout_count: How many there were: certificates that come later go into another one.
+        rollout_count: How many were begun for it: certificates that come later go into another one.
         trouble: Why no rollout answers it though policy wants one, for people; empty where one does, or none is wanted.
         figures: How far it is.
     """

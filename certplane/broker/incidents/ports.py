@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -112,15 +112,36 @@ class RolloutMembers(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A rollout that answers an incident.
+
+    Attributes:
+        rollout_id: Which.
+        certificate_ids: The certificates that it was begun for, of those that were named.
+    """
+
+    rollout_id: str
+    certificate_ids: Collection[str]
+
+
 class RolloutStarter(Protocol):
     """Whoever runs rollouts."""
 
-    async def start(self, incident: Incident, certificate_ids: Sequence[str], request_id: str) -> str:
-        """Begin a rollout of these certificates under policy's standing rings; its id.
+    async def under_way(self, certificate_ids: Sequence[str]) -> Mapping[str, str]:
+        """Which of these a rollout has already that has begun, whoever began it: its id, by the certificate's.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        ...
+
+    async def start(self, incident: Incident, certificate_ids: Sequence[str], request_id: str) -> Started:
+        """Begin a rollout of these certificates under policy's standing rings.
 
         It renews, and revokes nothing; its deadline is the incident's. A ring that picks none of them is left out: an
         incident may have several rollouts, each of those that were heard of together. Idempotent for one `request_id`:
-        asked again, by whichever broker, the rollout that there is.
+        asked again, by whichever broker, the rollout that there is, with the certificates that it was begun for.
 
         Raises:
             RefusalError: it can't begin; the message says why, and what to do.

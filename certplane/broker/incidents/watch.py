@@ -10,7 +10,7 @@ Rules:
   what it did to them would be heard of over hours else, and nobody could say how many they are.
 - With policy's `incidents.rollout: rings` the certificates of an incident are given to a rollout, once no more come for
   a minute, and before their hosts renew by themselves (`planner.PATIENCE`). Those that come later are given to another
-  one: what a rollout is for is frozen when it begins.
+  one: what a rollout is for is frozen when it begins. What an operator's rollout has stays there.
 - A rollout that can't begin holds nothing up: hosts renew at the planner's pace, as without it, and the incident says
   why.
 """
@@ -220,7 +220,9 @@ class IncidentWatch:
             await asyncio.sleep(0)
         figures = sums.figures()
         over = figures.open_count == 0
-        after = replace(incident, figures=figures, deadline=sums.deadline)
+        # Why none answers it is said while something waits for one.
+        said = incident.trouble if rings and waiting else ""
+        after = replace(incident, figures=figures, deadline=sums.deadline, trouble=said)
         if over:
             after = replace(after, close_time=now, deadline=incident.deadline)
         if after != incident:
@@ -233,17 +235,32 @@ class IncidentWatch:
             if over:
                 _logger.info("%s", events[0].reason, extra=_fields(after))
         if rings and waiting and not over and _have_gathered(waiting, now):
-            await self._answer(after, waiting)
+            await self._answer(after, [member.certificate_id for member in waiting])
 
-    async def _answer(self, incident: Incident, waiting: Sequence[Member]) -> None:
+    async def _answer(self, incident: Incident, waiting: Sequence[str]) -> None:
         """Give to a rollout what is in none."""
         if self._rollouts is None or self._clock.monotonic() < self._not_before:
             return
+        # An operator's own, halted or not, keeps what it has: a newer one would take it over, in other rings and
+        # without its new keys and revocations.
+        theirs = await self._rollouts.under_way(waiting)
+        for rollout_id in sorted({*theirs.values()}):
+            ids = [each for each in waiting if theirs.get(each) == rollout_id]
+            after = replace(incident, version=incident.version + 1, rollout_id=rollout_id, trouble="")
+            if not await self._store.give(incident, after, ids):
+                return
+            _logger.info("the rollout %s has certificates of the incident", rollout_id, extra=_fields(after))
+            incident = after
+        if rest := [each for each in waiting if each not in theirs]:
+            await self._begin(incident, rest)
+
+    async def _begin(self, incident: Incident, waiting: Sequence[str]) -> None:
+        """Begin a rollout of these."""
+        assert self._rollouts is not None, "looked at by whoever calls"
         try:
             number = incident.rollout_count + 1
-            ids = [member.certificate_id for member in waiting]
             failpoint("incident.rollout.before")
-            rollout_id = await self._rollouts.start(incident, ids, f"{incident.incident_id}.{number}")
+            started = await self._rollouts.start(incident, waiting, f"{incident.incident_id}.{number}")
             failpoint("incident.rollout.after")
         except RefusalError as error:
             self._not_before = self._clock.monotonic() + _FAILED_PAUSE.total_seconds()
@@ -252,10 +269,12 @@ class IncidentWatch:
                 _logger.warning("no rollout answers the incident: %s", error, extra=_fields(incident))
                 await self._store.record(incident, replace(incident, version=incident.version + 1, trouble=trouble))
             return
-        after = replace(incident, version=incident.version + 1, rollout_id=rollout_id, rollout_count=number, trouble="")
-        # Killed before this is durable, the next look begins the same rollout by the same request, which is this one.
-        if await self._store.give(incident, after, ids):
-            _logger.info("the rollout %s answers the incident", rollout_id, extra=_fields(after))
+        answered = replace(incident, rollout_id=started.rollout_id, rollout_count=number, trouble="")
+        after = replace(answered, version=incident.version + 1)
+        # Killed before this is durable, the next look finds the same rollout under way. By the same request it is this
+        # one too, and has what it was begun for: not what has come since.
+        if await self._store.give(incident, after, started.certificate_ids):
+            _logger.info("the rollout %s answers the incident", started.rollout_id, extra=_fields(after))
 
     def _show(self, incidents: Sequence[Incident]) -> None:
         """Tell the figures, by issuer: each has one that is open at most."""

@@ -23,8 +23,9 @@ def remedy(incident: Incident) -> str:
         what = counted(figures.failing_count, "renewal fails", "renewals fail")
         parts.append(f"{what}: begin with {_first_hosts(incident)}; `certplanectl causes` says why")
     if incident.trouble:
-        parts.append(f"no rollout answers it: {incident.trouble}")
-    elif incident.rollout_id:
+        what = "no further rollout answers the rest" if incident.rollout_id else "no rollout answers it"
+        parts.append(f"{what}: {incident.trouble}")
+    if incident.rollout_id:
         parts.append(f"follow its rollout: `certplanectl rollout watch {incident.rollout_id}`")
     if not incident.rollout_id:
         parts.append("each host renews by itself, as its plan says; docs/incident.md has the ways to hurry or to leave")

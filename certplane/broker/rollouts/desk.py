@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -175,15 +175,22 @@ class RolloutDesk:
 
     async def start_for_incident(
         self, incident_id: str, certificate_ids: Sequence[str], request_id: str, reason: str, deadline: datetime | None
-    ) -> Rollout:
-        """Begin the rollout that answers an incident, in the policy's standing rings; the one that there is, if it is.
+    ) -> tuple[Rollout, Collection[str]]:
+        """Begin the rollout that answers an incident, in the policy's standing rings, or find the one that there is.
+
+        It waits for nobody's approval: who wrote the policy has decided, and while it waited its hosts would renew by
+        themselves, in no ring.
+
+        Returns:
+            It, and which of the certificates it was begun for: not those of a repeated request that came later.
 
         Raises:
             RefusalError: REQUEST_INVALID, none of its certificates is in force; STORE_UNAVAILABLE, AUDIT_UNAVAILABLE.
         """
         created_by = f"incident {incident_id}"
         if (first := await self._store.find(created_by, request_id)) is not None:
-            return first
+            begun_for = {item.certificate_id for item in await self._store.items(first.rollout_id)}
+            return first, begun_for.intersection(certificate_ids)
         now, policy = self._clock.now(), self._policy.current
         rings = standing_rings(policy.rollouts.rings)
         selection = Selection(certificate_ids=tuple(certificate_ids))
@@ -195,9 +202,22 @@ class RolloutDesk:
         spec = replace(spec, selection=Selection(incident_id=incident_id))
         spec = replace(spec, rings=without_empty(rings, frozen.found))
         frozen = await self._freezing.in_rings(spec, frozen.items, policy)
-        approval = why_approval(spec, len(frozen.hosts), policy.rollouts)
-        rollout = self._new(frozen, created_by, request_id, now, approval=approval)
-        return await self._keep(replace(rollout, incident_id=incident_id), frozen, None, request_id)
+        rollout = self._new(frozen, created_by, request_id, now, approval="")
+        return await self._keep(replace(rollout, incident_id=incident_id), frozen, None, request_id), certificate_ids
+
+    async def under_way(self, certificate_ids: Collection[str]) -> Mapping[str, str]:
+        """Which of these certificates a rollout has that has begun, running or not, and the newest such.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        begun = [each for each in await self._store.open_rollouts() if each.start_time is not None]
+        if not begun:
+            return {}
+        places = {each.rollout_id: (each.create_time, each.rollout_id) for each in begun}
+        items = [item for item in await self._store.open_items_of(certificate_ids) if item.rollout_id in places]
+        items.sort(key=lambda item: places[item.rollout_id])
+        return {item.certificate_id: item.rollout_id for item in items if item.state is not ItemState.SKIPPED}
 
     async def say(
         self,

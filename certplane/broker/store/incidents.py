@@ -21,9 +21,10 @@ from certplane.broker.store.cells import Columns, decode_names
 from certplane.broker.store.change_feed import ChangeLog
 from certplane.broker.store.moved_windows import MOVE
 from certplane.broker.store.rows import from_micros, to_micros
-from certplane.broker.store.schema import certificates, orders, renewal_plans
+from certplane.broker.store.schema import certificates, renewal_plans
 from certplane.broker.store.session import Database, Session
 from certplane.broker.store.statements import HOSTS, Compiler, Row, Statement, hosts_parameters, limited_to
+from certplane.broker.store.successors import newest_successor
 from certplane.broker.store.writer import Writer
 
 _INCIDENT: Final = Columns(Incident)
@@ -224,16 +225,7 @@ def _age(incident: Incident) -> tuple[datetime, str]:
 
 def _members(compiler: Compiler) -> Statement:
     moves, plans, held = moved_windows.c, renewal_plans.c, certificates.c
-    newer = (
-        select(orders.c.certificate_id)
-        .where(
-            orders.c.replaces_certificate_id == moves.certificate_id, text("state = 'ISSUED'")
-        )  # as the index has it
-        .order_by(orders.c.create_time.desc())
-        .suffix_with(limited_to(1))
-        .correlate(moved_windows)
-        .scalar_subquery()
-    )
+    newer = newest_successor(moves.certificate_id, moved_windows)
     query = (
         select(
             moves.certificate_id,

@@ -23,9 +23,10 @@ from certplane.broker.renewal.model import (
 )
 from certplane.broker.store.cells import Cells, decode_json, decode_names, encode_json
 from certplane.broker.store.rows import from_micros, to_micros
-from certplane.broker.store.schema import certificates, orders, renewal_plans, renewal_request_items, renewal_requests
+from certplane.broker.store.schema import certificates, renewal_plans, renewal_request_items, renewal_requests
 from certplane.broker.store.session import Session
 from certplane.broker.store.statements import HOSTS, Compiler, Row, Statement, chunks, limited_to, numbered
+from certplane.broker.store.successors import newest_successor
 from certplane.fleet_report.model import RenewalCause
 
 _HELD_UP: Final = Cells(HeldUp)
@@ -127,16 +128,7 @@ def _item_row(requester: str, request_id: str, number: int, item: RequestItem) -
 
 def _following(compiler: Compiler) -> Statement:
     items, plans, held = renewal_request_items.c, renewal_plans.c, certificates.c
-    newer = (
-        select(orders.c.certificate_id)
-        .where(
-            orders.c.replaces_certificate_id == items.certificate_id, text("state = 'ISSUED'")
-        )  # as the index has it
-        .order_by(orders.c.create_time.desc())
-        .suffix_with(limited_to(1))
-        .correlate(renewal_request_items)
-        .scalar_subquery()
-    )
+    newer = newest_successor(items.certificate_id, renewal_request_items)
     query = (
         select(
             *(items[name] for name in _ITEM),

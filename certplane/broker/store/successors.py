@@ -5,17 +5,29 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Final
 
-from sqlalchemy import select, text
+from sqlalchemy import Column, ScalarSelect, Table, select, text
 from typing_extensions import override
 
 from certplane.broker.rollouts.facts import Successor, Successors
 from certplane.broker.store.audit_log import reading
 from certplane.broker.store.schema import certificates, orders
 from certplane.broker.store.session import Database
-from certplane.broker.store.statements import HOSTS, hosts_parameters
+from certplane.broker.store.statements import HOSTS, hosts_parameters, limited_to
 
 _ISSUED: Final = "state = 'ISSUED'"
 """Word for word the index's condition."""
+
+
+def newest_successor(replaced: Column[str], of: Table) -> ScalarSelect[str]:
+    """Within a statement over `of`: what has taken the place of the certificate `replaced` last; NULL if nothing has."""
+    return (
+        select(orders.c.certificate_id)
+        .where(orders.c.replaces_certificate_id == replaced, text(_ISSUED))
+        .order_by(orders.c.create_time.desc())
+        .suffix_with(limited_to(1))
+        .correlate(of)
+        .scalar_subquery()
+    )
 
 
 class SqlSuccessors(Successors):

@@ -390,6 +390,65 @@ async def test_a_broker_killed_before_it_noted_the_rollout_begins_no_second_one(
     assert (await night.only()).rollout_id == f"rollout of {DAY_OF_IT}.1"
 
 
+async def test_what_comes_after_such_a_kill_is_in_the_next_rollout(night: Night) -> None:
+    """Not in the first one, which was begun without it: its host would renew in no ring."""
+    night.rules = replace(night.rules, rollout=IncidentRollout.RINGS)
+    records = await night.fleet_of(4)
+    await night.move(*records[:3])
+    await night.watch.look()
+    night.clock.advance(MINUTE)
+    night.stores.database.faults.fail("give", DOWN)
+    with pytest.raises(RefusalError):
+        await night.watch.look()
+    await night.move(records[3])
+    night.begin()
+    for _ in range(3):
+        night.clock.advance(MINUTE)
+        await night.watch.look()
+    assert night.rollouts.started == {
+        f"{DAY_OF_IT}.1": tuple(each.certificate_id for each in records[:3]),
+        f"{DAY_OF_IT}.2": (records[3].certificate_id,),
+    }
+
+
+async def test_what_an_operator_s_rollout_has_stays_there(night: Night) -> None:
+    """Halted, with new keys, to be revoked: a newer one would take it over. The incident names it."""
+    night.rules = replace(night.rules, rollout=IncidentRollout.RINGS)
+    records = await night.fleet_of(4)
+    night.rollouts.others = {each.certificate_id: "r-mine" for each in records[:3]}
+    await night.move(*records[:3])
+    await night.watch.look()
+    night.clock.advance(MINUTE)
+    await night.watch.look()
+    incident = await night.only()
+    assert (night.rollouts.started, incident.rollout_id, incident.rollout_count) == ({}, "r-mine", 0)
+    assert "rollout watch r-mine" in remedy(incident)
+    await night.move(records[3])
+    night.clock.advance(MINUTE)
+    await night.watch.look()
+    assert night.rollouts.started == {f"{DAY_OF_IT}.1": (records[3].certificate_id,)}
+
+
+@pytest.mark.parametrize("how", ["the policy wants none", "its hosts have renewed by themselves"])
+async def test_why_no_rollout_began_is_said_while_one_is_wanted(night: Night, how: str) -> None:
+    """Then it is critical no more."""
+    night.rules = replace(night.rules, rollout=IncidentRollout.RINGS)
+    night.rollouts.fault = RefusalError(Reason.REQUEST_INVALID, "no")
+    records = await night.fleet_of(3)
+    await night.move(*records)
+    night.clock.advance(MINUTE)
+    await night.watch.look()
+    assert (await night.only()).trouble == "REQUEST_INVALID: no"
+    if how == "the policy wants none":
+        night.rules = replace(night.rules, rollout=IncidentRollout.NONE)
+    else:
+        for record in records:
+            await night.replace(record, used=False)
+    await night.watch.look()
+    incident = await night.only()
+    assert (incident.trouble, trouble(incident).severity) == ("", Severity.WARNING)
+
+
 async def test_two_brokers_that_look_at_once_make_one(night: Night) -> None:
     """For a second both may have the role."""
     await night.move(*await night.fleet_of(3))

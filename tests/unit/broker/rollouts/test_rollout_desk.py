@@ -299,7 +299,7 @@ async def test_a_plan_says_what_is_in_its_way(world: RolloutWorld) -> None:
 
 
 async def test_an_incident_begins_one_in_the_standing_rings() -> None:
-    """Those that pick somebody; once for each request, by whichever broker. Policy's approval holds for it too."""
+    """Those that pick somebody; once for each request, by whichever broker. The policy's word is enough for it."""
     rings = (
         RingRule("lab", {"ring": "lab"}, bake=MINUTE),
         RingRule("first", {"ring": "first"}),
@@ -308,17 +308,34 @@ async def test_an_incident_begins_one_in_the_standing_rings() -> None:
     world = RolloutWorld(rules=RolloutRules(Approval.REQUIRED, 2, rings))
     ids = [f"old-{name}" for name in world.names]
     deadline = world.clock.now() + timedelta(hours=5)
-    first = await world.desk.start_for_incident("i-1", ids, "i-1:1", "the CA wants it", deadline)
-    again = await world.new_desk().start_for_incident("i-1", ids, "i-1:1", "the CA wants it", deadline)
+    first, begun_for = await world.desk.start_for_incident("i-1", ids[:-1], "i-1:1", "the CA wants it", deadline)
+    again, found_for = await world.new_desk().start_for_incident("i-1", ids, "i-1:1", "the CA wants it", deadline)
     assert again.rollout_id == first.rollout_id
+    assert ({*begun_for}, {*found_for}) == ({*ids[:-1]}, {*ids[:-1]})
     assert [ring.name for ring in first.rings] == ["first", "half"]
     assert (first.created_by, first.incident_id, first.spec.deadline) == ("incident i-1", "i-1", deadline)
     assert first.spec.selection == Selection(incident_id="i-1")
-    assert first.state is RolloutState.AWAITING_APPROVAL
-    approved = await world.desk.say(Word.APPROVE, operator(), "r", first.rollout_id, "go")
-    assert approved.state is RolloutState.RUNNING
-    late = await world.desk.start_for_incident("i-2", ids[:1], "i-2:1", "late", world.clock.now() - MINUTE)
+    assert (first.state, first.approved_by) == (RolloutState.RUNNING, ""), "while it waited, its hosts would renew"
+    late, _ = await world.desk.start_for_incident("i-2", ids[:1], "i-2:1", "late", world.clock.now() - MINUTE)
     assert (late.spec.deadline, late.state) == (None, RolloutState.RUNNING)
+
+
+async def test_what_a_rollout_has_that_has_begun() -> None:
+    """Paused or halted too; of two the newer; not of one that waits for approval, or passes it over, or has ended."""
+    world = RolloutWorld(rules=RolloutRules(Approval.REQUIRED, 0))
+    ids = [f"old-{name}" for name in world.names]
+    waiting = await world.desk.create(operator(), "a", RolloutSpec(Selection(certificate_ids=(ids[0],)), "first"))
+    assert await world.desk.under_way(ids) == {}
+    await world.desk.say(Word.APPROVE, operator("bob.test"), "b", waiting.rollout_id, "go")
+    await world.desk.say(Word.PAUSE, operator(), "c", waiting.rollout_id, "a look")
+    assert await world.desk.under_way(ids) == {ids[0]: waiting.rollout_id}
+    world.clock.advance(MINUTE)
+    newer = await world.desk.create(operator(), "d", RolloutSpec(Selection(certificate_ids=tuple(ids[:2])), "next"))
+    assert await world.desk.under_way(ids) == {ids[0]: waiting.rollout_id}
+    await world.desk.say(Word.APPROVE, operator("bob.test"), "d", newer.rollout_id, "go")
+    assert await world.desk.under_way(ids) == dict.fromkeys(ids[:2], newer.rollout_id)
+    await world.desk.say(Word.ABORT, operator(), "e", newer.rollout_id, "no")
+    assert await world.desk.under_way(ids) == {ids[0]: waiting.rollout_id}
 
 
 @pytest.mark.parametrize("point", ["rollout.create.before", "rollout.create.after"])
