@@ -76,7 +76,9 @@ class AuditFilter(_message.Message):
 
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Of the calls, orders and renewals with one of these ids: request_id, order_id, certificate_id, renewal_request_id."""
+        """Of the events, calls, orders, certificates, renewals and rollouts with one of these ids: event_id, request_id, order_id,
+        certificate_id, replaces_certificate_id, renewal_request_id, rollout_id.
+        """
 
     @_builtins.property
     def profiles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Final
 
-from certplane.broker.events import CHANGE_EVENTS, AuditEvent
+from certplane.broker.events import CHANGE_EVENTS, AuditEvent, AuditEventType
 from certplane.broker.fleet.filter import FleetFilter
 from certplane.broker.fleet.index import CauseGroup, FleetIndex
 from certplane.broker.fleet.summary import MOST_SHOWN, FleetSums, sum_up
@@ -15,6 +16,13 @@ from certplane.broker.issuance.overview import OrdersView
 from certplane.broker.ports import AuditReader
 from certplane.errors import Refusal
 from certplane.runtime.clock import Clock
+
+_OF_ONE: Final = frozenset(
+    {AuditEventType.CERTIFICATE_REVOKED, AuditEventType.ISSUER_FAILED_OVER, AuditEventType.RENEWAL_WINDOW_MOVED}
+)
+"""Of one certificate or order each: a night of an incident or a rollout has hundreds."""
+_SURE: Final = MOST_SHOWN // 4
+"""Of those, so many are shown whatever else there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +100,10 @@ class FleetSummaries:
             next=await self._view.certificates(sums.next),
             causes=[ShownCause(group, examples.get(group.example)) for group in shown],
             cause_count=len(groups),
-            changes=await self._audit.recent(CHANGE_EVENTS, since=now - period, limit=MOST_SHOWN),
+            changes=changes_shown(
+                await self._audit.recent(CHANGE_EVENTS - _OF_ONE, since=now - period, limit=MOST_SHOWN),
+                await self._audit.recent(_OF_ONE, since=now - period, limit=MOST_SHOWN),
+            ),
             issuers=[self._issuer(name) for name in self._issuers],
             open_orders=open_orders,
             troubled_orders=troubled_orders,
@@ -110,3 +121,14 @@ class FleetSummaries:
     def _issuer(self, name: str) -> IssuerTrouble:
         trouble = self._orders.issuer_trouble(name)
         return IssuerTrouble(name) if trouble is None else IssuerTrouble(name, *trouble)
+
+
+def changes_shown(changes: Sequence[AuditEvent], of_one: Sequence[AuditEvent]) -> Sequence[AuditEvent]:
+    """What changed, the newest first: what changed for many isn't pushed out by what was done to one after the other.
+
+    Args:
+        changes: For many, the newest first.
+        of_one: Of one certificate or order each, likewise.
+    """
+    kept = of_one[: max(_SURE, MOST_SHOWN - len(changes))]
+    return sorted([*changes[: MOST_SHOWN - len(kept)], *kept], key=lambda event: event.timestamp, reverse=True)

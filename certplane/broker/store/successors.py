@@ -19,7 +19,7 @@ _ISSUED: Final = "state = 'ISSUED'"
 
 
 def newest_successor(replaced: Column[str], of: Table) -> ScalarSelect[str]:
-    """Within a statement over `of`: what has taken the place of the certificate `replaced` last; NULL if nothing has."""
+    """Within a statement over `of`: what has taken the place of certificate `replaced` last; NULL if nothing has."""
     return (
         select(orders.c.certificate_id)
         .where(orders.c.replaces_certificate_id == replaced, text(_ISSUED))

@@ -36,7 +36,7 @@ def _audit_filter(parser: argparse.ArgumentParser) -> None:
     repeated(group, "--serial", "SERIAL", "about this serial number")
     repeated(group, "--type", "TYPE", "of this event type, such as certificate_issued")
     repeated(group, "--error", "REASON", "with this reason code, such as RATE_LIMITED")
-    repeated(group, "--id", "ID", "of the call, order, certificate or renewal with this id")
+    repeated(group, "--id", "ID", "of the call, order, certificate, renewal or rollout with this id")
     repeated(group, "--profile", "PROFILE", "of this policy profile")
     group.add_argument("--severity", choices=("info", "warning", "error"), help="at least so bad")
 

@@ -168,11 +168,22 @@ def remedies(rollout: Rollout, command: str) -> list[str]:
             return [
                 f"try again what failed: {command} resume {name} --reason TEXT",
                 f"or end it without: {command} finish {name} --reason TEXT",
+                *_revoking(rollout, command),
             ]
         case Rollout.STATE_FINISHING:
-            return [f"it waits for what is away; to end it without: {command} finish {name} --reason TEXT"]
+            lines = [f"it waits for what is away; to end it without: {command} finish {name} --reason TEXT"]
+            return [*lines, *_revoking(rollout, command)]
         case _:
             return []
+
+
+def _revoking(rollout: Rollout, command: str) -> list[str]:
+    """How what is left is revoked, where something is."""
+    if not rollout.unrevoked_count:
+        return []
+    left = counted(rollout.unrevoked_count, "certificate")
+    how = f"{command} finish {rollout.rollout_id} --revoke-remaining --reason TEXT"
+    return [f"or end it and revoke {left} that may still be served: {how}"]
 
 
 def change_lines(before: Rollout | None, now: Rollout, at: datetime) -> Iterator[tuple[str, Style]]:

@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from certplane.broker.events import AuditEvent, AuditEventType
 from certplane.broker.fleet.index import CauseGroup, IndexedCertificate, IndexedHost
-from certplane.broker.fleet.summaries import FleetSummary, IssuerTrouble, ShownCause
+from certplane.broker.fleet.summaries import FleetSummary, IssuerTrouble, ShownCause, changes_shown
 from certplane.broker.fleet.summary import MOST_SHOWN, FleetSums
 from certplane.broker.fleet.view import CertificateView
 from certplane.broker.services.calls import EdgeRefusalError
@@ -55,6 +55,24 @@ SUMMARY = FleetSummary(
     open_orders=1,
     troubled_orders=1,
 )
+
+
+def _events(event_type: AuditEventType, count: int, since: datetime) -> list[AuditEvent]:
+    """The newest first, a second apart."""
+    times = [since + timedelta(seconds=number) for number in range(count)]
+    return [AuditEvent(f"{event_type} {time}", time, event_type) for time in reversed(times)]
+
+
+def test_hundreds_of_moved_windows_hide_no_incident() -> None:
+    """It was opened before they came; the newest of them are shown too, and all of them where there is nothing else."""
+    opened = _events(AuditEventType.INCIDENT_OPENED, 1, NOW)
+    moved = _events(AuditEventType.RENEWAL_WINDOW_MOVED, MOST_SHOWN, NOW + timedelta(minutes=1))
+    assert changes_shown(opened, moved) == [*moved[:-1], *opened]
+    loaded = _events(AuditEventType.POLICY_LOADED, MOST_SHOWN, NOW)
+    assert changes_shown(loaded, moved) == [*moved[:5], *loaded[:-5]]
+    assert changes_shown(loaded, moved[:1]) == [moved[0], *loaded[:-1]]
+    assert changes_shown([], moved) == moved
+    assert changes_shown(loaded, []) == loaded
 
 
 def test_the_longest_texts_fit_into_a_message() -> None:

@@ -179,6 +179,11 @@ async def test_hosts_that_are_away_are_waited_for(broker: OperatorsBroker, ctl: 
     assert (
         ran.lines[1] == "it waits for what is away; to end it without: certplanectl rollout finish r-7f3a --reason TEXT"
     )
+    away.unrevoked_count = 1
+    broker.answers["ResumeRollout"] = rollout_pb2.ResumeRolloutResponse(rollout=away)
+    ran = await ctl("rollout", "resume", "r-7f3a", "--reason", "mended", width=None)
+    finish = "certplanectl rollout finish r-7f3a --revoke-remaining --reason TEXT"
+    assert ran.lines[2] == f"or end it and revoke 1 certificate that may still be served: {finish}"
 
 
 async def test_what_an_operator_can_do_when_it_halts(broker: OperatorsBroker, ctl: Ctl) -> None:
