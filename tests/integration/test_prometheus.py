@@ -54,6 +54,8 @@ RARE: list[tuple[Metric, dict[str, str]]] = [
     (metrics.SINK_FAILURES, {"sink": "siem"}),
     (metrics.NOTIFICATIONS_WAITING, {"notifier": "oncall"}),
     (metrics.NOTIFICATIONS, {"notifier": "oncall", "result": "failed"}),
+    (metrics.INCIDENT_CERTIFICATES, {"issuer": "ca", "state": "open"}),
+    (metrics.INCIDENT_DEADLINE, {"issuer": "ca"}),
 ]
 """What a broker without calls and a CA doesn't show, and what is rare."""
 
@@ -87,6 +89,8 @@ def move(meter: PrometheusMeter, metric: Metric, labels: dict[str, str], value: 
             meter.observe(metric, timedelta(seconds=value), **labels)
         case metrics.Gauge():
             meter.level(metric, value, **labels)
+        case metrics.Table():
+            meter.table(metric, {tuple(labels.values()): value})
 
 
 @contextlib.asynccontextmanager
