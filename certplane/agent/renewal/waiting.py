@@ -29,7 +29,8 @@ LEAST_WAIT = timedelta(seconds=10)
 _SPAN = timedelta(hours=1)
 _DIRECTED = 3
 """In one `_SPAN`, for one certificate: more than a person asks for, and each is a reload of a service."""
-_DIRECTED_REVOKED = 10
+_DIRECTED_URGENT = 10
+"""Of revocations, and of rollouts: each of those directs a certificate once, and a night may have several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,8 @@ def soonest(status: LineageStatus, now: datetime) -> datetime | None:
 
 def directed_pause(status: LineageStatus, directed: DirectedRenewal, now: datetime) -> datetime | None:
     """Until when one more renewal that the broker wants before its time has to wait; None if it hasn't."""
-    most = _DIRECTED_REVOKED if directed.cause is RenewalCause.REVOKED else _DIRECTED
+    urgent = directed.cause is RenewalCause.REVOKED or directed.rollout_id
+    most = _DIRECTED_URGENT if urgent else _DIRECTED
     counted = [moment for moment in status.directed_times if now - _SPAN < moment <= now]
     return counted[-most] + _SPAN if len(counted) >= most else None
 

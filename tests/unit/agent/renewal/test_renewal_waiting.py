@@ -29,8 +29,10 @@ FAILED = LineageStatus(
 BY_CA = {"request_error": "ISSUER_RATE_LIMITED: 5 a week", "retry_time": NOW + DAY, "next_attempt_time": NOW + DAY}
 
 
-def directive(cause: RenewalCause, received: datetime = NOW, renew: datetime = NOW) -> DirectedRenewal:
-    return DirectedRenewal("c1", renew, cause, receive_time=received)
+def directive(
+    cause: RenewalCause, received: datetime = NOW, renew: datetime = NOW, rollout_id: str = ""
+) -> DirectedRenewal:
+    return DirectedRenewal("c1", renew, cause, receive_time=received, rollout_id=rollout_id)
 
 
 @dataclass(frozen=True)
@@ -137,20 +139,28 @@ def test_a_failures_message_is_bounded() -> None:
     assert len(failure_of(Refusal(Reason.INTERNAL, "x" * 100_000), NOW).message) <= 2000
 
 
-@pytest.mark.parametrize(("cause", "most"), [(OPERATOR, 3), (ISSUER, 3), (LIFETIME, 3), (REVOKED, 10)])
-def test_a_broker_that_wants_it_again_and_again_has_it_so_often_in_an_hour(cause: RenewalCause, most: int) -> None:
-    """Each renewal is a reload of a service; whoever wants more waits, and nothing is due by itself."""
+@pytest.mark.parametrize(
+    ("cause", "rollout_id", "most"),
+    [(OPERATOR, "", 3), (ISSUER, "", 3), (LIFETIME, "", 3), (REVOKED, "", 10), (OPERATOR, "r-7f3a", 10)],
+)
+def test_a_broker_that_wants_it_again_and_again_has_it_so_often_in_an_hour(
+    cause: RenewalCause, rollout_id: str, most: int
+) -> None:
+    """Each renewal is a reload of a service; whoever wants more waits, and nothing is due by itself.
+
+    A night's fourth rollout waits for no host: each of them directs a certificate once.
+    """
     spec = LineageSpec("web", "host/web")
     status = LineageStatus("web", CertificateState.WAITING, NOW, confirmed_version=1)
     for count in range(most):
         now = NOW + count * SECOND
-        facts = laid_over(LineageFacts((version(),), version(), None, status), directive(cause, now, now))
+        facts = laid_over(LineageFacts((version(),), version(), None, status), directive(cause, now, now, rollout_id))
         step = next_step(spec, facts, now).step
         assert isinstance(step, Request)
         assert step.directed
         status = replace(request_succeeded(status, version(), now, directed=True), confirmed_version=1)
     now = NOW + MINUTE
-    facts = laid_over(LineageFacts((version(),), version(), None, status), directive(cause, now, now))
+    facts = laid_over(LineageFacts((version(),), version(), None, status), directive(cause, now, now, rollout_id))
     step = next_step(spec, facts, now).step
     assert isinstance(step, Wait)
     assert step.until == NOW + HOUR
