@@ -21,7 +21,7 @@ from certplane.agent.lineage import Lineage
 from certplane.agent.lineage_runner import LineageRunner
 from certplane.agent.link.answering import DirectiveTaker
 from certplane.agent.model import Activation, DirectedRenewal, LineageStatus
-from certplane.agent.renewal.directed import explanation
+from certplane.agent.renewal.directed import explanation, kept_directive
 from certplane.agent.renewal.failures import is_refused_by_policy, is_unreached
 from certplane.agent.renewal.plan import newest_version
 from certplane.errors import OperationError, Reason, RefusalError
@@ -248,13 +248,15 @@ class HostDirectives(DirectiveTaker):
         for directed in renewals:
             name = newest.get(directed.certificate_id, "")
             file = self._lineages[name].directive if name else None
-            if file is not None and file.load() != directed:
+            before = None if file is None else file.load()
+            kept = kept_directive(directed, before)
+            if file is not None and before != kept:
                 try:
-                    file.save(replace(directed, receive_time=self._clock.now()))
+                    file.save(replace(kept, receive_time=self._clock.now()))
                 except OperationError as error:
                     unwritten = error
                 else:
-                    changed[name] = directed
+                    changed[name] = kept
         unknown = [each.certificate_id for each in renewals if each.certificate_id not in known]
         left = {
             each.certificate_id: known[each.certificate_id]

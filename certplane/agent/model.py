@@ -48,7 +48,8 @@ class DirectedRenewal:
     One for the identity has an empty `certificate_id`, and the `serial_number` of the identity that it came to.
     `reason` is for a person; `explanation_url` is where the CA explains it: shown, never fetched (RFC 9773 4.2). Both
     are printable. `rollout_id` and what follows are a rollout's: what replaces the certificate is held back, until
-    `activate_by_time` at the latest, or gets a new key whatever agent.yml says of keys.
+    `activate_by_time` at the latest, or gets a new key whatever agent.yml says of keys. `abandoned`: that rollout has
+    ended, and what was asked for by then is held as `ActivationHold` says.
     """
 
     certificate_id: str
@@ -64,6 +65,7 @@ class DirectedRenewal:
     hold_activation: bool = False
     activate_by_time: datetime | None = None
     new_key: bool = False
+    abandoned: bool = False
 
     @property
     def is_of_identity(self) -> bool:
@@ -74,7 +76,7 @@ class DirectedRenewal:
         """What holds back the certificate that replaces this one; None if nothing does."""
         if not self.hold_activation or certificate_id != self.certificate_id:
             return None
-        return ActivationHold(self.rollout_id, self.activate_by_time)
+        return ActivationHold(self.rollout_id, self.activate_by_time, self.abandoned)
 
 
 @dataclass(frozen=True, slots=True)

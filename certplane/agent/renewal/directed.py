@@ -61,6 +61,20 @@ def laid_over(
     )
 
 
+def kept_directive(told: DirectedRenewal, known: DirectedRenewal | None) -> DirectedRenewal:
+    """What a lineage keeps of a directive, in the place of what was `known`.
+
+    A rollout that ends leaves its certificates to their lifetimes again. What was asked for by then may be on its way:
+    it is held on, as one that a rollout has abandoned is, since nobody has let it activate.
+    """
+    if known is None or not known.hold_activation or known.certificate_id != told.certificate_id:
+        return told
+    if told.cause is not RenewalCause.LIFETIME or told.rollout_id:
+        return told
+    by = known.activate_by_time
+    return replace(told, rollout_id=known.rollout_id, hold_activation=True, activate_by_time=by, abandoned=True)
+
+
 def released(version: Version, activations: Sequence[Activation]) -> Version:
     """The version with its hold as the broker has left it."""
     if version.hold is None:

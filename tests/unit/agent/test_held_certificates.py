@@ -150,6 +150,33 @@ async def test_a_release_that_comes_before_its_certificate_is_kept(world: AgentW
             assert last_report(server, "web").installed.certificate_id == coming
 
 
+async def test_what_is_on_its_way_when_a_rollout_ends_is_held_on(world: AgentWorld) -> None:
+    """Its certificate is planned by its lifetime again while the new one is ordered: nobody has let that activate."""
+    await world.enroll()
+    world.broker.stall = asyncio.Event()
+    async with broker(world) as server:
+        world.broker.stall.set()
+        async with running(world, server):
+            await until(lambda: in_use(server, "web") == 1 and in_use(server, "api") == 1)
+            world.broker.stall = asyncio.Event()
+            world.broker.states = ["PENDING"]
+            held = await held_renewal(world, "web")
+            server.last.direct("n1", held)
+            await until(lambda: last_report(server, "web").state == pb.CertificateStatus.STATE_REQUESTING)
+            as_before = pb.Renewal(certificate_id=held.certificate_id, cause=pb.Renewal.CAUSE_LIFETIME)
+            as_before.renew_time.FromDatetime(world.clock.now() + 30 * DAY)
+            for nonce in ("n2", "n3"):
+                server.last.direct(nonce, as_before)
+                assert not (await answered(server, nonce)).HasField("error")
+            world.broker.stall.set()
+            await until(lambda: last_report(server, "web").issued.version == 2)
+            await until(lambda: last_report(server, "web").state == pb.CertificateStatus.STATE_ISSUED)
+    status = await world.status("web")
+    assert (status.confirmed_version, status.held_by_rollout_id) == (1, "")
+    assert status.activate_after is not None
+    assert status.activate_after > world.clock.now() + 20 * DAY
+
+
 async def test_a_timer_s_run_uses_what_was_released(world: AgentWorld) -> None:
     """It hears of it in the run itself, and doesn't leave it to the next one."""
     await world.enroll()

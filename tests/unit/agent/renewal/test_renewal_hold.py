@@ -19,7 +19,7 @@ from certplane.agent.model import (
     ServiceView,
     Version,
 )
-from certplane.agent.renewal.directed import kept_activations, laid_over
+from certplane.agent.renewal.directed import kept_activations, kept_directive, laid_over
 from certplane.agent.renewal.due import LineageSpec, hold_end, own_due_time, warn_time
 from certplane.agent.renewal.facts import LineageFacts
 from certplane.agent.renewal.health import lineage_health
@@ -168,6 +168,19 @@ def test_a_hold_is_of_what_replaces_the_certificate_that_it_names() -> None:
     assert WANTED.hold_on("c1") == HOLD
     assert WANTED.hold_on("c2") is None
     assert replace(WANTED, hold_activation=False).hold_on("c1") is None
+
+
+def test_a_rollout_that_ends_leaves_what_is_on_its_way_held() -> None:
+    """Its certificates have their lifetimes again; whoever wants one now, the CA among them, has it used."""
+    ended = replace(WANTED, cause=RenewalCause.LIFETIME, rollout_id="", hold_activation=False, activate_by_time=None)
+    kept = kept_directive(ended, WANTED)
+    assert kept.hold_on("c1") == replace(HOLD, abandoned=True)
+    assert kept_directive(ended, kept) == kept
+    assert kept_directive(ended, None) == ended
+    assert kept_directive(ended, replace(WANTED, certificate_id="c0")) == ended
+    for cause in (RenewalCause.OPERATOR, RenewalCause.REVOKED, RenewalCause.ISSUER):
+        wanted_now = replace(ended, cause=cause)
+        assert kept_directive(wanted_now, WANTED) == wanted_now
 
 
 def test_a_new_key_is_asked_for_whatever_was_begun() -> None:
