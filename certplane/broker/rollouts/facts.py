@@ -120,6 +120,7 @@ def facts_of(view: ItemView, policy: Policy, now: datetime) -> ItemFacts:
             installed=bool(new_id),
             failure=failure,
             failure_mark="" if successor is None else successor.certificate_id,
+            is_final=bool(failure),
             gone=gone,
             revoke_time=view.revoke_time,
         )
@@ -137,6 +138,7 @@ def facts_of(view: ItemView, policy: Policy, now: datetime) -> ItemFacts:
         served=served,
         failure=failure,
         failure_mark=mark,
+        is_final=bool(_why_wrong(view)),
         gone=gone,
         revoke_time=view.revoke_time,
     )

@@ -16,7 +16,8 @@ rule here is tested by itself. Rules it keeps:
   and none has failed since for as long as it bakes.
 - A ring of which no host is there isn't passed over: nobody would have tried the new certificates. It halts; but for
   the last one, after which nobody comes.
-- What has failed before an operator resumed doesn't halt it again: an operator has seen it, and gone on.
+- What has failed before an operator resumed doesn't halt it again: an operator has seen it, and gone on. What fails
+  after that does, also a host whose order had failed, and that now fails with its certificate.
 - Nothing is revoked that is in use as far as anybody can see, nor before its ring is done, but by an operator's word.
 - Time that nobody watched is no evidence: after a gap a ring is watched for as long as silence takes to show.
 """
@@ -76,11 +77,6 @@ def step(
     if rollout.state.has_ended or rollout.state is RolloutState.AWAITING_APPROVAL:
         return Step(rollout)
     return _Stepping(rollout, items, facts, moment, issued_by).run()
-
-
-def is_excused(item: RolloutItem) -> bool:
-    """Whether it had failed before an operator resumed the rollout, which had it tried again."""
-    return item.attempt > 0
 
 
 class _Stepping:
@@ -144,10 +140,14 @@ class _Stepping:
         watched = [ring.state in _WATCHED for ring in self._rings]
         for index, item in enumerate(self._items):
             if item.state in _FAILED and item.attempt < self._rollout.attempt and self._runs:
-                item = _again(item, self._rollout.attempt)  # noqa: PLW2901 - what is looked at is what it is by now
+                item = _again(item, self._rollout.attempt, self._fact(index))  # noqa: PLW2901 - what it is by now
             facts = self._facts.get(item.certificate_id)
             if facts is not None:
+                had_failed = item.state in _FAILED
                 item = observed(item, facts, self._spec, self._moment, watched=watched[item.ring])  # noqa: PLW2901
+                if item.state in _FAILED and not had_failed:
+                    # Of this attempt: nobody has seen it, and it isn't tried again before somebody resumes.
+                    item = replace(item, attempt=self._rollout.attempt)  # noqa: PLW2901
                 if not facts.is_there and (item.state is ItemState.RELEASED or (watched[item.ring] and _is_done(item))):
                     self._wake(silent_at(item, facts, self._spec, self._moment))
             self._items[index] = item
@@ -192,7 +192,7 @@ class _Stepping:
         failed: dict[str, str] = {}
         for index in self._of_ring[number]:
             item = self._items[index]
-            if item.state in _FAILED and not is_excused(item):
+            if item.state in _FAILED and not item.excused:
                 failed.setdefault(item.host, item.reason)
         halt, of = self._spec.halt, self._rings[number].host_count
         enough = halt.failed_hosts and len(failed) >= halt.failed_hosts
@@ -361,10 +361,15 @@ class _Stepping:
             self._times.append(time)
 
 
-def _again(item: RolloutItem, attempt: int) -> RolloutItem:
-    """An item that has failed, as if its turn had not come yet: what was issued is used, else it is asked for anew."""
+def _again(item: RolloutItem, attempt: int, facts: ItemFacts) -> RolloutItem:
+    """An item that has failed, as if its turn had not come yet: what was issued is used, else it is asked for anew.
+
+    One that can't be asked for any more stays as it is: nobody is to wait for it.
+    """
+    if facts.is_final:
+        return replace(item, attempt=attempt, excused=True)
     state = ItemState.HELD if item.new_certificate_id else ItemState.WAITING
-    return replace(item, state=state, reason="", attempt=attempt, release_time=None, done_time=None)
+    return replace(item, state=state, reason="", attempt=attempt, excused=True, release_time=None, done_time=None)
 
 
 def _is_done(item: RolloutItem) -> bool:

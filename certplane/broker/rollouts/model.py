@@ -261,12 +261,13 @@ class RolloutItem:
         certificate_name: In the host's configuration; empty where that isn't known.
         state: How far it is.
         reason: What failed or what it waits for, for people.
-        attempt: The rollout's, when it was last tried.
+        attempt: The rollout's, when it failed last, or was last tried.
         new_certificate_id: The new one; empty before it is issued.
         failure_mark: Of the last failure that was seen (`ItemFacts`).
         release_time: When its host was let activate.
         done_time: When it was done.
         revoke_time: When the replaced one was revoked.
+        excused: It had failed before an operator resumed the rollout: that it fails at the same again halts nobody.
     """
 
     rollout_id: str
@@ -286,6 +287,7 @@ class RolloutItem:
     release_time: datetime | None = None
     done_time: datetime | None = None
     revoke_time: datetime | None = None
+    excused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +304,7 @@ class ItemFacts:
         served: It was seen served; None where the host doesn't look.
         failure: What failed, for good until somebody acts or the host tries again: its own or the CA's words.
         failure_mark: Differs between two failures of one certificate, however alike they are; opaque.
+        is_final: Another try would change nothing: something else than what the rollout is for was issued already.
         gone: Why there is nothing to do any more; empty if there is. Another rollout that is newer is such a reason.
         revoke_time: When the replaced certificate was revoked, by whomever.
     """
@@ -315,6 +318,7 @@ class ItemFacts:
     served: bool | None = None
     failure: str = ""
     failure_mark: str = ""
+    is_final: bool = False
     gone: str = ""
     revoke_time: datetime | None = None
 

@@ -100,7 +100,8 @@ def _under_way(item: RolloutItem, facts: ItemFacts, spec: RolloutSpec, moment: M
         item = replace(item, new_certificate_id=facts.new_certificate_id)
         if item.state in _BEFORE_ISSUE:
             state = ItemState.HELD if item.release_time is None else ItemState.RELEASED
-            item = replace(item, state=state, reason="")
+            # What was excused was its order, which has come through.
+            item = replace(item, state=state, reason="", excused=False)
     if _is_new_failure(item, facts) and (item.state in _CAN_FAIL or item.state is ItemState.FAILED):
         return _failed(item, facts.failure, facts)
     return _silent(item, facts, spec, moment) if item.state is ItemState.RELEASED else item

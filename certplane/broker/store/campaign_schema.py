@@ -85,6 +85,8 @@ rollout_items: Final = Table(
     Column("release_time", _Time),
     Column("done_time", _Time),
     Column("revoke_time", _Time),
+    # 1 where it had failed before an operator resumed: it halts nobody by that again.
+    Column("excused", _Sequence, nullable=False),
     sqlite_strict=True,
 )
 

@@ -241,6 +241,59 @@ def test_a_request_that_failed_is_made_again_after_a_resume() -> None:
     assert campaign.in_state(ItemState.REQUESTED) == [0, 1]
 
 
+def test_failures_after_a_resume_are_counted_up_to_the_bound() -> None:
+    """None of them is tried again by the word that was said before it."""
+    campaign = until_canary_is_let_activate(5, 1, spec=a_spec(halt=Halt(failed_hosts=2)))
+    campaign.know(0, 1, failure="reload failed", failure_mark="1")
+    campaign.step(MINUTE)
+    assert campaign.is_in(RolloutState.HALTED)
+    resume(campaign)
+    campaign.step()
+    campaign.know(2, failure="reload failed", failure_mark="1")
+    for _ in range(3):
+        assert campaign.step(MINUTE).released == ()
+    assert campaign.in_state(ItemState.FAILED) == [2]
+    assert campaign.is_in(RolloutState.RUNNING)
+    campaign.know(3, failure="reload failed", failure_mark="1")
+    campaign.step(MINUTE)
+    assert campaign.is_in(RolloutState.HALTED)
+
+
+def test_what_is_excused_is_the_order_that_had_failed_and_no_reload_after_it() -> None:
+    """Nobody has seen that one before: half of a fleet that the CA refused for a while must not be let break."""
+    campaign = Campaign.of(1, 1)
+    campaign.step()
+    campaign.know(0, failure="CAA forbids it", failure_mark="1")
+    campaign.step(MINUTE)
+    resume(campaign)
+    campaign.step(MINUTE)
+    campaign.know(0, failure="", failure_mark="")
+    campaign.issue(0)
+    campaign.step(MINUTE)
+    campaign.step(MINUTE)
+    assert campaign.in_state(ItemState.RELEASED) == [0]
+    campaign.know(0, failure="reload failed", failure_mark="2")
+    campaign.step(MINUTE)
+    assert campaign.is_in(RolloutState.HALTED)
+
+
+def test_what_can_not_be_tried_again_is_waited_for_by_nobody() -> None:
+    """A certificate of another CA than the rollout moves to was issued: the old one is in force no more."""
+    campaign = Campaign.of(1, 1)
+    campaign.step()
+    campaign.know(0, failure="issued by another one", failure_mark="n", is_final=True)
+    campaign.step(MINUTE)
+    assert campaign.is_in(RolloutState.HALTED)
+    resume(campaign)
+    for _ in range(5):
+        assert "c000" not in [item.certificate_id for item in campaign.step(MINUTE).told]
+        campaign.issue(1)
+        campaign.activate(1)
+    assert campaign.in_state(ItemState.FAILED) == [0]
+    assert campaign.in_state(ItemState.DONE) == [1]
+    assert campaign.is_in(RolloutState.FINISHING)
+
+
 def test_a_failure_of_before_the_rollout_is_none_of_it() -> None:
     """A host that fails to renew anyway is told like the others."""
     campaign = Campaign.of(1, 1)

@@ -76,6 +76,7 @@ def _add_rollouts() -> None:
         sa.Column("release_time", _time),
         sa.Column("done_time", _time),
         sa.Column("revoke_time", _time),
+        sa.Column("excused", _time, nullable=False),
         sa.PrimaryKeyConstraint("rollout_id", "certificate_id", name="pk_rollout_items"),
         sqlite_strict=True,
     )
