@@ -41,6 +41,8 @@ _LAST_LOOK = timedelta(seconds=10)
 """What a look at an order gets however long it waited for its turn: it may have ended meanwhile."""
 _POLL = Backoff(first=timedelta(seconds=2), most=timedelta(seconds=30), floor=timedelta(seconds=1))
 _ENDED = ("ISSUED", "FAILED")
+_NOTHING_COMES = frozenset({Reason.ORDER_NOT_FOUND, Reason.KEY_REUSED})
+"""Refusals of an order, however it ends: the second where its key was blocked meanwhile."""
 _MOST_TOLD = 50
 """Lines of one order in the log."""
 _LIMITED = "the order waits for a place within the CA's limits"
@@ -96,7 +98,7 @@ class BrokerRequest:
         self._rng = rng
         self._progress = progress
         self._following = following or orders_followed()
-        self._key_is_spent = False
+        self._key_is_spent = self._is_ordered = False
         self._trouble = ""
         """What the order waits for, as the status has it."""
         self._told: set[str] = set()
@@ -112,25 +114,32 @@ class BrokerRequest:
             OperationError: the broker can't be reached, or the disk refuses.
         """
         lineage = self._lineage
-        self._trouble, self._told = "", set()
+        self._trouble, self._told, self._is_ordered = "", set(), False
         pending, is_old = await self._begin(request)
-        failpoint("request.issue.before")
         try:
-            order = await self._issue(pending)
+            issued = await self._ordered(pending)
         except RefusalError as error:
-            if error.refusal.reason is not Reason.KEY_REUSED or not is_old:
+            if error.refusal.reason is not Reason.KEY_REUSED or not (is_old or self._is_ordered):
                 raise
-            # Nothing was ordered. A key of an earlier try, which the broker takes no more, says nothing of another.
+            # A key of an earlier try, or one that was blocked while the order was under way, says nothing of another.
             logger.info("%s: %s; asking with a new key", lineage.name, error)
+            self._key_is_spent = True
             await lineage.disk.run(lineage.keys.abandon)
             pending, _ = await self._begin(request)
-            order = await self._issue(pending)
+            issued = await self._ordered(pending)
+        return await uninterrupted(self._stage(issued, pending))
+
+    async def _ordered(self, pending: PendingRequest) -> IssuedCertificate:
+        """What comes of the pending request; which order it has become is durable before that is followed."""
+        failpoint("request.issue.before")
+        order = await self._issue(pending)
+        self._is_ordered = True
         failpoint("request.issue.after")
         if order.order_id and order.order_id != pending.order_id:
-            await lineage.disk.run(lineage.keys.record_order, order.order_id)
+            await self._lineage.disk.run(self._lineage.keys.record_order, order.order_id)
         issued = await self._followed(order)
         failpoint("request.issued")
-        return await uninterrupted(self._stage(issued, pending))
+        return issued
 
     async def _begin(self, request: Request) -> tuple[PendingRequest, bool]:
         """What is to be sent, and whether it has the key of an earlier try."""
@@ -201,7 +210,7 @@ class BrokerRequest:
                 order = await self._watched(order, left)
                 failures = 0
             except CertplaneError as error:
-                if isinstance(error, RefusalError) and error.refusal.reason is Reason.ORDER_NOT_FOUND:
+                if isinstance(error, RefusalError) and error.refusal.reason in _NOTHING_COMES:
                     raise
                 failures += 1
                 logger.info("%s: order %s can't be followed: %s", self._lineage.name, order.order_id, error)

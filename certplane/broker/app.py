@@ -33,6 +33,7 @@ from certplane.broker.fleet_desk import fleet_service
 from certplane.broker.forwarding import copying_audit
 from certplane.broker.incident_desk import also_of_incidents, incident_watch
 from certplane.broker.issuance.authority import RegistrationAuthority
+from certplane.broker.issuance.compromised import CompromisedKeys
 from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.issuing import messages
 from certplane.broker.issuing.accounts import AccountAnswers
@@ -284,12 +285,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             rollouts.servicer,
             policy_service(prepared.policy, reloader, stores),
             audit_service(
-                settings,
-                stores,
-                secrets,
-                identities=fleet.view.identities,
-                draining=lambda: hub.stopping,
-                clock=clock,
+                settings, stores, secrets, identities=fleet.view.identities, draining=lambda: hub.stopping, clock=clock
             ),
             BrokerServicer(desk),
             IncidentServicer(stores.incidents, ForecastsOfIncidents(forecasts, clock)),
@@ -356,6 +352,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 )
             ),
             rollouts=rollouts.runner,
+            compromised=CompromisedKeys(stores.certificates, authority, clock, rng),
             retention=own.retention,
             soundness=own.soundness,
             notifications=await stack.enter_async_context(

@@ -294,6 +294,15 @@ class CertificateStore(Protocol):
         """The identity's certificates of this key that are neither revoked nor expired at `now`, oldest first."""
         ...
 
+    async def undelivered_of_compromised_keys(
+        self, since: datetime, now: datetime, limit: int
+    ) -> Sequence[CertificateRecord]:
+        """Of all identities, certificates of keys that are compromised `since` then (`mark_revoked`), in any order.
+
+        Those that are neither revoked nor expired at `now`, and that nobody was given: nobody is any more.
+        """
+        ...
+
     async def mark_delivered(self, certificate_id: str, time: datetime, events: Sequence[AuditEvent]) -> None:
         """Record the first hand-out (later times are ignored) and the events, in one durable transaction.
 

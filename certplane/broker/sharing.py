@@ -20,6 +20,7 @@ from certplane.broker.fleet.figures import SHOWN
 from certplane.broker.fleet.health_watch import HealthWatch
 from certplane.broker.incidents.watch import IncidentWatch
 from certplane.broker.issuance.budget import SHOWN_OF_BUDGETS, BudgetWatch
+from certplane.broker.issuance.compromised import CompromisedKeys
 from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.issuing.remote import RemoteIssuer
 from certplane.broker.issuing.supervision import IssuingProcess
@@ -28,6 +29,7 @@ from certplane.broker.members.model import Member
 from certplane.broker.members.ports import LastingLease, MemberStore
 from certplane.broker.members.roles import (
     AUDIT_SINKS,
+    COMPROMISED_KEYS,
     FLEET_HEALTH,
     INCIDENTS,
     NOTIFICATIONS,
@@ -120,6 +122,7 @@ def roles_of(
     health: HealthWatch,
     incidents: IncidentWatch,
     rollouts: RolloutRunner,
+    compromised: CompromisedKeys,
     retention: Retention,
     soundness: SoundnessWatch,
     notifications: NotificationWatch | None,
@@ -157,6 +160,7 @@ def roles_of(
     roles.add(FLEET_HEALTH, measure, (*SHOWN, *SHOWN_OF_BUDGETS))
     figures = (metrics.INCIDENTS, metrics.INCIDENT_CERTIFICATES, metrics.INCIDENT_DEADLINE)
     roles.add(INCIDENTS, incidents.run, figures)
+    roles.add(COMPROMISED_KEYS, compromised.run)
     roles.add(ROLLOUTS, rollouts.run, SHOWN_OF_ROLLOUTS)
     if notifications is not None:
         roles.add(NOTIFICATIONS, notifications.run, (metrics.NOTIFICATIONS_WAITING,))

@@ -266,6 +266,35 @@ async def test_keys_of_certificates_are_blocked_together(store: StoreHarness) ->
     assert (await store.event_ids()).count(event.event_id) == 1
 
 
+async def test_what_nobody_was_given_of_compromised_keys(store: StoreHarness) -> None:
+    """Of each such key, however late it was told; not what somebody has, nor of keys that are blocked or spent alone."""
+    certificates = store.stores.certificates
+    superseded, compromised = RevocationReason.SUPERSEDED, RevocationReason.KEY_COMPROMISE
+    told: dict[str, list[RevocationReason]] = {"a": [compromised], "b": [superseded, compromised], "c": [superseded]}
+    later: dict[str, CertificateRecord] = {}
+    given = await store.issue(key="a", profile_hash="third")
+    await certificates.mark_delivered(given.certificate_id, store.clock.now(), [])
+    for key, reasons in told.items():
+        first, later[key] = await store.issue(key=key), await store.issue(key=key, profile_hash="other")
+        for reason in reasons:
+            await certificates.mark_revoked(first.certificate_id, reason, store.clock.now(), [])
+    blocked = await store.issue(key="d")
+    await certificates.block_keys([blocked.certificate_id], store.clock.now(), [])
+
+    began = store.clock.now()
+
+    async def found(now: datetime = began, since: datetime = began, limit: int = 10) -> list[CertificateRecord]:
+        records = await certificates.undelivered_of_compromised_keys(since, now, limit)
+        return sorted(records, key=lambda record: record.certificate_id)
+
+    assert await found() == [later["a"], later["b"]]
+    assert await found(since=began + timedelta(hours=1)) == []
+    assert len(await found(limit=1)) == 1
+    assert await found(now=later["b"].not_after) == []
+    await certificates.mark_revoked(later["a"].certificate_id, compromised, store.clock.now(), [])
+    assert await found() == [later["b"]]
+
+
 async def test_the_certificates_of_one_key(store: StoreHarness) -> None:
     """Those of the identity that are of use: not another's, nor of another key, revoked or expired."""
     first, second = await store.issue(key="key-a"), await store.issue(key="key-a", profile_hash="other")

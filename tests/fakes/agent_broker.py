@@ -33,6 +33,7 @@ class FakeBroker:
         failure: makes new orders end FAILED with it, and `retry_time`.
         errors: raised by the next calls, one each, before they do anything.
         issue_errors: the same for calls that want a certificate.
+        watch_errors: the same for those that follow an order.
         stall: an order's watch waits here before each further state, if set.
         lifetime: of what is issued.
         contest_time: since when the identity is contested, as `get_identity` says.
@@ -48,6 +49,7 @@ class FakeBroker:
         self.retry_time: datetime | None = None
         self.errors: list[CertplaneError] = []
         self.issue_errors: list[CertplaneError] = []
+        self.watch_errors: list[CertplaneError] = []
         self.stall: asyncio.Event | None = None
         self.lifetime = timedelta(days=90)
         self.profiles: tuple[str, ...] = ("web",)
@@ -83,6 +85,8 @@ class FakeBroker:
 
     async def watch_order(self, order_id: str, wait: timedelta) -> AsyncGenerator[OrderView, None]:
         self._begin("watch_order")
+        if self.watch_errors:
+            raise self.watch_errors.pop(0)
         order = self._known(order_id)
         yield self._look(order)
         while len(order.states) > 1 and not self.waits:

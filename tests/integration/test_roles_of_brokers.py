@@ -27,7 +27,15 @@ from tests.support.whole_brokers import configured, starting
 
 pytestmark = pytest.mark.integration
 
-ROLES = ["fleet_health", "incidents", "renewal_information:default", "rollouts", "soundness", "upkeep"]
+ROLES = [
+    "compromised_keys",
+    "fleet_health",
+    "incidents",
+    "renewal_information:default",
+    "rollouts",
+    "soundness",
+    "upkeep",
+]
 FIGURES = (b"certplane_fleet_certificates{", b"certplane_store_damaged ")
 
 

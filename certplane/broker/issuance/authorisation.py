@@ -113,13 +113,15 @@ class CallAuthorisation:
         """Whether `caller` may have the stored certificate under the policy of this moment, which is returned.
 
         A profile that was edited, but still has these names, takes nothing back. What a contested identity has got
-        already it may have again; one that is revoked is shown as such.
+        already it may have again; one that is revoked is shown as such, but for one of a blocked key that nobody was
+        given: its holder would put it in use.
 
         Raises:
             RefusalError: IDENTITY_REVOKED, IDENTITY_UNKNOWN, IDENTITY_CONTESTED, PROFILE_NOT_ALLOWED,
                 NAMES_NOT_ALLOWED, KEY_REUSED (blocked), POLICY_UNAVAILABLE or STORE_UNAVAILABLE.
         """
-        use = None if record.revoke_time else await self._ports.keys.key_use(record.public_key_sha256)
+        known = record.revoke_time is not None and record.deliver_time is not None
+        use = None if known else await self._ports.keys.key_use(record.public_key_sha256)
         if use is not None and use.blocked:
             raise _key_reused()
         return self.ask_at_hand_out(caller, record)

@@ -277,6 +277,11 @@ class RegistrationAuthority:
         work = self._revocation.revoke_replaced(certificate_id, reason, why, events)
         return await self._dispatcher.protect(work)
 
+    async def revoke_undelivered(self, record: CertificateRecord) -> None:
+        """Revoke what a CA has issued of a key that was compromised meanwhile; else as `revoke_replaced`."""
+        work = self._revocation.revoke_undelivered(record.certificate_id, self._events.of_left(record.identity))
+        await self._dispatcher.protect(work)
+
     async def _find_or_open(
         self, caller: Caller, command: IssueCommand, asked: AuthorisedRequest, events: CallEvents
     ) -> IssueResult | Flight:

@@ -52,6 +52,10 @@ class EventFactory:
         """The events of what a rollout of this operator does to one certificate."""
         return CallEvents(self._trail.carrying(rollout_id=rollout_id, identity=operator), self._directories)
 
+    def of_left(self, identity: str) -> CallEvents:
+        """The events of what the broker does by itself to a certificate of this identity."""
+        return CallEvents(self._trail.carrying(identity=identity), self._directories)
+
     def of_order(self, order: Order) -> OrderEvents:
         """The events of one order under way."""
         return OrderEvents(self._trail.carrying(**_of_order(order)), self._directories, order.issuer)

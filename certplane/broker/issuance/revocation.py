@@ -110,6 +110,19 @@ class Revocation:
             record = await self._revoke(record, reason, events, by_holder=False)
         return record
 
+    async def revoke_undelivered(self, certificate_id: str, events: CallEvents) -> None:
+        """Revoke what nobody was given of a compromised key (`compromised`); nothing if it is revoked by now.
+
+        Its holder is taken to have wanted it: no limit is lifted for it.
+
+        Raises:
+            RefusalError: as `revoke_of_anybody`.
+        """
+        record = await self._of_anybody(certificate_id)
+        if record.revoke_time is None and record.deliver_time is None:
+            events.learn_purpose("the CA has issued it of a key that was compromised meanwhile; nobody was given it")
+            await self._revoke(record, RevocationReason.KEY_COMPROMISE, events, by_holder=True)
+
     async def _of_anybody(self, certificate_id: str) -> CertificateRecord:
         record = await self._ports.certificates.get_certificate(certificate_id)
         if record is None:

@@ -244,7 +244,15 @@ keys = Table(
     Column("first_use_time", _Time, nullable=False),
     Column("block_time", _Time),
     Column("spend_time", _Time),
+    Column("compromise_time", _Time),
     sqlite_strict=True,
+)
+
+Index(
+    "ix_keys_compromise_time",  # those that were called compromised lately
+    keys.c.compromise_time,
+    sqlite_where=text("compromise_time IS NOT NULL"),
+    postgresql_where=text("compromise_time IS NOT NULL"),
 )
 
 deny_entries = Table(

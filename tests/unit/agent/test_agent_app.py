@@ -221,6 +221,22 @@ async def test_a_key_of_an_earlier_try_that_is_refused_now(make_world: MakeWorld
     assert version.public_key_sha256 != left.public_key_sha256
 
 
+async def test_a_key_that_is_blocked_while_its_order_is_under_way(make_world: MakeWorld) -> None:
+    """Nobody is given what comes of it: a new key is asked with at once, not when the order's ten minutes are over."""
+    world = make_world({"name": "kept", "key_rotation": "reuse"}, lifetime=timedelta(days=365))
+    await world.enroll()
+    await world.agent().run_once()
+    world.clock.advance(timedelta(days=61))
+    agent = world.agent()
+    await agent._start()
+    await agent._identity.settle()
+    world.broker.states = ["FINALIZING"]
+    world.broker.watch_errors = [RefusalError(Reason.KEY_REUSED, "this key can't be used; make a new one")]
+    assert is_well(await agent._certificates["kept"].settle())
+    first, second = await world.versions("kept")
+    assert first.public_key_sha256 != second.public_key_sha256
+
+
 async def test_an_identity_that_comes_into_use_forgives_no_request_under_way(make_world: MakeWorld) -> None:
     """At a start the identity is taken into use beside the first requests: what these fail with has its own wait."""
     world = make_world()

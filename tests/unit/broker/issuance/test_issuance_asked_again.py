@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -11,10 +12,11 @@ import pytest
 
 from certplane.broker.events import AuditEventType
 from certplane.broker.issuance.authority import RegistrationAuthority
+from certplane.broker.issuance.compromised import CompromisedKeys
 from certplane.broker.model import DenyEntry, KeyUse, OrderState, RevocationReason
 from certplane.errors import Reason, RefusalError
 from tests.fakes.policy import FakePolicy
-from tests.support.issuance import NO_WAIT, World, caller, issue, key_hash, settle
+from tests.support.issuance import NO_WAIT, World, caller, issue, key_hash, settle, unavailable
 
 SECOND = timedelta(seconds=1)
 HOST = "web1.test"
@@ -323,6 +325,42 @@ async def test_a_rollout_revokes_what_it_has_replaced_and_no_other_certificate_o
         "r-1",
         f"of {caller().name}: replaced: ticket 7",
     )
+
+
+async def test_what_a_ca_issues_of_a_key_that_was_compromised_meanwhile_is_revoked() -> None:
+    """Its CSR was sent before, so only the CA ends the order: nobody is given what comes, and it doesn't stay in force."""
+    world = World()
+    authority = await world.started()
+    first = await authority.issue(caller(), issue())
+    assert first.certificate is not None
+    old = first.certificate.certificate_id
+    world.clock.advance(first.certificate.renew_time - world.clock.now())
+    gate = world.issuer.faults.hold("download")
+    await authority.issue(caller(), issue(replaces=old, wait=NO_WAIT))
+    await settle()
+    await authority.revoke(caller(), "req-2", old, RevocationReason.KEY_COMPROMISE)
+    gate.set()
+    await world.run_on()
+    (late,) = (each for each in world.orders if each.replaces_certificate_id == old)
+    new = late.certificate_id
+    with pytest.raises(RefusalError) as error:
+        await authority.get_certificate(caller(), "req-3", new)
+    assert error.value.refusal.reason is Reason.KEY_REUSED
+    assert (late.state, world.database.certificates[new].revoke_time) == (OrderState.ISSUED, None)
+
+    world.revoker.faults.fail("revoke", unavailable())
+    sweep = CompromisedKeys(world.stores.certificates, authority, world.clock, random.Random(7))
+    for _ in range(2):  # the CA is away, and isn't asked again at once
+        await sweep.look()
+    assert world.database.certificates[new].revoke_time is None
+    for _ in range(2):
+        world.clock.advance(timedelta(hours=1))
+        await sweep.look()
+
+    assert world.database.certificates[new].revocation_reason is RevocationReason.KEY_COMPROMISE
+    assert list(world.ca.revoked.values()) == [RevocationReason.KEY_COMPROMISE] * 2
+    assert world.logged(AuditEventType.CERTIFICATE_REVOKED) == 2
+    assert world.database.events[-1].identity == caller().name
 
 
 @pytest.mark.parametrize("cut_off", [False, True])

@@ -21,6 +21,7 @@ def upgrade() -> None:
     _add_plans_of_rollouts()
     _add_incidents()
     _add_budget()
+    _add_compromised_keys()
 
 
 def _add_rollouts() -> None:
@@ -178,8 +179,18 @@ def _add_budget() -> None:
     op.create_index("ix_budget_waits_order_id", "budget_waits", ["order_id"])
 
 
+def _add_compromised_keys() -> None:
+    """Which of the blocked keys were called compromised, from now on: keys are blocked for other reasons too."""
+    op.add_column("keys", sa.Column("compromise_time", _time))
+    told = sa.text("compromise_time IS NOT NULL")
+    columns = ["compromise_time"]
+    op.create_index("ix_keys_compromise_time", "keys", columns, sqlite_where=told, postgresql_where=told)
+
+
 def downgrade() -> None:
     """What was asked for is forgotten; hosts go on with what they were told."""
+    op.drop_index("ix_keys_compromise_time", table_name="keys")
+    op.drop_column("keys", "compromise_time")
     op.drop_table("incidents")
     op.drop_table("moved_windows")
     op.drop_table("budget_waits")
