@@ -87,10 +87,10 @@ def move(meter: PrometheusMeter, metric: Metric, labels: dict[str, str], value: 
             meter.count(metric, **labels)
         case Histogram():
             meter.observe(metric, timedelta(seconds=value), **labels)
-        case metrics.Gauge():
-            meter.level(metric, value, **labels)
         case metrics.Table():
             meter.table(metric, {tuple(labels.values()): value})
+        case metrics.Gauge():
+            meter.level(metric, value, **labels)
 
 
 @contextlib.asynccontextmanager
