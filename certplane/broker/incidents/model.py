@@ -45,7 +45,7 @@ class Incident:
         open_time: When it was seen.
         version: How often it was written: who writes it again has read this one.
         deadline: By when all should be replaced: the soonest end of the CA's windows that isn't past, else the soonest
-            end of validity, of the certificates that are still to be replaced. None when there is none, and at first.
+            end of validity, of the certificates without a successor in use. None when there is none, and at first.
         explanation_url: Where the CA explains it; empty if it doesn't.
         close_time: When it ended; None before.
         rollout_id: The newest rollout that answers it; empty without one.

@@ -114,7 +114,7 @@ class Sums:
         if progress.hurt or not progress.over:
             rank = 0 if progress.hurt else 1 if progress.failing else 2
             self._ranks[member.host] = min(rank, self._ranks.get(member.host, rank))
-        if not progress.over and not progress.replaced:
+        if not progress.over:  # what its host only holds is served no later for it
             if member.window_end > self.now:
                 self._window_end = _sooner(self._window_end, member.window_end)
             if member.not_after is not None:

@@ -121,11 +121,10 @@ def test_some_hosts_are_named() -> None:
 
 
 def test_the_deadline_is_of_what_is_left() -> None:
-    """The soonest end of a window to come, else of a validity; what is replaced doesn't count."""
+    """The soonest end of a window to come, else of a validity; what is over doesn't count."""
     sums = Sums(NOW)
     assert sums.deadline is None
     sums.add(replace(OLD, not_after=NOW + DAY), DONE)
-    sums.add(replace(OLD, not_after=NOW + DAY), MemberProgress(replaced=True))
     assert sums.deadline is None
     sums.add(OLD, WAITS)
     sums.add(replace(OLD, not_after=NOW + 20 * DAY), WAITS)
@@ -138,3 +137,10 @@ def test_the_deadline_is_of_what_is_left() -> None:
 def test_an_incident_without_certificates_is_nothing() -> None:
     """All of its certificates may have been forgotten."""
     assert Sums(NOW).figures() == Figures()
+
+
+def test_what_hosts_hold_has_its_deadline_still() -> None:
+    """A rollout has all of them ordered within minutes, and the last ring uses them hours later."""
+    sums = Sums(NOW)
+    sums.add(replace(OLD, window_end=NOW + 3 * DAY), MemberProgress(replaced=True))
+    assert sums.deadline == NOW + 3 * DAY
