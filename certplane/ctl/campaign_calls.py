@@ -103,3 +103,7 @@ class CampaignCalls(Calls):
     async def budget(self, request: budget_pb2.GetBudgetRequest) -> budget_pb2.GetBudgetResponse:
         """What the CAs' limits leave."""
         return await self._one(request, lambda channel: _Budget(channel).GetBudget)
+
+    async def forecast(self, request: budget_pb2.ForecastOrdersRequest) -> budget_pb2.ForecastOrdersResponse:
+        """When a selection would be ordered."""
+        return await self._one(request, lambda channel: _Budget(channel).ForecastOrders, seconds=_PLAN_SECONDS)

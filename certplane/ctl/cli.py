@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from certplane import __version__
-from certplane.ctl.arguments import broker, fleet, rollouts
+from certplane.ctl.arguments import broker, budget, fleet, rollouts
 from certplane.ctl.arguments.command import Command, add_output
 from certplane.ctl.formats import Format
 from certplane.runtime import command
 from certplane.runtime.command import interruptible
 from certplane.runtime.logging import LineHandler
 
-COMMANDS: Final = (*fleet.COMMANDS, *rollouts.COMMANDS, *broker.COMMANDS)
+COMMANDS: Final = (*fleet.COMMANDS, *rollouts.COMMANDS, *budget.COMMANDS, *broker.COMMANDS)
 """All of them, in the order of the help."""
 
-_GROUPS: Final = {**rollouts.GROUPS, **broker.GROUPS}
+_GROUPS: Final = {**rollouts.GROUPS, **budget.GROUPS, **broker.GROUPS}
 
 _EPILOG: Final = """\
 exit statuses:
@@ -89,11 +89,13 @@ def _parser() -> argparse.ArgumentParser:
             description = f"{_sentence(text)[:-1]}; {broker.OWN_POLICY}." if group == "policy" else _sentence(text)
             made = commands.add_parser(group, help=text, description=description)
             groups[group] = made.add_subparsers(dest="action", metavar="COMMAND", required=True)
-        _add(groups[group] if group else commands, name, each, common)
+        made = _add(groups[group] if group else commands, name, each, common)
+        if each.name in _GROUPS:  # a command by itself too
+            groups[each.name] = made.add_subparsers(dest="action", metavar="COMMAND")
     return parser
 
 
-def _add(to: Any, name: str, each: Command, common: argparse.ArgumentParser) -> None:
+def _add(to: Any, name: str, each: Command, common: argparse.ArgumentParser) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = to.add_parser(
         name,
         help=each.help,
@@ -105,6 +107,7 @@ def _add(to: Any, name: str, each: Command, common: argparse.ArgumentParser) -> 
     add_output(made, each.formats)
     each.add(made)
     made.set_defaults(run=each)
+    return made
 
 
 def _sentence(text: str) -> str:

@@ -61,18 +61,33 @@ def add_output(parser: argparse.ArgumentParser, formats: tuple[Format, ...]) -> 
         "-o",
         "--output",
         choices=names,
-        default=None,
+        default=argparse.SUPPRESS,  # before a command's own command it counts too
         metavar="FORMAT",
         help=f"{', '.join(names)}; table on a terminal, else json: the broker's messages, an object a line",
     )
-    parser.add_argument("--json", dest="output", action="store_const", const="json", help="the same as -o json")
+    parser.add_argument(
+        "--json",
+        dest="output",
+        action="store_const",
+        const="json",
+        default=argparse.SUPPRESS,
+        help="the same as -o json",
+    )
 
 
 def repeated(
-    parser: argparse._ActionsContainer, option: str, metavar: str, text: str, words: Iterable[str] = ()
+    parser: argparse._ActionsContainer,
+    option: str,
+    metavar: str,
+    text: str,
+    words: Iterable[str] = (),
+    *,
+    dest: str | None = None,
 ) -> None:
     """An option that may be given several times; `words` are what the shell offers, of those that are known here."""
-    action = parser.add_argument(option, action="append", default=[], metavar=metavar, help=f"{text}; may be repeated")
+    action = parser.add_argument(
+        option, action="append", default=[], metavar=metavar, help=f"{text}; may be repeated", dest=dest
+    )
     offered = tuple(words)
     if offered:
         action.completer = lambda **_: offered  # type: ignore[attr-defined]  # argcomplete's way
