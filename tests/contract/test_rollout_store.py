@@ -73,7 +73,7 @@ async def test_every_field_is_kept(store: StoreHarness) -> None:
     )  # fmt: skip
     item = RolloutItem(
         "r1", "c", "web1", "web", "ca", ("a.example", "b.example"), NOT_AFTER, 2, "front", ItemState.SILENT, "gone quiet",
-        2, "n", "mark", START, START + MINUTE, START + 2 * MINUTE,
+        2, "n", "mark", START, START + MINUTE, START + 2 * MINUTE, True,
     )  # fmt: skip
     defaults = (Rollout("", "", "", FULL_SPEC, START, START), RolloutItem("", "", "", "", "", (), START, 0))
     for full, default in zip((rollout, item), defaults, strict=True):
@@ -240,6 +240,40 @@ async def test_what_was_on_its_way_when_a_rollout_ended_is_abandoned(store: Stor
     await store.stores.orders.finish_order(order, new, [])
     told = [HostActivation("web000", "new", "r1", abandoned=True)]
     assert await store.stores.rollouts.activations_of(["web000", "web001"]) == told
+
+
+@pytest.mark.parametrize("state", [ItemState.WAITING, ItemState.REQUESTED, ItemState.FAILED, ItemState.SKIPPED])
+async def test_what_a_newer_rollout_has_is_not_abandoned_by_the_one_before(
+    store: StoreHarness, state: ItemState
+) -> None:
+    """One is aborted and another one created: a host that heard both would never use what the new one releases."""
+    old = await store.issue(identity="web000")
+    rollout, (item, *_) = a_rollout(1)
+    item = replace(item, certificate_id=old.certificate_id, state=state, not_after=old.not_after)
+    await store.stores.rollouts.create(rollout, [item])
+    await store.stores.rollouts.save(rollout, words.abort(rollout, "operator-1", "no", START))
+    newer, _ = a_rollout(1, rollout_id="r2")
+    released = replace(item, rollout_id="r2", state=ItemState.RELEASED, release_time=START, new_certificate_id="new")
+    await store.stores.rollouts.create(newer, [released])
+    order = await store.open_order(
+        public_key_sha256="key-b", identity="web000", replaces_certificate_id=old.certificate_id
+    )
+    await store.stores.orders.finish_order(order, certificate(order, "new", store.clock.now(), timedelta(days=90)), [])
+    assert await store.stores.rollouts.activations_of(["web000"]) == [HostActivation("web000", "new", "r2")]
+
+
+async def test_what_was_ordered_for_a_rollout_that_has_passed_it_over_is_abandoned(store: StoreHarness) -> None:
+    """Its host was denied and is allowed again, say: nobody would release what it holds."""
+    old = await store.issue(identity="web000")
+    rollout, (item, *_) = a_rollout(1)
+    item = replace(item, certificate_id=old.certificate_id, state=ItemState.SKIPPED, not_after=old.not_after)
+    await store.stores.rollouts.create(rollout, [item])
+    order = await store.open_order(
+        public_key_sha256="key-b", identity="web000", replaces_certificate_id=old.certificate_id
+    )
+    await store.stores.orders.finish_order(order, certificate(order, "new", store.clock.now(), timedelta(days=90)), [])
+    told = [HostActivation("web000", "new", "r1", abandoned=True)]
+    assert await store.stores.rollouts.activations_of(["web000"]) == told
 
 
 async def test_all_brokers_are_told(store: StoreHarness) -> None:

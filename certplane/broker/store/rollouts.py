@@ -11,7 +11,7 @@ import functools
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, and_, bindparam, literal_column, or_, select, text, tuple_, update
+from sqlalchemy import ColumnElement, and_, bindparam, exists, literal_column, or_, select, text, tuple_, update
 from typing_extensions import override
 
 from certplane.broker.events import AuditEvent
@@ -120,7 +120,19 @@ class SqlRolloutStore(RolloutStore):
             items.release_time.is_not(None), _is_one_of(ItemState.RELEASED, ItemState.SILENT, ItemState.FAILED)
         )
         ended = and_(rows.end_time.is_not(None), _is_one_of(ItemState.HELD, ItemState.FAILED))
-        abandoned = and_(items.release_time.is_(None), or_(ended, _is_one_of(ItemState.SKIPPED)))
+        # What another rollout that is under way has is that one's to release: it is told once, and not both.
+        theirs, them = rollout_items.alias("theirs"), rollouts.alias("them")
+        taken = exists(
+            select(literal_column("1"))
+            .select_from(theirs.join(them, them.c.rollout_id == theirs.c.rollout_id))
+            .where(
+                theirs.c.certificate_id == items.certificate_id,
+                theirs.c.rollout_id != items.rollout_id,
+                theirs.c.state != literal_column(f"'{ItemState.SKIPPED}'"),
+                them.c.end_time.is_(None),
+            )
+        )
+        abandoned = and_(items.release_time.is_(None), or_(ended, _is_one_of(ItemState.SKIPPED)), ~taken)
         self._activations = compiler(
             select(items.host, items.new_certificate_id, items.rollout_id, items.release_time)
             .select_from(joined)
@@ -131,7 +143,8 @@ class SqlRolloutStore(RolloutStore):
                 or_(released, abandoned),
             )
         )
-        # What was ordered when a rollout ended comes to its host all the same, held for a rollout that looks no more.
+        # What was ordered when a rollout ended, or passed it over, comes to its host all the same, held for a rollout
+        # that looks no more.
         late = and_(
             orders.c.replaces_certificate_id == items.certificate_id, orders.c.state == literal_column("'ISSUED'")
         )
@@ -142,8 +155,14 @@ class SqlRolloutStore(RolloutStore):
                 items.host.in_(HOSTS),
                 items.new_certificate_id == literal_column("''"),
                 items.not_after > bindparam("now"),
-                rows.end_time.is_not(None),
-                _is_one_of(ItemState.WAITING, ItemState.REQUESTED, ItemState.FAILED),
+                or_(
+                    and_(
+                        rows.end_time.is_not(None),
+                        _is_one_of(ItemState.WAITING, ItemState.REQUESTED, ItemState.FAILED),
+                    ),
+                    _is_one_of(ItemState.SKIPPED),
+                ),
+                ~taken,
             )
         )
 
