@@ -112,12 +112,10 @@ def rollout_parts(
     desk = RolloutDesk(
         store=stores.rollouts,
         freezing=Freezing(plans, fleet.index, forecast.of),
-        plans=plans,
         index=fleet.index,
         policy=policy,
         issuers=issuers,
         known=known,
-        activations_wanted=hub.activations_wanted,
         trail=trail,
         clock=clock,
         rng=rng,

@@ -113,7 +113,8 @@ class KeptRollouts(RolloutStore):
 
     @override
     async def list(self, states: Collection[RolloutState], after: RolloutPlace | None, limit: int) -> Sequence[Rollout]:
-        raise NotImplementedError
+        assert after is None
+        return [each for each in self.rollouts.values() if each.state in states][:limit]
 
     @override
     async def items(self, rollout_id: str) -> Sequence[RolloutItem]:
@@ -213,6 +214,8 @@ class RolloutWorld(Successors, Certificates):
         """What was done, in its order: plans, saves, activations."""
         self.revoked: list[str] = []
         self.revocation_errors: list[RefusalError] = []
+        self.plan_errors: list[RefusalError] = []
+        """What the next plans that are replaced raise."""
         self.statuses: dict[str, CertificateStatus] = {}
         self.pool = BlockingPool("test-rollouts", 1)
         self.trail = AuditTrail(self.clock)
@@ -255,13 +258,11 @@ class RolloutWorld(Successors, Certificates):
         """Of this broker."""
         return RolloutDesk(
             store=self.store,
-            plans=self,
             freezing=Freezing(self, self.index, self._forecast),  # type: ignore[arg-type] # what of plans is asked for
             index=self.index,
             policy=self.policy,
             issuers=("acme", "second"),
             known=self.known,
-            activations_wanted=lambda hosts: self.done.extend(("tell", host) for host in sorted(hosts)),
             trail=self.trail,
             clock=self.clock,
             rng=random.Random(1),
@@ -352,6 +353,17 @@ class RolloutWorld(Successors, Certificates):
     async def set_plans(self, plans: Sequence[RenewalPlan], events: Sequence[AuditEvent] = ()) -> None:
         self.plans += plans
         self.done += [("plan", plan.host) for plan in plans]
+
+    async def replace_plan(
+        self, before: RenewalPlan | None, after: RenewalPlan, events: Sequence[AuditEvent] = ()
+    ) -> bool:
+        current = next((plan for plan in reversed(self.plans) if plan.host == after.host), None)
+        if self.plan_errors:
+            raise self.plan_errors.pop(0)
+        if current != before:
+            return False
+        await self.set_plans([after], events)
+        return True
 
     async def select(self, selection: Selection, now: datetime) -> Sequence[Selected]:
         return [

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -28,7 +27,6 @@ from certplane.broker.rollouts.known import KnownRollouts
 from certplane.broker.rollouts.model import ItemState, Revoke, Rollout, RolloutSpec, RolloutState
 from certplane.broker.rollouts.ports import RolloutStore
 from certplane.broker.rollouts.spec import check, check_assignment, standing_rings, without_empty
-from certplane.broker.rollouts.withdrawing import Plans, withdraw
 from certplane.broker.standing_rules import Approval, RolloutRules
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import Clock
@@ -82,25 +80,21 @@ class RolloutDesk:
         *,
         store: RolloutStore,
         freezing: Freezing,
-        plans: Plans,
         index: FleetIndex,
         policy: PolicySource,
         issuers: Collection[str],
         known: KnownRollouts,
-        activations_wanted: Callable[[Iterable[str]], None],
         trail: AuditTrail,
         clock: Clock,
         rng: random.Random,
     ) -> None:
-        """Take what rollouts are kept, planned and told with; `issuers` are those of the configuration."""
+        """Take what rollouts are kept and made with; `issuers` are those of the configuration."""
         self._store = store
         self._freezing = freezing
-        self._plans = plans
         self._index = index
         self._policy = policy
         self._issuers = issuers
         self._known = known
-        self._activations_wanted = activations_wanted
         self._trail = trail
         self._clock = clock
         self._rng = rng
@@ -247,7 +241,7 @@ class RolloutDesk:
             failpoint("rollout.word.before")
             if await self._store.save(before, after, (), written):
                 failpoint("rollout.word.after")
-                await self._told(after)
+                self._known.note(after)
                 return after
         raise RefusalError(Reason.STORE_UNAVAILABLE, "the rollout changes all the time; say it again")
 
@@ -316,15 +310,6 @@ class RolloutDesk:
 
     def _new_id(self, now: datetime) -> str:
         return f"r{now:%y%m%d}-{''.join(self._rng.choices(_LETTERS, k=4))}"
-
-    async def _told(self, rollout: Rollout) -> None:
-        """Have this broker's runner, watchers and hosts hear of it; others do by the feed."""
-        self._known.note(rollout)
-        if rollout.state.has_ended:
-            items = await self._store.items(rollout.rollout_id)
-            self._activations_wanted({item.host for item in items if item.state is ItemState.HELD})
-            with suppress(RefusalError):  # its hosts order what they need not, and hold it
-                await withdraw(rollout, items, self._plans, self._clock)
 
 
 def check_role(roles: Collection[str], spec: RolloutSpec) -> None:

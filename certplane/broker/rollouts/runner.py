@@ -7,6 +7,8 @@ Rules:
 
 - A step is written on the version that was read, with its audit events, and nothing that it releases is told before.
   Where another broker has written meanwhile, nothing of it is done, and all is read again.
+- What has ended is seen to, whoever has ended it: its hosts hear that nobody releases what they hold, and plans that
+  wait for it are taken back. Whoever takes the role over does that again for what has ended of late.
 - Plans are written before the step that says so: a kill in between has the same plans written again. All else that a
   host is told follows from the rows (`RolloutStore.activations_of`).
 - Nothing is polled but time: a rollout is looked at when one of its hosts has changed, when somebody has said
@@ -38,6 +40,7 @@ from certplane.broker.rollouts.overrule import overruled
 from certplane.broker.rollouts.ports import RolloutStore
 from certplane.broker.rollouts.revoking import ReplacedRevocations
 from certplane.broker.rollouts.watching import RolloutWatchers
+from certplane.broker.rollouts.withdrawing import Plans, withdraw
 from certplane.errors import RefusalError
 from certplane.fleet_report.model import RenewalCause
 from certplane.runtime.failpoints import failpoint
@@ -55,13 +58,16 @@ _SMALL: Final = 500
 """Certificates of a rollout up to which a step takes some milliseconds; a larger one is made on a thread."""
 _JUMP: Final = timedelta(seconds=5)
 """Of the clock, beside the monotonic one: what was heard before it says nothing about what is later."""
+_OVER: Final = frozenset(state for state in RolloutState if state.has_ended)
+_OF_LATE: Final = timedelta(days=1)
+_MOST_OF_LATE: Final = 50
 _LAST_DAY: Final = timedelta(days=1)
 
 IssuedBy = Callable[[Rollout, Sequence[RolloutItem]], Awaitable[datetime | None]]
 """When the last certificate of a rollout will be issued, as far as can be told."""
 
 
-class Planning(Protocol):
+class Planning(Plans, Protocol):
     """Where renewals are planned; hosts are told of it by whoever listens."""
 
     async def set_plans(self, plans: Sequence[RenewalPlan], events: Sequence[AuditEvent] = ()) -> None:
@@ -103,6 +109,8 @@ class RolloutRunner:
         self._overruled: Mapping[tuple[str, str], str] = {}
         """The newer rollouts that have certificates of older ones, by rollout and certificate."""
         self._touched: set[str] = set()
+        self._ended: set[str] = set()
+        """Those whose end is to be seen to."""
         self._is_stale = True
         self._telling = ""
         self._watched_since = self._clock.now()
@@ -173,6 +181,10 @@ class RolloutRunner:
                 one.is_due = True
                 self._touched.add(one.rollout.rollout_id)  # it may be written, or not
                 failed = error
+        try:
+            await self._see_to_the_end()
+        except Exception as error:  # noqa: BLE001 - those that run go on, and it is told then
+            failed = error
         self._show()
         if failed is not None:
             raise failed
@@ -185,12 +197,14 @@ class RolloutRunner:
             self._is_stale = False
             try:
                 rollouts = {rollout.rollout_id: rollout for rollout in await self._store.open_rollouts()}
+                over, since = await self._store.list(_OVER, None, _MOST_OF_LATE), self._clock.now() - _OF_LATE
             except BaseException:
                 self._is_stale = True
                 raise
             for rollout_id in self._in_hand.keys() - rollouts.keys():
                 self._drop(rollout_id)
             self._touched |= rollouts.keys()
+            self._ended |= {each.rollout_id for each in over if each.end_time is not None and each.end_time > since}
         while self._touched:
             rollout_id = next(iter(self._touched))
             await self._read_one(rollout_id)
@@ -200,6 +214,8 @@ class RolloutRunner:
         rollout, known = await self._store.get(rollout_id), self._in_hand.get(rollout_id)
         if rollout is None or rollout.state.has_ended:
             self._drop(rollout_id)
+            if rollout is not None:
+                self._ended.add(rollout_id)
             return
         if known is not None and known.rollout.version == rollout.version:
             return
@@ -246,7 +262,19 @@ class RolloutRunner:
             self._revocations.want(one.rollout, done.revoke)
             if one.rollout.state.has_ended:
                 self._drop(rollout_id)
+                self._ended.add(rollout_id)
                 return
+
+    async def _see_to_the_end(self) -> None:
+        """Leave the certificates of what has ended to their lifetimes; what isn't done by a fault is, the next time."""
+        for rollout_id in tuple(self._ended):
+            rollout = await self._store.get(rollout_id)
+            if rollout is not None:
+                items = await self._store.items(rollout_id)
+                left = [item for item in items if item.state is not ItemState.DONE]
+                self._ports.activations_wanted({item.host for item in left if item.new_certificate_id})
+                await withdraw(rollout, left, self._ports.plans, self._clock)
+            self._ended.discard(rollout_id)
 
     async def _step(self, one: RolloutInHand, now: datetime) -> Step:
         items, moment = tuple(one.items.values()), Moment(now, self._watched_since)

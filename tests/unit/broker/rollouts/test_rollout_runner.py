@@ -23,6 +23,7 @@ from certplane.broker.rollouts.known import KnownRollouts
 from certplane.broker.rollouts.model import Finish, ItemState, Revoke, RolloutAction, RolloutSpec, RolloutState
 from certplane.broker.standing_rules import Approval, RolloutRules
 from certplane.errors import Reason, RefusalError
+from certplane.fleet_report.model import CertificateState, RenewalCause
 from tests.support.memory_store import MemoryStores
 from tests.support.rollout_world import DAY, MINUTE, SECOND, TWO_RINGS, RolloutWorld, operator
 from tests.support.waiting import until_in_time
@@ -125,6 +126,31 @@ async def test_a_host_that_fails_halts_it_and_no_other_is_told(world: RolloutWor
     world.activate("h0.test")
     await world.look()
     assert world.states(rollout) == [ItemState.DONE, ItemState.RELEASED, ItemState.RELEASED]
+
+
+@pytest.mark.parametrize("word", [Word.ABORT, Word.FINISH])
+async def test_plans_of_what_has_ended_are_taken_back_whoever_was_killed(world: RolloutWorld, word: Word) -> None:
+    """Also what the CA has refused; at the next try where the store is away, and by the next holder of the role."""
+    rollout = await world.start(rings=())
+    await world.look()
+    world.issue("h0.test")
+    world.activate("h0.test")
+    world.hold("h1.test", state=CertificateState.FAILED, for_a_person=True, next_attempt_time=world.clock.now())
+    await world.look()
+    assert world.states(rollout) == [ItemState.DONE, ItemState.FAILED, ItemState.REQUESTED]
+    await world.desk.say(word, operator(), "r", rollout.rollout_id, "enough")
+    successor = world.new_runner()
+    count = len(world.plans)
+    world.plan_errors = [RefusalError(Reason.STORE_UNAVAILABLE, "away")]
+    with pytest.raises(RefusalError, match="away"):
+        await successor.look()
+    await successor.look()
+    again = {plan.host: (plan.cause, plan.rollout_id, plan.hold_activation) for plan in world.plans[count:]}
+    assert again == dict.fromkeys(["h1.test", "h2.test"], (RenewalCause.LIFETIME, "", False))
+    count = len(world.plans)
+    await world.look()
+    await world.new_runner().look()
+    assert len(world.plans) == count, "what was taken back is nobody's"
 
 
 async def test_what_another_broker_has_written_counts(world: RolloutWorld) -> None:
