@@ -279,6 +279,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 authority=authority,
                 orders=orders,
                 policy=prepared.policy,
+                forecasts=forecasts,
                 clock=clock,
                 trail=trail,
             ),

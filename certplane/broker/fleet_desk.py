@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.followed import FollowedRequests
+from certplane.broker.fleet.forecasting import Forecasts
 from certplane.broker.fleet.forgetting import HostForgetting
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.requests import RenewalRequests
@@ -32,6 +33,7 @@ def fleet_service(
     authority: RegistrationAuthority,
     orders: OrdersView,
     policy: PolicySource,
+    forecasts: Forecasts,
     clock: Clock,
     trail: AuditTrail,
 ) -> FleetServicer:
@@ -53,6 +55,12 @@ def fleet_service(
             trail=trail,
         ),
         summaries=FleetSummaries(
-            fleet.index, fleet.view, audit=stores.audit_reader, orders=orders, issuers=settings.cas, clock=clock
+            fleet.index,
+            fleet.view,
+            audit=stores.audit_reader,
+            orders=orders,
+            issuers=settings.cas,
+            clock=clock,
+            forecasts=forecasts,
         ),
     )

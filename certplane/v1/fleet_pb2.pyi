@@ -831,15 +831,23 @@ class SummarizeFleetResponse(_message.Message):
         USABLE_FIELD_NUMBER: _builtins.int
         REASON_FIELD_NUMBER: _builtins.int
         UNTIL_TIME_FIELD_NUMBER: _builtins.int
+        WAITING_ORDER_COUNT_FIELD_NUMBER: _builtins.int
+        WAITING_UNTIL_TIME_FIELD_NUMBER: _builtins.int
         issuer: _builtins.str
         """Its name in the broker's configuration."""
         usable: _builtins.bool
         """Whether orders go there."""
         reason: _builtins.str
         """Why not, for people."""
+        waiting_order_count: _builtins.int
+        """Orders that wait for a place within its limits, as GetBudget has them."""
         @_builtins.property
         def until_time(self) -> _timestamp_pb2.Timestamp:
             """Until when, where that is known."""
+
+        @_builtins.property
+        def waiting_until_time(self) -> _timestamp_pb2.Timestamp:
+            """When the last of those would have it; unset where none waits, or one that has none within 90 days."""
 
         def __init__(
             self,
@@ -848,10 +856,12 @@ class SummarizeFleetResponse(_message.Message):
             usable: _builtins.bool = ...,
             reason: _builtins.str = ...,
             until_time: _timestamp_pb2.Timestamp | None = ...,
+            waiting_order_count: _builtins.int = ...,
+            waiting_until_time: _timestamp_pb2.Timestamp | None = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _typing.Literal["until_time", b"until_time"]  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["until_time", b"until_time", "waiting_until_time", b"waiting_until_time"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["issuer", b"issuer", "reason", b"reason", "until_time", b"until_time", "usable", b"usable"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["issuer", b"issuer", "reason", b"reason", "until_time", b"until_time", "usable", b"usable", "waiting_order_count", b"waiting_order_count", "waiting_until_time", b"waiting_until_time"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

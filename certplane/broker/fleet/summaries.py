@@ -9,6 +9,7 @@ from typing import Final
 
 from certplane.broker.events import CHANGE_EVENTS, AuditEvent, AuditEventType
 from certplane.broker.fleet.filter import FleetFilter
+from certplane.broker.fleet.forecasting import Forecasts
 from certplane.broker.fleet.index import CauseGroup, FleetIndex
 from certplane.broker.fleet.summary import MOST_SHOWN, FleetSums, sum_up
 from certplane.broker.fleet.view import CertificateView, FleetView
@@ -35,11 +36,21 @@ class ShownCause:
 
 @dataclass(frozen=True, slots=True)
 class IssuerTrouble:
-    """That orders don't go to an issuer: until when, and why; both None where they do."""
+    """What holds up orders to an issuer.
+
+    Attributes:
+        issuer: Its name.
+        until: Until when none go there; None: they do, or that isn't known.
+        refusal: Why they don't; None: they do.
+        waiting_count: How many wait for a place within its limits.
+        waiting_until: When the last of those would have it; None: none waits, or one that has none within 90 days.
+    """
 
     issuer: str
     until: datetime | None = None
     refusal: Refusal | None = None
+    waiting_count: int = 0
+    waiting_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +81,16 @@ class FleetSummaries:
         orders: OrdersView,
         issuers: Collection[str],
         clock: Clock,
+        forecasts: Forecasts | None = None,
     ) -> None:
-        """Of the fleet of `index`, and of the `issuers` of these names."""
+        """Of the fleet of `index`, and of the `issuers` of these names; without `forecasts` no order waits there."""
         self._index = index
         self._view = view
         self._audit = audit
         self._orders = orders
         self._issuers = issuers
         self._clock = clock
+        self._forecasts = forecasts
 
     async def read(self, wanted: FleetFilter, period: timedelta) -> FleetSummary:
         """The summary of what is `wanted`; what ends within `period` is next, and what changed within it is shown.
@@ -104,7 +117,7 @@ class FleetSummaries:
                 await self._audit.recent(CHANGE_EVENTS - _OF_ONE, since=now - period, limit=MOST_SHOWN),
                 await self._audit.recent(_OF_ONE, since=now - period, limit=MOST_SHOWN),
             ),
-            issuers=[self._issuer(name) for name in self._issuers],
+            issuers=await self._issuer_states(),
             open_orders=open_orders,
             troubled_orders=troubled_orders,
         )
@@ -118,9 +131,14 @@ class FleetSummaries:
         views = await self._view.certificates(found)
         return {(view.host.name, view.certificate.name): view for view in views}
 
-    def _issuer(self, name: str) -> IssuerTrouble:
-        trouble = self._orders.issuer_trouble(name)
-        return IssuerTrouble(name) if trouble is None else IssuerTrouble(name, *trouble)
+    async def _issuer_states(self) -> list[IssuerTrouble]:
+        views = () if self._forecasts is None else await self._forecasts.overview()
+        waits = {view.limits.issuer: (view.waiting_count, view.waiting_until) for view in views}
+        found = []
+        for name in self._issuers:
+            until, refusal = self._orders.issuer_trouble(name) or (None, None)
+            found.append(IssuerTrouble(name, until, refusal, *waits.get(name, (0, None))))
+        return found
 
 
 def changes_shown(changes: Sequence[AuditEvent], of_one: Sequence[AuditEvent]) -> Sequence[AuditEvent]:

@@ -150,10 +150,13 @@ def _ending(within: timedelta, count: int) -> _Response.Ending:
 
 
 def _issuer(trouble: IssuerTrouble) -> _Response.IssuerState:
-    message = _Response.IssuerState(issuer=trouble.issuer, usable=trouble.refusal is None)
+    message = _Response.IssuerState(
+        issuer=trouble.issuer, usable=trouble.refusal is None, waiting_order_count=trouble.waiting_count
+    )
     if trouble.refusal is not None:
         message.reason = printable(trouble.refusal.message, _MOST_TEXT)
     _put(trouble.until, message, "until_time")
+    _put(trouble.waiting_until, message, "waiting_until_time")
     return message
 
 

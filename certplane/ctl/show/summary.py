@@ -80,6 +80,14 @@ def summary_lines(summary: Summary, now: datetime) -> Iterator[Line]:
     yield from _rest(summary)
 
 
+def waiting_text(issuer: fleet_pb2.SummarizeFleetResponse.IssuerState) -> str:
+    """How many orders wait for a place within its limits, and how long: `12 orders wait for a place, until ...`."""
+    last = "some for more than 90 days"
+    if issuer.HasField("waiting_until_time"):
+        last = f"the last until {clock_text(issuer.waiting_until_time)}"
+    return f"{counted(issuer.waiting_order_count, 'order')} waiting for a place within its limits, {last}"
+
+
 def _rest(summary: Summary) -> Iterator[Line]:
     """What is no trouble of a certificate: issuers, orders, ends to come, versions."""
     for issuer in summary.issuers:
@@ -87,6 +95,8 @@ def _rest(summary: Summary) -> Iterator[Line]:
             until = f", until {clock_text(issuer.until_time)}" if issuer.HasField("until_time") else ""
             why = issuer.reason or "no reason given"
             yield Line(f"ISSUER {issuer.issuer} takes no orders: {why}{until}", Style.BAD, folded=True)
+        if issuer.waiting_order_count:
+            yield Line(f"ISSUER {issuer.issuer}: {waiting_text(issuer)}", Style.WARNING, folded=True)
     troubled = f", {summary.troubled_order_count} in trouble" if summary.troubled_order_count else ""
     style = Style.WARNING if summary.troubled_order_count else Style.PLAIN
     yield Line(f"ORDERS {summary.open_order_count} open{troubled}", style)

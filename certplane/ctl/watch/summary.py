@@ -11,6 +11,7 @@ from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from certplane.ctl.show.summary import waiting_text
 from certplane.ctl.show.words import ACTORS, ending_one, health_style, health_word
 from certplane.ctl.watch.fleet import HURT_RANK, CertificateRow, HostRow, counts
 from certplane.ctl.watch.known import PERIOD, Known
@@ -157,6 +158,7 @@ def _figures(summary: Summary) -> Iterable[Line]:
     orders = f"{summary.open_order_count} open, {summary.troubled_order_count} in trouble"
     issuers = ", ".join(
         f"{printable(each.issuer, 255)} {'usable' if each.usable else printable(each.reason, 500) or 'not usable'}"
+        f"{f' ({waiting_text(each)})' if each.waiting_order_count else ''}"
         for each in summary.issuers
     )
     figures = [("certificates", healths_text(summary)), ("ends", ends), ("agents", versions), ("issuers", issuers)]
