@@ -51,6 +51,7 @@ class RolloutInHand:
         facts: What is known of each.
         next_time: When time alone may change something; None if it can't.
         is_due: Whether it is to be looked at, whatever the time.
+        keys_are_blocked: Whether this broker has seen to the keys that it replaces.
     """
 
     def __init__(self, rollout: Rollout, items: Iterable[RolloutItem], sources: Sources) -> None:
@@ -61,6 +62,7 @@ class RolloutInHand:
         self.facts: dict[str, ItemFacts] = {}
         self.next_time: datetime | None = None
         self.is_due = True
+        self.keys_are_blocked = False
         self.take(rollout, items)
 
     def take(self, rollout: Rollout, items: Iterable[RolloutItem]) -> None:

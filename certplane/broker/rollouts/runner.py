@@ -36,6 +36,7 @@ from certplane.broker.rollouts.known import KnownRollouts
 from certplane.broker.rollouts.machine import step
 from certplane.broker.rollouts.model import Happened, ItemState, Rollout, RolloutAction, RolloutItem, RolloutState, Step
 from certplane.broker.rollouts.observed import Moment
+from certplane.broker.rollouts.old_keys import block_old_keys
 from certplane.broker.rollouts.overrule import overruled
 from certplane.broker.rollouts.ports import RolloutStore
 from certplane.broker.rollouts.revoking import ReplacedRevocations
@@ -252,6 +253,10 @@ class RolloutRunner:
             one.is_due = False
             rollout_id = one.rollout.rollout_id
             await one.gather(self._overruled)
+            if one.rollout.state.releases and not one.keys_are_blocked:
+                events = RolloutEvents(self._ports.trail, rollout_id)
+                await block_old_keys(one.rollout, one.items.values(), self._ports.keys, events, now)
+                one.keys_are_blocked = True
             done = await self._step(one, now)
             one.next_time = done.next_time
             if done.changed:
@@ -287,7 +292,7 @@ class RolloutRunner:
         """Write a step and tell what it releases; False, and nothing of it is, if another broker was faster."""
         before = one.rollout
         events = RolloutEvents(self._ports.trail, before.rollout_id)
-        await self._plan(before, done.told, events)
+        await self._plan(before, done.told)
         written = [*happened_events(events, done), *item_events(events, one.items, done.items)]
         failpoint("rollout.step.before")
         if not await self._store.save(before, done.rollout, done.items, written):
@@ -306,14 +311,11 @@ class RolloutRunner:
             self._telling = ""
         return True
 
-    async def _plan(self, rollout: Rollout, told: Sequence[RolloutItem], events: RolloutEvents) -> None:
+    async def _plan(self, rollout: Rollout, told: Sequence[RolloutItem]) -> None:
         """Have hosts renew, durable: before the step that says so is."""
         if not told:
             return
         now = self._clock.now()
-        if rollout.spec.action is RolloutAction.REKEY:
-            ids = [item.certificate_id for item in told]
-            await self._ports.keys.block_keys(ids, now, [events.keys_blocked(len(ids))])
         failpoint("rollout.plans.before")
         for start in range(0, len(told), _PLANS_AT_ONCE):
             some = told[start : start + _PLANS_AT_ONCE]

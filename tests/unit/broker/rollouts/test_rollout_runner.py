@@ -204,6 +204,22 @@ async def test_a_kill_between_any_two_writes_changes_nothing(world: RolloutWorld
     }
 
 
+async def test_a_rekey_blocks_the_keys_of_hosts_that_are_away(world: RolloutWorld) -> None:
+    """From its start, and not when they come; said once, though whoever takes it over sees to it again."""
+    for name in world.names:
+        world.change(name, connected=False)
+    await world.start(action=RolloutAction.REKEY)
+    await world.look()
+    assert (world.plans, {*world.blocked}) == ([], {f"old-{name}" for name in world.names})
+    world.change("h0.test", connected=True)
+    await world.look()
+    world.blocked.clear()
+    await world.new_runner().look()
+    assert len(world.blocked) == len(world.names)
+    (event,) = world.events(AuditEventType.ROLLOUT_KEYS_BLOCKED)
+    assert event.count == len(world.names)
+
+
 async def test_a_rekey_blocks_the_old_keys_first(world: RolloutWorld) -> None:
     """Before any host is told; and the new certificate must have another key."""
     rollout = await world.start(action=RolloutAction.REKEY)
