@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from certplane.agent.model import Activation, IssuedCertificate, LineageStatus, Version
+from certplane.agent.model import Activation, ActivationHold, IssuedCertificate, LineageStatus, Version
 from certplane.agent.ports import ActivationFile, DirectiveFile, InstallTrial, PendingKeys, StatusFile, VersionStore
-from certplane.agent.renewal.directed import kept_activations, laid_over
-from certplane.agent.renewal.due import LineageSpec
+from certplane.agent.renewal.directed import inherited_hold, kept_activations, laid_over, released
+from certplane.agent.renewal.due import LineageSpec, is_unwanted
 from certplane.agent.renewal.facts import LineageFacts
 from certplane.agent.renewal.plan import newest_version
 from certplane.agent.renewal.status import (
@@ -133,8 +133,19 @@ class Lineage:
         Raises:
             OperationError: see `VersionStore.stage`.
         """
+        return self.versions.stage(issued, self._hold_after(replaced_id))
+
+    def _hold_after(self, replaced_id: str) -> ActivationHold | None:
+        """What holds back what replaces a certificate: the word of a rollout about that one, else what holds it."""
         directed = None if self.directive is None else self.directive.load()
-        return self.versions.stage(issued, None if directed is None else directed.hold_on(replaced_id))
+        if directed is not None and directed.certificate_id == replaced_id and directed.rollout_id:
+            return directed.hold_on(replaced_id)
+        activations = () if self.activations is None else self.activations.load()
+        found = (each for each in self.versions.versions() if replaced_id and each.certificate_id == replaced_id)
+        replaced = next(found, None)
+        if replaced is None or is_unwanted(self.spec, replaced):  # other names: who keeps the host wants them in use
+            return None
+        return inherited_hold(released(replaced, activations), self.versions.current())
 
     def settle_waits(self, now: datetime, jump: timedelta) -> None:
         """Move the waits on disk along with a clock that was set. Blocks; see `settle_jump` and `settle_clock`.

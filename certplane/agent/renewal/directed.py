@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from certplane.agent.model import Activation, DirectedRenewal, Version
+from certplane.agent.model import Activation, ActivationHold, DirectedRenewal, Version
 from certplane.agent.renewal.facts import LineageFacts
 from certplane.fleet_report.model import RenewalCause
 
@@ -79,7 +79,7 @@ def released(version: Version, activations: Sequence[Activation]) -> Version:
     """The version with its hold as the broker has left it."""
     if version.hold is None:
         return version
-    told = next((each for each in activations if each.certificate_id == version.certificate_id), None)
+    told = next((each for each in reversed(activations) if each.certificate_id in _names_of(version)), None)
     if told is None:
         return version
     return replace(version, hold=replace(version.hold, abandoned=True) if told.abandoned else None)
@@ -101,8 +101,23 @@ def kept_activations(
     return tuple(
         each
         for each in every.values()
-        if each.certificate_id == newest.certificate_id or (coming and each.rollout_id == coming)
+        if each.certificate_id in _names_of(newest) or (coming and each.rollout_id == coming)
     )
+
+
+def inherited_hold(replaced: Version, current: Version | None) -> ActivationHold | None:
+    """What holds back the certificate that replaces one which is held itself, and never was in use: the same.
+
+    What waits for a rollout waits for it as long, however often the CA, or a person, has it renewed meanwhile.
+    """
+    if replaced.hold is None or current is None or current.number >= replaced.number:
+        return None
+    return replace(replaced.hold, named_as=replaced.hold.named_as or replaced.certificate_id)
+
+
+def _names_of(version: Version) -> set[str]:
+    """The certificates by which the broker may name what a version is."""
+    return {version.certificate_id, "" if version.hold is None else version.hold.named_as} - {""}
 
 
 def _is_named(version: Version, directed: DirectedRenewal) -> bool:

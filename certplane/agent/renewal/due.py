@@ -72,6 +72,12 @@ class LineageSpec:
     asked: Asked = field(default_factory=Asked)
 
 
+def is_unwanted(spec: LineageSpec, version: Version) -> bool:
+    """Whether the configuration has other names by now, or another kind of key."""
+    other_names = bool(spec.dns_names) and version.dns_names != spec.dns_names
+    return other_names or spec.key_type not in {"", version.key_type}
+
+
 def due_time(spec: LineageSpec, version: Version) -> datetime:
     """When a version is due for renewal: never after its end."""
     if version.not_after <= version.not_before:

@@ -178,7 +178,7 @@ def request_succeeded(
     return replace(
         status,
         # The plan that follows knows whether it was released meanwhile; until then nobody is to take it for in use.
-        held_by_rollout_id="" if hold is None else hold.rollout_id,
+        held_by_rollout_id="" if hold is None or hold.abandoned else hold.rollout_id,
         activate_after=None if hold is None else hold.activate_by_time,
         state=CertificateState.ISSUED,
         update_time=now,

@@ -53,13 +53,19 @@ def unknown_plans(
 def unknown_activations(
     activations: Iterable[HostActivation], certificates: Iterable[CertificateStatus]
 ) -> list[HostActivation]:
-    """Those of certificates that the host says it holds: it is told until it doesn't say so any more."""
+    """Those of certificates that the host says it holds: it is told until it doesn't say so any more.
+
+    What it holds may have taken the place of what the rollout knows, which the host can tell: then it is told of all
+    that its rollout has released there.
+    """
+    told = list(activations)
     held = {
-        status.issued.certificate_id
+        status.issued.certificate_id: status.held_by_rollout_id
         for status in certificates
         if status.held_by_rollout_id and status.issued is not None
     }
-    return [each for each in activations if each.certificate_id in held]
+    unnamed = {held[one] for one in held.keys() - {each.certificate_id for each in told}}
+    return [each for each in told if each.certificate_id in held or each.rollout_id in unnamed]
 
 
 def unknown_identity_plan(

@@ -19,7 +19,7 @@ from certplane.agent.model import (
     ServiceView,
     Version,
 )
-from certplane.agent.renewal.directed import kept_activations, kept_directive, laid_over
+from certplane.agent.renewal.directed import inherited_hold, kept_activations, kept_directive, laid_over
 from certplane.agent.renewal.due import LineageSpec, hold_end, own_due_time, warn_time
 from certplane.agent.renewal.facts import LineageFacts
 from certplane.agent.renewal.health import lineage_health
@@ -160,7 +160,8 @@ def test_what_is_staged_is_held_before_anybody_has_planned() -> None:
     """The first report of it mustn't say that it is free."""
     status = request_succeeded(replace(STATUS, state=CertificateState.REQUESTING), NEW, NOW, directed=True)
     assert (status.held_by_rollout_id, status.activate_after) == ("r1", BY)
-    assert request_succeeded(STATUS, replace(NEW, hold=None), NOW).held_by_rollout_id == ""
+    for free in (None, replace(HOLD, abandoned=True)):
+        assert request_succeeded(STATUS, replace(NEW, hold=free), NOW).held_by_rollout_id == ""
 
 
 def test_a_hold_is_of_what_replaces_the_certificate_that_it_names() -> None:
@@ -168,6 +169,26 @@ def test_a_hold_is_of_what_replaces_the_certificate_that_it_names() -> None:
     assert WANTED.hold_on("c1") == HOLD
     assert WANTED.hold_on("c2") is None
     assert replace(WANTED, hold_activation=False).hold_on("c1") is None
+
+
+def test_what_replaces_a_held_version_is_named_as_that_one() -> None:
+    """Released, abandoned, used by hand: each by the word that came last; what is in use holds nothing back."""
+    later = replace(NEW, number=3, certificate_id="c3", hold=inherited_hold(NEW, OLD))
+    assert later.hold == replace(HOLD, named_as="c2")
+    assert inherited_hold(replace(later, number=4), OLD) == later.hold
+    assert inherited_hold(NEW, NEW) is None
+    assert inherited_hold(NEW, None) is None
+    assert inherited_hold(replace(NEW, hold=None), OLD) is None
+    facts = LineageFacts((OLD, NEW, later), OLD, None, STATUS)
+
+    def newest(*activations: Activation) -> ActivationHold | None:
+        return told(*kept_activations(activations, [], facts), facts=facts).versions[-1].hold
+
+    gone, by_hand = Activation("c2", "r1", abandoned=True), Activation("c3", "r1")
+    assert newest(Activation("c2", "r1")) is None
+    assert newest(gone) == replace(later.hold, abandoned=True)
+    assert newest(gone, by_hand) is None
+    assert newest(Activation("c9", "r1")) == later.hold
 
 
 def test_a_rollout_that_ends_leaves_what_is_on_its_way_held() -> None:

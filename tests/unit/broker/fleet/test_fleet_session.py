@@ -269,7 +269,8 @@ def held(certificate_id: str, renew: datetime | None, rollout_id: str = "") -> C
         pytest.param(held("certificate-1", T0, "r1"), True, id="holds-it"),
         pytest.param(held("certificate-1", T0, "r0"), True, id="for-an-older-rollout"),
         pytest.param(held("certificate-1", T0), False, id="knows"),
-        pytest.param(held("certificate-2", T0, "r1"), False, id="has-another-one"),
+        pytest.param(held("certificate-2", T0, "r1"), True, id="has-what-took-its-place"),
+        pytest.param(held("certificate-2", T0, "r0"), False, id="has-another-one"),
     ],
 )
 def test_which_activations_a_host_is_told(certificate: CertificateStatus, told: bool) -> None:
