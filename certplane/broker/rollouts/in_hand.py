@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 from typing import Final
@@ -26,6 +26,7 @@ from certplane.runtime.clock import Clock
 _TOGETHER: Final = 64
 """Hosts that are looked at before others get their turn, and are read about at once: a millisecond or two."""
 _ILL: Final = frozenset({CertificateState.FAILED, CertificateState.DEGRADED})
+_SETTLED: Final = frozenset({ItemState.DONE, ItemState.SKIPPED})
 _LONGEST: Final = 500
 """Characters of what a host says."""
 
@@ -117,6 +118,7 @@ class RolloutInHand:
     async def _gather(self, hosts: Sequence[str], overruled: Mapping[tuple[str, str], str]) -> None:
         items = [self.items[certificate_id] for host in hosts for certificate_id in self._of_host[host]]
         await self._find_successors(items)
+        await self._find_newer(items)
         await self._find_strangers(items)
         words = await self._words_of(items)
         policy, now = self._sources.policy.current, self._sources.clock.now()
@@ -141,6 +143,28 @@ class RolloutInHand:
         if wanted:
             for found in await self._sources.successors.successors_of(wanted):
                 self._successors[found.replaced_id] = found
+
+    async def _find_newer(self, items: Iterable[RolloutItem]) -> None:
+        """What hosts hold that isn't the successor known: of an order made anew, or in the place of that successor.
+
+        What fails, or is released, is what the host has.
+        """
+        wanted = {}
+        for item in items:
+            held, known = self._held(item), self._successors.get(item.certificate_id)
+            if held is None or known is None or item.state in _SETTLED:
+                continue
+            if held.issued_serial_number not in {"", held.serial_number, known.serial_number}:
+                wanted[item.certificate_id] = (known, held.issued_serial_number)
+        if not wanted:
+            return
+        ids = {*wanted, *(known.certificate_id for known, _ in wanted.values())}
+        found = {each.replaced_id: each for each in await self._sources.successors.successors_of(sorted(ids))}
+        for certificate_id, (known, serial_number) in wanted.items():
+            for new in (found.get(certificate_id), found.get(known.certificate_id)):
+                if new is not None and new.serial_number == serial_number:
+                    same_key = new.same_key and (new.replaced_id == certificate_id or known.same_key)
+                    self._successors[certificate_id] = replace(new, replaced_id=certificate_id, same_key=same_key)
 
     async def _find_strangers(self, items: Iterable[RolloutItem]) -> None:
         """What hosts use that no order names as the successor: of a host that lost its state, or has renewed again."""

@@ -19,8 +19,17 @@ from certplane.broker.renewal.model import Selection
 from certplane.broker.rollouts import revoking as revoking_module
 from certplane.broker.rollouts import runner as runner_module
 from certplane.broker.rollouts.desk import Word
+from certplane.broker.rollouts.facts import Successor
 from certplane.broker.rollouts.known import KnownRollouts
-from certplane.broker.rollouts.model import Finish, ItemState, Revoke, RolloutAction, RolloutSpec, RolloutState
+from certplane.broker.rollouts.model import (
+    Finish,
+    ItemState,
+    Revoke,
+    RingSpec,
+    RolloutAction,
+    RolloutSpec,
+    RolloutState,
+)
 from certplane.broker.standing_rules import Approval, RolloutRules
 from certplane.errors import Reason, RefusalError
 from certplane.fleet_report.model import CertificateState, RenewalCause
@@ -151,6 +160,29 @@ async def test_plans_of_what_has_ended_are_taken_back_whoever_was_killed(world: 
     await world.look()
     await world.new_runner().look()
     assert len(world.plans) == count, "what was taken back is nobody's"
+
+
+@pytest.mark.parametrize("replaced", ["old-h1.test", "new-h1.test"])
+async def test_what_a_host_holds_counts_whatever_was_known_before(world: RolloutWorld, replaced: str) -> None:
+    """Ordered anew, or renewed while it was held: that is what is released, and halts the rollout where it fails."""
+    rollout = await world.start(rings=(RingSpec("rest", rest=True),))
+    await world.look()
+    for name in world.names:
+        world.issue(name)
+    await world.look()
+    newer = world.records["newer"] = world.record("newer", "h1.test")
+    world.found[replaced] = Successor(replaced, "newer", newer.serial_number, "acme", same_key=False)
+    world.hold("h1.test", state=CertificateState.ISSUED, issued_serial_number=newer.serial_number)
+    await world.look()
+    assert world.store.kept[rollout.rollout_id]["old-h1.test"].new_certificate_id == "newer"
+    world.hold(
+        "h1.test",
+        state=CertificateState.DEGRADED,
+        issued_serial_number=newer.serial_number,
+        next_attempt_time=world.clock.now() + MINUTE,
+        error_cause="RELOAD nginx.service",
+    )
+    assert (await world.look()).state is RolloutState.HALTED
 
 
 async def test_what_another_broker_has_written_counts(world: RolloutWorld) -> None:
