@@ -248,8 +248,8 @@ class Order(OrderDraft):
     turn_time: datetime | None = None
     """Since when it has its turn in its lane: no other order of any broker has then."""
     places: tuple[str, ...] = ()
-    """Buckets of the CA's limits (`budget.model.BucketKey.digest`) of which it has taken a place, for an order that the
-    CA isn't known to have made yet."""
+    """Buckets of the CA's limits (`budget.model.BucketKey.digest`) of which it has taken a place for its order at the
+    CA, the one of `acme_order_url` or the next one."""
     progress: OrderProgress = NO_PROGRESS
     """What it is at; in its row as `issuance.progress` has written it last."""
 

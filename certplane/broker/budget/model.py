@@ -34,6 +34,11 @@ class LimitScope(StrEnum):
     FAILED_VALIDATIONS = "failed_validations"
     """Failed validations of one name, by the account. An order takes none; one that fails does."""
 
+    @property
+    def counts_certificates(self) -> bool:
+        """Whether the CA counts what it has issued: an order that is never finalised counts for nothing there."""
+        return self in (LimitScope.REGISTERED_DOMAIN, LimitScope.NAMES)
+
 
 class Exemption(StrEnum):
     """What takes no place; values are those of broker.yml."""

@@ -6,7 +6,7 @@ What the database adds is that this happens for one order at a time, and that so
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -29,6 +29,11 @@ def shortage_of(needs: Iterable[Need], buckets: Mapping[BucketKey, Bucket], now:
             told = bucket.told_until is not None and now < bucket.told_until
             found = Shortage(need.limit, need.key, need.label, free, told=told)
     return found
+
+
+def taken_needs(needs: Iterable[Need], places: Collection[str]) -> Sequence[Need]:
+    """Those of `needs` of which an order has a place (`Order.places`)."""
+    return [need for need in needs if need.takes and need.key.digest in places]
 
 
 def taken(needs: Iterable[Need], buckets: Mapping[BucketKey, Bucket], now: datetime) -> Mapping[BucketKey, Bucket]:

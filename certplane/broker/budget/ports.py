@@ -32,22 +32,23 @@ class BudgetLedger(Protocol):
     async def take_places(self, order: Order, claim: Claim) -> PlaceTry:
         """Take a place in every bucket of `claim`, or in none, durable, in one transaction with the order's row.
 
-        An order that has places already keeps those. Who gets none waits from then on, for all brokers to see, until
-        it has places, goes to the CA, or ends. One that is free is left to orders that are more urgent, wait for the
-        same bucket, can go now, and are a living broker's.
+        An order that has places for its next order at the CA keeps those. Who gets none waits from then on, for all
+        brokers to see, until it has places, goes to the CA, or ends. One that is free is left to orders that are more
+        urgent, wait for the same bucket, can go now, and are a living broker's.
 
         Raises:
             RefusalError: ORDER_NOT_FOUND as `OrderStore.change_order`, also if it has ended; STORE_UNAVAILABLE.
         """
         ...
 
-    async def give_back(self, order: Order, needs: Sequence[Need]) -> Order:
-        """Put back what the order has taken and not used: the CA was never asked for it. Durable.
+    async def give_back(self, needs: Sequence[Need]) -> None:
+        """Put back a place of each, which an order had taken and the CA will never count. Durable.
 
-        `needs` are those that it may have taken places in.
+        For who has written that the order goes no further: never again, not even where it isn't known whether it was
+        done. A place that is lost comes back by itself; one that was given back twice would be one too many.
 
         Raises:
-            RefusalError: as `take_places`.
+            RefusalError: STORE_UNAVAILABLE.
         """
         ...
 

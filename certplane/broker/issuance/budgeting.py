@@ -15,14 +15,15 @@ from datetime import datetime
 
 from certplane.broker.budget.claims import claim_of, failed_needs, refused_needs, urgency_of
 from certplane.broker.budget.model import Claim, Shortage
+from certplane.broker.budget.places import taken_needs
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.journal import Journal
-from certplane.broker.issuance.outcome import pause_before_new_order, scopes_of
+from certplane.broker.issuance.outcome import scopes_of
 from certplane.broker.issuance.place_queue import PlaceQueue
 from certplane.broker.issuance.progress import BUDGET, cut
 from certplane.broker.issuance.step_outcome import OutOfBudget
-from certplane.broker.model import CertificateRecord, Order
-from certplane.errors import Reason, Refusal
+from certplane.broker.model import CertificateRecord, Order, OrderState
+from certplane.errors import Reason, Refusal, RefusalError
 
 logger = logging.getLogger(__name__)
 
@@ -72,17 +73,20 @@ class OrderBudget:
     async def refused(self, journal: Journal, claim: Claim | None, refusal: Refusal) -> Shortage | None:
         """Correct the ledger by what the CA has said no to; None if that is about nothing that is counted.
 
+        What has no time isn't either: a limit's places come back, while this may want a person (Let's Encrypt locks
+        a name after many failures, and says where to unlock it).
+
         Raises:
             OrderEndedError, OrderTakenError: see `Journal.write`.
         """
-        if claim is None or refusal.reason is not Reason.ISSUER_RATE_LIMITED:
+        if claim is None or refusal.reason is not Reason.ISSUER_RATE_LIMITED or refusal.retry_after is None:
             return None
         order, limits = journal.order, self._ports.budgets[journal.order.issuer]
         whole = claim_of(limits, order.dns_names, urgency=claim.urgency)
         needs = refused_needs(whole, scopes_of(refusal))
         if not needs:
             return None
-        until = self._ports.clock.now() + pause_before_new_order(refusal)
+        until = self._ports.clock.now() + refusal.retry_after
         return (await journal.correct_places(whole, needs, until)).shortage
 
     async def wait(self, journal: Journal, out: OutOfBudget) -> None:
@@ -99,17 +103,28 @@ class OrderBudget:
         journal.begin(BUDGET, wait="a place within the CA's limits")
         await self.queue.wait(out.shortage, out.urgency, tell)
 
-    async def give_back(self, journal: Journal) -> None:
-        """Put back places that were taken for an order that the CA was never asked for.
+    async def never_issued(self, order: Order) -> None:
+        """Put back the places of what the CA counts when it issues; `order` as it was before that was written down.
 
-        Raises:
-            OrderEndedError, OrderTakenError: see `Journal.write`.
+        One that wasn't finalised never will be. Its place among the account's orders stays taken: the CA was asked.
         """
-        order = journal.order
         limits = self._ports.budgets.get(order.issuer)
-        if order.places and limits is not None:
-            urgency = urgency_of(order.order_id, None, order.create_time)
-            await journal.give_places_back(claim_of(limits, order.dns_names, urgency=urgency).needs)
+        if limits is None or not order.places or order.state is OrderState.FINALIZING:
+            return
+        urgency = urgency_of(order.order_id, None, order.create_time)
+        had = taken_needs(claim_of(limits, order.dns_names, urgency=urgency).needs, order.places)
+        needs = [need for need in had if need.limit.scope.counts_certificates]
+        if not needs:
+            return
+        try:
+            await self._ports.ledger.give_back(needs)
+        except RefusalError as error:
+            fields = {"order_id": order.order_id, "issuer": order.issuer, "reason": error.refusal.reason.value}
+            logger.warning(
+                "places within the CA's limits that an order hadn't used come back with time, not at once: %s",
+                error.refusal.message,
+                extra={"fields": fields},
+            )
 
     async def count_failures(self, order: Order, names: Iterable[str]) -> None:
         """A validation of each of these names has failed at the order's CA.

@@ -9,8 +9,7 @@ at the CA's order, then do what its state and ours ask for.
   no key ever gets a second certificate.
 - Before that, an order that the CA lost or that somebody else finalised is abandoned, which is counted, and another is
   made; and an order whose issuer is out goes on at the next one of its profile (`failover`).
-- Where the CA's limits have no place for an order, it waits without its turn (`budgeting`), or goes on at the next
-  issuer as well.
+- Without a place within its CA's limits an order waits, without its turn (`budgeting`), or goes to the next issuer.
 - All that let the order in (`authorisation`) is asked again before the CA is asked for anything, and right before the
   finalisation.
 - A cancellation parks the order: nothing is undone, the next start goes on.
@@ -83,6 +82,8 @@ class OrderExecution:
         """Since when, after the order's last progress, the CA has been out of reach."""
         self._lacks: OutOfBudget | None = None
         """Why the order waits for places within its CA's limits."""
+        self._counted: frozenset[str] = frozenset()
+        """Issuers that have refused the order by a limit: it takes places there, whatever it is exempt from."""
         self._checked: tuple[str, float] | None = None
         """At which issuer what can be known before an order was looked at last, and when (monotonic)."""
         self._ending: End | None = None
@@ -179,14 +180,13 @@ class OrderExecution:
             deadline=deadline,
             left=self._left,
             checked=checked,
+            counted=issuer in self._counted,
         )
         self._checked = self._checked if checked else (issuer, now)
         while self.order.state.is_open:
             state = self.order.state
             with suppress(OrderEndedError):
                 outcome = await steps.advance(self._ending)
-                if steps.has_unused_places and isinstance(outcome, Over | Elsewhere):
-                    await self._context.budget.give_back(self._journal)
                 if await self._act_on(outcome, steps.time_left, place):
                     return True
             if self.order.state is not state:
@@ -213,6 +213,8 @@ class OrderExecution:
 
     async def _without_places(self, out: OutOfBudget) -> bool:
         """Go on at another issuer, if there is one; else wait, without its turn. True: not here and now."""
+        if out.refused:
+            self._counted |= {self.order.issuer}
         refusal = limit_refusal(out.shortage, self._ports.clock.now())
         profile = self._ports.profile_of(self.order)
         if profile is not None and (refusal.retry_after or SHORT_RATE_LIMIT) > SHORT_RATE_LIMIT:
@@ -232,11 +234,7 @@ class OrderExecution:
         self._failures += 1
         self._ports.meter.count(metrics.STEP_FAILURES, reason=refusal.reason.value)
         verdict = conclude(
-            refusal,
-            failures=self._failures,
-            time_left=time_left,
-            backoff=self._settings.retry,
-            rng=self._ports.rng,
+            refusal, failures=self._failures, time_left=time_left, backoff=self._settings.retry, rng=self._ports.rng
         )
         finalizing = self.order.state is OrderState.FINALIZING
         self._note_failure(refusal, stuck=isinstance(verdict, End) and finalizing)
@@ -325,12 +323,13 @@ class OrderExecution:
         events = self._abandoning(refusal.message) if order.acme_order_url else []
         events.append(self._events.failed_over(elsewhere.issuer, refusal))
         await self._journal.write(OrderChange(issuer=elsewhere.issuer, acme_order_url=""), events)
+        await self._context.budget.never_issued(order)
 
     async def _abandon(self, abandoned: Abandoned) -> None:
         """Give the CA's order up; another one follows, but not without end."""
         self._abandoned += 1
         if self._abandoned > _MOST_ABANDONED:
-            await self._end(Over(End(abandoned.refusal, pause_before_new_order(abandoned.refusal))))
+            await self._end(Over(End(abandoned.refusal, pause_before_new_order(abandoned.refusal)), counted=True))
         else:
             await self._journal.write(OrderChange(acme_order_url=""), self._abandoning(abandoned.why))
 
@@ -358,6 +357,8 @@ class OrderExecution:
             block_key=over.unaccounted,
         )
         await self._journal.write(change, events)
+        if not over.counted:
+            await self._context.budget.never_issued(order)
 
     async def _finish(self) -> None:
         """The order has ended: tell who measures and who chooses, and remove its records."""

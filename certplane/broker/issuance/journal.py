@@ -131,14 +131,6 @@ class Journal:
         self._publish(tried.order)
         return tried
 
-    async def give_places_back(self, needs: Sequence[Need]) -> None:
-        """Put back what the order has taken, for which the CA was never asked.
-
-        Raises:
-            OrderEndedError, OrderTakenError: see `write`.
-        """
-        self._publish(await self._fenced(lambda order: self._ports.ledger.give_back(order, needs)))
-
     async def find(self, order_id: str) -> Order | None:
         """Another order, as it durably is."""
         return await self._persist(lambda: self._ports.orders.get_order(order_id))

@@ -39,10 +39,11 @@ class Elsewhere:
 
 @dataclass(frozen=True, slots=True)
 class OutOfBudget:
-    """The CA's limits have no place for the order now, by the ledger or by the CA's own word."""
+    """The CA's limits have no place for the order now, by the ledger or, if it `refused`, by the CA's own word."""
 
     shortage: Shortage
     urgency: Urgency
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +51,14 @@ class Over:
     """The order can't go on.
 
     `left_open` says whether the CA still holds an order that was never finalised; `unaccounted`, that the CA may have
-    issued what is not stored: a person should look, and the key is spent.
+    issued what is not stored: a person should look, and the key is spent. `counted` says that somebody else may have
+    finalised it, so that the CA counts it.
     """
 
     end: End
     left_open: bool = False
     unaccounted: bool = False
+    counted: bool = False
 
 
 Outcome: TypeAlias = "Failed | Abandoned | Elsewhere | OutOfBudget | Over | None"

@@ -70,10 +70,12 @@ class OrderSteps:
         deadline: float,
         left: frozenset[str],
         checked: bool = False,
+        counted: bool = False,
     ) -> None:
         """The order has its turn in `lane`, must be ready by `deadline` (monotonic), and has `left` these issuers.
 
-        `checked` says whether what can be known before an order was looked at just now.
+        `checked` says whether what can be known before an order was looked at just now, and `counted`, whether the CA
+        has counted the order although it replaces a certificate in its window.
         """
         self._context = context
         self._ports = context.ports
@@ -93,10 +95,7 @@ class OrderSteps:
         """Since when what the CA hands out as the certificate can't be used."""
         self._preconditions_checked = checked
         """Once, not at each try."""
-        self._counted = False
-        """Whether the CA has counted the order although it replaces a certificate in its window."""
-        self._took = self._asked = False
-        """Whether the order's places were taken here, and whether the CA may have heard of the order since."""
+        self._counted = counted
 
     @property
     def order(self) -> Order:
@@ -107,11 +106,6 @@ class OrderSteps:
     def time_left(self) -> timedelta:
         """Until the order's deadline."""
         return timedelta(seconds=self._deadline - self._ports.clock.monotonic())
-
-    @property
-    def has_unused_places(self) -> bool:
-        """Whether the order has taken places for which the CA was never asked."""
-        return self._took and not self._asked and bool(self.order.places)
 
     async def advance(self, ending: End | None = None) -> Outcome:
         """Take the next step.
@@ -178,7 +172,6 @@ class OrderSteps:
             self._asked_at = self._ports.clock.monotonic()
             try:
                 with self._step("create"):
-                    self._asked = True
                     acme = await self._issuer.create_order(
                         self.order.csr_der, profile, self._timeout(self._settings.call_timeout), replaces=replaces
                     )
@@ -186,8 +179,7 @@ class OrderSteps:
                 shortage = await self._context.budget.refused(self._journal, claim, error.refusal)
                 if shortage is None or claim is None:
                     raise
-                self._counted = True
-                return OutOfBudget(shortage, claim.urgency)
+                return OutOfBudget(shortage, claim.urgency, refused=True)
         if acme.status not in (IssuerOrderStatus.PENDING, IssuerOrderStatus.READY):
             raise RefusalError(Reason.ISSUER_UNAVAILABLE, f"the CA returned an order that is {acme.status.value}")
         with self._step("journal_url"):
@@ -218,7 +210,6 @@ class OrderSteps:
             return None
         self._context.tenure.check()
         failpoint(LEDGER_FAILPOINTS[0])
-        self._took = self._took or not self.order.places
         shortage = await self._context.budget.take(self._journal, claim)
         failpoint(LEDGER_FAILPOINTS[1])
         if shortage is not None:
@@ -271,7 +262,7 @@ class OrderSteps:
                 return await self._decide()
             case IssuerOrderStatus.INVALID:
                 # There is nothing left to answer; asked that way, the CA says why the order is invalid.
-                await self._issuer.answer_challenges(acme, self._timeout(self._settings.call_timeout))
+                await self._answer(acme)
                 return Over(_rejected("the CA invalidated the order: a challenge failed, or the order expired"))
             case _:
                 why = f"it is {acme.status.value} although its CSR was never sent"
@@ -302,15 +293,8 @@ class OrderSteps:
         await self._context.records.publish(self._journal, ours, profile, self._timeout, self._step)
         await self._authorisation.ask_again(self.order)  # DNS may have taken minutes
         self._asked_at = self._ports.clock.monotonic()
-        try:
-            with self._step("answer"):
-                answered = await self._issuer.answer_challenges(acme, self._timeout(self._settings.call_timeout))
-        except RefusalError as error:
-            if error.refusal.reason is Reason.ISSUER_REJECTED:
-                named = {problem.identifier for problem in error.refusal.problems if problem.identifier}
-                failed = named or {challenge.domain for challenge in acme.challenges}
-                await self._context.budget.count_failures(self.order, failed)
-            raise
+        with self._step("answer"):
+            answered = await self._answer(acme)
         if answered.status is IssuerOrderStatus.PENDING:
             # The CA answers and is slow with these names: that says nothing of whether others reach it.
             message = "the CA has not finished validating"
@@ -318,6 +302,17 @@ class OrderSteps:
             return Failed(answered.trouble or slow)
         self._acme = answered
         return None
+
+    async def _answer(self, acme: IssuerOrder) -> IssuerOrder:
+        """Have the CA look, or say what it has found: a name's failure counts, whenever it is heard of."""
+        try:
+            return await self._issuer.answer_challenges(acme, self._timeout(self._settings.call_timeout))
+        except RefusalError as error:
+            if error.refusal.reason is Reason.ISSUER_REJECTED:
+                named = {problem.identifier for problem in error.refusal.problems if problem.identifier}
+                failed = named or {challenge.domain for challenge in acme.challenges}
+                await self._context.budget.count_failures(self.order, failed)
+            raise
 
     def _check_challenges(self, acme: IssuerOrder) -> None:
         """Prove nothing that wasn't asked for: the CA's order is read anew after each failure and each restart."""

@@ -28,7 +28,7 @@ from certplane.broker.budget.model import (
     Shortage,
     Urgency,
 )
-from certplane.broker.budget.places import bucket_of, shortage_of, taken
+from certplane.broker.budget.places import bucket_of, shortage_of, taken, taken_needs
 from certplane.broker.budget.ports import BudgetLedger, PlaceTry
 from certplane.broker.model import Order
 from certplane.broker.store.batch import Done
@@ -126,7 +126,10 @@ class SqlBudget(SqlBudgetReader, BudgetLedger):
             .suffix_with(limited_to(_FORGOTTEN))
         )
         self._forget = compiler(
-            delete(budget_buckets).where(bucket.bucket_id.in_(over.suffix_with(limited_to(_FORGOTTEN))))
+            # What is over is asked twice: of the row as it is once nobody else writes on it, too.
+            delete(budget_buckets).where(
+                bucket.bucket_id.in_(over.suffix_with(limited_to(_FORGOTTEN))), bucket.full_time < bindparam("since")
+            )
         )
 
     @override
@@ -163,17 +166,14 @@ class SqlBudget(SqlBudgetReader, BudgetLedger):
         return done
 
     @override
-    async def give_back(self, order: Order, needs: Sequence[Need]) -> Order:
+    async def give_back(self, needs: Sequence[Need]) -> None:
         now = self._clock.now()
 
-        def put_back(session: Session) -> Done[Order]:
-            found = self._get(session, order)
-            if not found.places:
-                return Done(found)
-            self._put_back(session, found, needs, now)
-            return Done(self._rows.put(session, replace(found, places=())))
+        def write(session: Session) -> Done[None]:
+            self._put_back(session, needs, now)
+            return Done(None)
 
-        return await self._writer.write(put_back, (), locks=_locks(needs))
+        await self._writer.write(write, (), locks=_locks(needs))
 
     @override
     async def correct(self, order: Order, claim: Claim, refused: Sequence[Need], until: datetime) -> PlaceTry:
@@ -182,7 +182,8 @@ class SqlBudget(SqlBudgetReader, BudgetLedger):
 
         def write(session: Session) -> Done[PlaceTry]:
             found = self._get(session, order)
-            self._put_back(session, found, [need for need in claim.needs if need.key not in said], now)
+            elsewhere = [need for need in taken_needs(claim.needs, found.places) if need.key not in said]
+            self._put_back(session, elsewhere, now)
             buckets = self._read(session, refused, now)
             for need in refused:
                 level = gcra.emptied(need.limit.rate, now, until)
@@ -294,10 +295,9 @@ class SqlBudget(SqlBudgetReader, BudgetLedger):
                 }
                 session.execute(self._wait, self._wait.arguments(values))
 
-    def _put_back(self, session: Session, order: Order, needs: Sequence[Need], now: datetime) -> None:
-        used = [need for need in needs if need.takes and need.key.digest in order.places]
-        buckets = self._read(session, used, now)
-        for need in used:
+    def _put_back(self, session: Session, needs: Sequence[Need], now: datetime) -> None:
+        buckets = self._read(session, needs, now)
+        for need in needs:
             bucket = buckets[need.key]
             self._write(session, replace(bucket, level=gcra.give_back(bucket.level, need.limit.rate)), need)
 

@@ -99,9 +99,7 @@ class OrderRows:
         if not (order.state.is_open or order.txt_records):
             order = replace(order, lane=None, turn_time=None)
         if not order.state.is_open:
-            order = replace(order, progress=NO_PROGRESS)
-        if order.places and (order.acme_order_url or not order.state.is_open):
-            order = replace(order, places=())  # used; who has not used them gives them back before
+            order = replace(order, progress=NO_PROGRESS, places=())
         values = {**_values(order), "which": order.order_id, "decided_under": decided_under}
         if not session.execute(self._update, self._update.arguments(values)):
             raise order_not_found()

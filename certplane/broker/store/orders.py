@@ -369,5 +369,6 @@ def _changed(order: Order, change: OrderChange, now: datetime) -> Order:
             values["finalize_time"] = now
     if change.issuer is not None:
         values["lane"] = values["turn_time"] = None  # another issuer's lane is another one
-        values["places"] = ()
+    if change.acme_order_url == "":
+        values["places"] = ()  # they were for the CA's order that is given up
     return replace(order, **values)

@@ -8,13 +8,14 @@ from unittest import mock
 
 import pytest
 
-from certplane.broker.budget.model import Exemption, IssuerLimits, Limit, LimitScope
+from certplane.broker.budget.model import FULL, Exemption, IssuerLimits, Limit, LimitScope
 from certplane.broker.issuance import steps
+from certplane.broker.issuance.budgeting import OrderBudget
 from certplane.broker.issuance.steps import LEDGER_FAILPOINTS
-from certplane.broker.model import OrderState
-from certplane.errors import Reason, RefusalError, Violation
+from certplane.broker.model import IssuerOrderStatus, OrderState
+from certplane.errors import ProblemDocument, Reason, RefusalError, Violation
 from tests.fakes.issuer import FakeIssuer
-from tests.support.issuance import NO_WAIT, World, caller, issue, kill_all, settle
+from tests.support.issuance import NO_WAIT, World, caller, issue, kill_all, settle, unavailable
 
 HOUR = timedelta(hours=1)
 MINUTE = timedelta(minutes=1)
@@ -197,3 +198,124 @@ async def test_failed_validations_are_counted_before_the_last(world: World) -> N
     world.clock.advance(20 * MINUTE)
     await world.run_on()
     assert states(world)[-1] is OrderState.ISSUED
+
+
+async def test_an_order_that_was_never_finalised_counts_for_no_certificate() -> None:
+    """Let's Encrypt counts certificates when it issues: five failures must not keep a name waiting for a week.
+
+    An order of the account it was all the same.
+    """
+    names = Limit("names", LimitScope.NAMES, 1, 168 * HOUR, frozenset({Exemption.ARI}))
+    domain = Limit("domain", LimitScope.REGISTERED_DOMAIN, 1, 168 * HOUR, ALL)
+    world = limited(World(), names, domain, Limit("orders", LimitScope.ACCOUNT, 9, 9 * HOUR))
+    refused = RefusalError(Reason.ISSUER_REJECTED, "a challenge failed", retry_after=MINUTE)
+    authority = await world.started()
+    for _ in range(2):
+        world.issuer.faults.fail("answer_challenges", refused)
+        await authority.issue(caller(), issue(wait=NO_WAIT))
+        await world.run_on()
+        world.clock.advance(2 * MINUTE)
+    await authority.issue(caller(), issue(wait=NO_WAIT))
+    await world.run_on()
+    assert states(world) == [OrderState.FAILED, OrderState.FAILED, OrderState.ISSUED]
+    state = await world.stores.budget.state([URL])
+    taken = {key.limit: (bucket.level.full_time - bucket.level.since) for key, bucket in state.buckets.items()}
+    assert taken == {"names": 168 * HOUR, "domain": 168 * HOUR, "orders": 3 * HOUR}
+
+
+async def test_what_somebody_else_may_have_finalised_counts() -> None:
+    """The CA's order is valid although no CSR was sent from here: the fourth is given up, and its place stays taken."""
+    world = limited(World(), Limit("names", LimitScope.NAMES, 9, 9 * HOUR))
+    gate = world.issuer.faults.hold("answer_challenges")
+    world.issuer.faults.fail("answer_challenges", unavailable(), times=9)
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle()
+    gate.set()
+    for _ in range(200):
+        await settle(60)
+        if not world.order.state.is_open:
+            break
+        for url in world.ca.orders:
+            world.ca.set_status(url, IssuerOrderStatus.PROCESSING)
+        world.clock.advance(timedelta(seconds=20))
+    assert world.order.state is OrderState.FAILED
+    (bucket,) = (await world.stores.budget.state([URL])).buckets.values()
+    assert bucket.level.full_time - bucket.level.since == len(world.ca.orders) * HOUR == 4 * HOUR
+
+
+async def test_an_issuer_that_is_left_before_the_end_has_issued_nothing() -> None:
+    """The order moves on from a CA that is away after it has made it: the place of its names is there again."""
+    world = limited(World(), Limit("names", LimitScope.NAMES, 1, 168 * HOUR))
+    world.others.append(other := FakeIssuer(world.ca, name="second"))
+    world.change_profile(issuers=(world.issuer.name, other.name))
+    world.issuer.faults.fail_always("answer_challenges", unavailable(retry_after=HOUR))
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=NO_WAIT))
+    await world.run_on()
+    assert (world.order.state, world.order.issuer) == (OrderState.ISSUED, "second")
+    assert not [bucket for bucket in (await world.stores.budget.state([URL])).buckets.values() if bucket.level != FULL]
+
+
+async def test_a_renewal_that_the_ca_counts_takes_its_place_from_then_on() -> None:
+    """It holds itself exempt, the CA doesn't: once refused it stands in line with the others, and is refused once."""
+    world = limited(World(), one_an_hour())
+    authority = await world.started()
+    first = await authority.issue(caller(), issue())
+    await world.run_on()
+    assert first.certificate is not None
+    refusal = RefusalError(
+        Reason.ISSUER_RATE_LIMITED, "too many new orders", retry_after=HOUR, violations=[Violation("account", "")]
+    )
+    world.issuer.faults.fail("create_order", refusal)
+    with (
+        mock.patch.object(OrderBudget, "_is_exempt", mock.AsyncMock(return_value=True)),
+        mock.patch.object(world.stores.budget, "take_places", wraps=world.stores.budget.take_places) as take,
+    ):
+        await authority.issue(caller(), issue("two", wait=NO_WAIT, replaces=first.certificate.certificate_id))
+        await settle()
+        assert take.await_count == 0
+        await world.run_on()
+    assert states(world) == [OrderState.ISSUED] * 2
+    assert take.await_count >= 1
+    (bucket,) = (await world.stores.budget.state([URL])).buckets.values()
+    assert bucket.level.full_time > world.clock.now()
+
+
+async def test_a_lock_that_names_no_time_fails_with_the_cas_words() -> None:
+    """Let's Encrypt pauses a name until a person unlocks it where it says: no place comes back by waiting."""
+    world = limited(World(), Limit("failures", LimitScope.FAILED_VALIDATIONS, 5, HOUR), one_an_hour(amount=100))
+    text = "Your account is temporarily prevented from requesting certificates for shop.test: please visit https://ca.test/x"
+    refusal = RefusalError(Reason.ISSUER_RATE_LIMITED, text, violations=[Violation("name:shop.test", "")])
+    world.issuer.faults.fail("create_order", refusal)
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle()
+    assert world.order.state is OrderState.FAILED
+    assert world.order.error is not None
+    assert text in world.order.error.message
+
+
+async def test_a_failure_that_is_heard_of_later_is_counted_too() -> None:
+    """The CA was slow to look, or the broker away meanwhile: the order is invalid when it is looked at again."""
+    world = limited(World(), Limit("failures", LimitScope.FAILED_VALIDATIONS, 5, HOUR))
+    world.issuer.faults.fail("answer_challenges", unavailable())
+    world.issuer.faults.fail(
+        "answer_challenges",
+        RefusalError(
+            Reason.ISSUER_REJECTED,
+            "a challenge failed",
+            problems=(
+                ProblemDocument("urn:ietf:params:acme:error:unauthorized", "Incorrect TXT record", 403, "shop.test"),
+            ),
+        ),
+    )
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle()
+    for url in world.ca.orders:
+        world.ca.set_status(url, IssuerOrderStatus.INVALID)
+    await world.run_on()
+    assert states(world) == [OrderState.FAILED]
+    (bucket,) = (await world.stores.budget.state([URL])).buckets.values()
+    assert bucket.label == "shop.test"
