@@ -9,9 +9,9 @@ import pytest
 import pytest_asyncio
 
 from certplane.sandbox.postgres import PostgresCluster
-from certplane.v1 import certificate_pb2, certificate_pb2_grpc
+from certplane.v1 import budget_pb2, budget_pb2_grpc, certificate_pb2, certificate_pb2_grpc
 from tests.support.database_servers import DATABASE
-from tests.support.fleet import Fleet, policy_of
+from tests.support.fleet import OPERATOR, Fleet, policy_of
 from tests.support.killing import KILLED, assert_issued_once, ended, killing_at
 from tests.support.parts import need_part
 from tests.support.waiting import HANG, until
@@ -79,3 +79,20 @@ async def test_two_brokers_keep_one_budget(fleet: Fleet) -> None:
     assert left == 0
     await fleet.until_settled()
     fleet.assert_no_tracebacks()
+
+
+async def test_the_budget_is_told_by_any_broker(fleet: Fleet) -> None:
+    """What is left is what was taken at both; a forecast of the seven fills what the limit lets go at once."""
+    async with fleet.channel(OPERATOR, fleet.brokers[1]) as channel:
+        stub = budget_pb2_grpc.BudgetServiceStub(channel)
+        (ca,) = (await stub.GetBudget(budget_pb2.GetBudgetRequest(), timeout=HANG)).issuers
+        everything = budget_pb2.ForecastOrdersRequest(selection={"all": True})
+        answer = await stub.ForecastOrders(everything, timeout=HANG)
+    (limit,) = ca.budgets
+    assert (ca.limits, limit.name, limit.amount, ca.waiting_order_count) == ("configuration", "orders", AMOUNT, 0)
+    forecast = answer.forecast
+    assert (answer.certificate_count, forecast.order_count, forecast.exempt_count) == (7, 7, 0)
+    assert forecast.bound_by.endswith(": 3 per 6s"), forecast
+    takes = forecast.last_order_time.ToDatetime() - forecast.steps[0].time.ToDatetime()
+    least = (len(PROFILES) - AMOUNT) * INTERVAL
+    assert 0.9 * least <= takes.total_seconds() <= least + AMOUNT * INTERVAL + INTERVAL

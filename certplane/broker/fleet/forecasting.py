@@ -136,7 +136,7 @@ class Forecasts:
     async def _state(self) -> LedgerState:
         urls = {each.directory_url for each in self._budgets.values() if each.limits}
         state = await self._reader.state(urls)
-        return in_force(state, [*self._budgets.values()])
+        return await self._pool.run(in_force, state, [*self._budgets.values()])
 
     def _left(self, orders: Sequence[Order], state: LedgerState) -> Mapping[str, str]:
         texts = {}

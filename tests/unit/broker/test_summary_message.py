@@ -19,6 +19,7 @@ from certplane.broker.services.summary_convert import period_of, summary_message
 from certplane.errors import Reason, Refusal
 from certplane.fleet_report.model import CertificateState, CertificateStatus
 from certplane.rpc.channel import MAX_MESSAGE_BYTES
+from certplane.rpc.times import timestamp
 from certplane.runtime.health import MOST_CAUSE, Health, HealthActor, HealthWord
 
 NOW = datetime(2026, 11, 28, 3, tzinfo=UTC)
@@ -99,6 +100,7 @@ def test_ordinary_texts_are_all_there() -> None:
             next=[view] * MOST_SHOWN,
             causes=[ShownCause(group, view), ShownCause(group, None)] * 10,
             changes=[event] * MOST_SHOWN,
+            issuers=[*SUMMARY.issuers, IssuerTrouble("free", waiting_count=12, waiting_until=NOW)],
         )
     )
     assert [len(each) for each in (message.hurt, message.next, message.causes, message.changes)] == [MOST_SHOWN] * 4
@@ -106,6 +108,8 @@ def test_ordinary_texts_are_all_there() -> None:
     assert [each.reason for each in message.causes[:2]] == ["expired at noon", ""]
     assert (message.changes[0].text, message.changes[0].count) == ("keyCompromise; a.test", 1)
     assert not message.issuers[0].usable
+    free = message.issuers[-1]
+    assert (free.usable, free.waiting_order_count, free.waiting_until_time) == (True, 12, timestamp(NOW))
 
 
 @pytest.mark.parametrize("seconds", [0, -1, 8 * 86_400])

@@ -189,6 +189,7 @@ async def test_summary(broker: OperatorsBroker, ctl: Ctl) -> None:
     summary.changes.add(event_time=timestamp(NOW), event_type="policy_loaded", text="policy 6177 -> e736", count=2)
     summary.missing.add(host="app031", reason="not heard")
     summary.issuers.add(issuer="le", reason="asked us to wait")
+    summary.issuers.add(issuer="zs", usable=True, waiting_order_count=12)
     summary.endings.add(certificate_count=7).within.FromTimedelta(timedelta(days=14))
     summary.agent_versions.add(version="0.2.0", host_count=198)
     broker.answers["SummarizeFleet"] = summary
@@ -203,6 +204,7 @@ async def test_summary(broker: OperatorsBroker, ctl: Ctl) -> None:
         "CHANGED",
         "MISSING",
         "ISSUER",
+        "ISSUER",
         "ORDERS",
         "ENDING",
         "AGENTS",
@@ -210,6 +212,7 @@ async def test_summary(broker: OperatorsBroker, ctl: Ctl) -> None:
     assert "NEXT 4, 2 won't heal" in heads
     assert "  and 2 more" in ran.lines
     text = " ".join(" ".join(ran.lines).split())
+    assert "ISSUER zs: 12 orders waiting for a place within its limits, some for more than 90 days" in text
     assert "18 x FAILING DNS_UNAVAILABLE ns2.example.org at app001, app002 and 16 more, since" in text
     assert "do: look at ns2.example.org, and at the way to it from the brokers (whoever keeps the DNS" in text
     assert max(map(len, ran.lines)) <= 80
