@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from certplane.agent.model import ServedLeaf, ServiceView, Version
-from certplane.agent.renewal.due import LineageSpec, warn_time
+from certplane.agent.renewal.due import LineageSpec, aborted_rollout, waiting_text, warn_time
 from certplane.agent.renewal.facts import LineageFacts
 from certplane.agent.renewal.failures import needs_person
 from certplane.agent.renewal.plan import newest_version
@@ -109,7 +109,12 @@ def _late(spec: LineageSpec, facts: LineageFacts, now: datetime, *, identity: bo
         text = f"it ends at {_text(current.not_after)}, and the next try is at {_text(soonest)}"
         return Health(HealthWord.WONT_HEAL, _with_error(text, facts), remedy)
     if current is not None and current.number > 0 and now >= warn_time(spec, current):
-        return Health(HealthWord.OVERDUE, _with_error(f"ends at {_text(current.not_after)}", facts), remedy)
+        text, newest = f"ends at {_text(current.not_after)}", newest_version(facts.versions)
+        if newest is not None and status.activate_after is not None and newest.number > current.number:
+            rollouts = status.held_by_rollout_id, aborted_rollout(newest)
+            text = f"{text}; {waiting_text(newest.number, *rollouts, _text(status.activate_after))}"
+            remedy = f"`certplane-agent activate {spec.name}` uses it now"
+        return Health(HealthWord.OVERDUE, _with_error(text, facts), remedy)
     return None
 
 

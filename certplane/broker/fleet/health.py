@@ -292,7 +292,18 @@ def _said(found: Finding, facts: CertificateFacts, status: CertificateStatus, ho
         case _:
             newer = "; no newer one was asked for" if host.is_service else ""
             said = f"{_of_use(found, facts, host)}{newer}{_silence(host)}{_error(status)}", _renew(facts, host)
+            if status.held_by_rollout_id and found.what is What.LATE:
+                said = _held(said[0], status, host)
     return said
+
+
+def _held(text: str, status: CertificateStatus, host: HostKnowledge) -> tuple[str, str]:
+    """Of what is late since a rollout holds back what was renewed: to renew it once more changes nothing."""
+    rollout = status.held_by_rollout_id
+    remedy = (
+        f"`certplane-agent activate {status.name}` there uses it now; `certplanectl rollout show {rollout}` says why"
+    )
+    return f"{text}; the rollout {rollout} holds the new one back", _gone(host) or remedy
 
 
 def _served_text(found: Finding, facts: CertificateFacts, host: HostKnowledge) -> str:

@@ -154,6 +154,10 @@ def test_a_held_certificate_hurts_nobody() -> None:
         assert not next_step(SPEC, facts, now).overdue
     assert lineage_health(SPEC, facts, NOW, seen=ServiceView(None)).word is HealthWord.OK
     assert next_step(SPEC, facts, late).overdue, "by the host's own rule it may still be late"
+    health = lineage_health(SPEC, facts, late)
+    assert health.word is HealthWord.OVERDUE
+    assert "waits for rollout r1" in health.text
+    assert health.remedy == "`certplane-agent activate web` uses it now", "another one would wait as well"
 
 
 def test_what_is_staged_is_held_before_anybody_has_planned() -> None:

@@ -130,6 +130,10 @@ CASES = {
     "late, and failing": Case(HealthWord.OVERDUE, well(14 * DAY, **LIMITED), UP, ("RATE_LIMITED",)),
     "due, and not late": Case(HealthWord.OK, well(16 * DAY, state=CertificateState.DUE)),
     "late by the rule for all: the host said no time": Case(HealthWord.OVERDUE, well(10 * DAY, renew_time=None)),
+    "late, and what was renewed is held back": Case(
+        HealthWord.OVERDUE, well(10 * DAY, issued=NEXT, activate_time=NOW + 9 * DAY, held_by_rollout_id="r1"),
+        UP, ("the rollout r1 holds",), "agent activate web",
+    ),
     "the time said is the next one's": Case(HealthWord.OVERDUE, well(10 * DAY, issued=NEXT, renew_time=NOW + 59 * DAY)),
     "a limit, with time to spare": Case(HealthWord.FAILING, well(**LIMITED), UP, ("request: RATE_LIMITED",), "errors.md"),
     "a name server, with time to spare": Case(
