@@ -47,10 +47,11 @@ async def opened(store: StoreHarness, incident: Incident = INCIDENT, *records: C
 
 
 async def test_a_move_is_kept_with_the_plan_or_not_at_all(store: StoreHarness) -> None:
-    """Whole, by when it was heard of; of a plan that isn't replaced there is none."""
+    """Whole; of a plan that isn't replaced there is none."""
     incidents, plans = store.stores.incidents, store.stores.renewal_plans
     later, first = await store.issue(), await store.issue()
     moves = [await move(store, first), await move(store, later, move_time=NOW + HOUR, explanation_url="")]
+    moves.sort(key=lambda each: each.certificate_id)
     assert await incidents.unassigned() == moves
     unseen = RenewalPlan(first.certificate_id, first.identity, NOW, RenewalCause.ISSUER)
     assert not await plans.replace_plan(None, unseen, move=moved(first, explanation_url="https://else.example"))

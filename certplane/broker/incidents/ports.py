@@ -19,7 +19,7 @@ class IncidentStore(Protocol):
     """
 
     async def unassigned(self) -> Sequence[WindowMove]:
-        """The windows that were brought forward and belong to no incident, by when that was heard of.
+        """The windows that were brought forward and belong to no incident, in the order of their certificates' ids.
 
         However many there are, the event loop is held for a millisecond or two at a time.
         """

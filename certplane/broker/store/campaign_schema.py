@@ -116,13 +116,6 @@ moved_windows: Final = Table(
 )
 
 Index("ix_moved_windows_incident_id", moved_windows.c.incident_id, moved_windows.c.certificate_id)
-Index(
-    "ix_moved_windows_unassigned",  # what may be an incident
-    moved_windows.c.move_time,
-    moved_windows.c.certificate_id,
-    sqlite_where=text("incident_id = ''"),
-    postgresql_where=text("incident_id = ''"),
-)
 
 incidents: Final = Table(
     "incidents",

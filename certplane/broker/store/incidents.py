@@ -64,20 +64,15 @@ class SqlIncidents(IncidentStore, IncidentReader, WindowQuestions, RolloutMember
             .where(rows.incident_id == bindparam("which"), rows.version == bindparam("before"))
             .values({name: bindparam(name) for name in _INCIDENT.names if name != "incident_id"})
         )
-        free = text("incident_id = ''")  # word for word the index's condition
-        unassigned = select(*(moves[name] for name in MOVE.names)).where(free, moves.forward == 1)
+        free = moves.incident_id == bindparam("none")
         self._unassigned = compiler(
-            unassigned.where(
-                moves.move_time >= bindparam("time"),  # what an index finds; SQLite's reads a pair by its first
-                tuple_(moves.move_time, moves.certificate_id) > tuple_(bindparam("time"), bindparam("which")),
-            )
-            .order_by(moves.move_time, moves.certificate_id)
+            select(*(moves[name] for name in MOVE.names))
+            .where(free, moves.certificate_id > bindparam("after"), moves.forward == 1)
+            .order_by(moves.certificate_id)
             .suffix_with(limited_to())
         )
         these = moves.certificate_id.in_(HOSTS)
-        # By a parameter: PostgreSQL would read all of the index whose condition it is otherwise.
-        none = moves.incident_id == bindparam("none")
-        self._join = compiler(update(moved_windows).where(these, none).values(incident_id=bindparam("to")))
+        self._join = compiler(update(moved_windows).where(these, free).values(incident_id=bindparam("to")))
         self._give = compiler(
             update(moved_windows).where(these, moves.incident_id == bindparam("of")).values(rollout_id=bindparam("to"))
         )
@@ -110,14 +105,15 @@ class SqlIncidents(IncidentStore, IncidentReader, WindowQuestions, RolloutMember
     @override
     async def unassigned(self) -> Sequence[WindowMove]:
         found: list[WindowMove] = []
-        place: dict[str, object] = {"time": 0, "which": ""}
+        after = ""
         with reading():
             while True:
+                place = {"none": "", "after": after}
                 rows = await self._database.all(self._unassigned.at_most(_PAGE), place)
                 found += map(MOVE.value, rows)
                 if len(rows) < _PAGE:
                     return found
-                place = {"time": to_micros(found[-1].move_time), "which": found[-1].certificate_id}
+                after = found[-1].certificate_id
 
     @override
     async def open_incidents(self) -> Sequence[Incident]:
@@ -180,7 +176,7 @@ class SqlIncidents(IncidentStore, IncidentReader, WindowQuestions, RolloutMember
 
     @override
     async def forget(self, *, moved_before: datetime, closed_before: datetime) -> None:
-        await self._repeat(self._forget_moves, {"time": to_micros(moved_before)})
+        await self._repeat(self._forget_moves, {"none": "", "time": to_micros(moved_before)})
         with reading():
             rows = await self._database.all(self._forgotten.at_most(_PAGE), {"time": to_micros(closed_before)})
         for (incident_id,) in rows:

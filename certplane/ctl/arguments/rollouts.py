@@ -205,7 +205,10 @@ COMMANDS: Final = (
                 "certplanectl rollout start --issuer a --move-to b --rings canary:1d,rest --reason leaving",
                 "another CA",
             ),
-            ("certplanectl rollout start --incident i-7f3a --rings canary,rest --reason 'the CA revokes'", "in time"),
+            (
+                "certplanectl rollout start --incident le-20260319 --rings canary,rest --reason 'the CA revokes'",
+                "in time",
+            ),
         ),
         formats=(*NAMELESS, Format.NAME),
         footer=_RINGS,

@@ -119,9 +119,6 @@ def _add_incidents() -> None:
         sqlite_strict=True,
     )
     op.create_index("ix_moved_windows_incident_id", "moved_windows", ["incident_id", "certificate_id"])
-    free = sa.text("incident_id = ''")
-    columns = ["move_time", "certificate_id"]
-    op.create_index("ix_moved_windows_unassigned", "moved_windows", columns, sqlite_where=free, postgresql_where=free)
     op.create_table(
         "incidents",
         sa.Column("incident_id", _text, nullable=False),
