@@ -202,7 +202,7 @@ class RolloutWorld(Successors, Certificates):
             for number, name in enumerate(self.names)
         ]
         grants += [Grant(name, IdentityKind.OPERATOR, name, (), ("admin",)) for name in ("alice.test", "bob.test")]
-        profile = Profile("shop", "multi_san", ("shop.test",), "hash")
+        profile = Profile("shop", "multi_san", ("shop.test",), "hash", issuers=("acme", "second"))
         self.policy = FakePolicySource(
             replace(FakePolicy.of(grants, [profile]), rules=(rules or RolloutRules(), IncidentRules()))
         )

@@ -82,7 +82,7 @@ class RolloutDesk:
         freezing: Freezing,
         index: FleetIndex,
         policy: PolicySource,
-        issuers: Collection[str],
+        issuers: Sequence[str],
         known: KnownRollouts,
         trail: AuditTrail,
         clock: Clock,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
@@ -114,13 +114,13 @@ class Freezing:
         )
 
 
-def check_issuer(frozen: Frozen, policy: Policy, issuers: Collection[str]) -> None:
+def check_issuer(frozen: Frozen, policy: Policy, issuers: Sequence[str]) -> None:
     """Look at where a MOVE goes to.
 
     Args:
         frozen: What it would be.
         policy: In force.
-        issuers: Those of the configuration.
+        issuers: Those of the configuration, in its order: a profile without a list of its own has the first.
 
     Raises:
         RefusalError: REQUEST_INVALID, there is no such issuer, or a profile doesn't let it issue.
@@ -134,7 +134,7 @@ def check_issuer(frozen: Frozen, policy: Policy, issuers: Collection[str]) -> No
     else:
         profiles = {item.profile for item in frozen.items}
         known = filter(None, (policy.find_profile(name) for name in sorted(profiles)))
-        shut = [profile.name for profile in known if profile.issuers and issuer not in profile.issuers]
+        shut = [profile.name for profile in known if issuer not in (profile.issuers or issuers[:1])]
         if shut:
             problem = f"is {issuer}, which profiles don't let issue: add it to acme.issuers of {', '.join(shut)}"
     if problem:

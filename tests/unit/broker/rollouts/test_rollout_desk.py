@@ -112,11 +112,12 @@ async def test_what_can_not_be_created(world: RolloutWorld, spec: RolloutSpec, w
     assert world.store.rollouts == {}
 
 
-async def test_an_issuer_that_a_profile_does_not_let_issue(world: RolloutWorld) -> None:
-    """The refusal says where to add it."""
+@pytest.mark.parametrize("issuers", [("acme",), ()])
+async def test_an_issuer_that_a_profile_does_not_let_issue(world: RolloutWorld, issuers: tuple[str, ...]) -> None:
+    """The refusal says where to add it; a profile without a list has the first issuer of the configuration alone."""
     policy = world.policy.current
     assert isinstance(policy, FakePolicy)
-    shop = Profile("shop", "multi_san", ("shop.test",), "hash", issuers=("acme",))
+    shop = Profile("shop", "multi_san", ("shop.test",), "hash", issuers=issuers)
     world.policy.policy = replace(policy, profiles={"shop": shop})
     with pytest.raises(
         RefusalError, match=r"is second, which profiles don't let issue: add it to acme\.issuers of shop"
