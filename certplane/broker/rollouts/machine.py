@@ -215,8 +215,10 @@ class _Stepping:
         It halts where silent hosts leave no room for the others of their names, and False is returned then.
         """
         for index in self._of_ring[number]:
-            item = self._items[index]
-            if item.state not in (ItemState.HELD, ItemState.WAITING) or not self._fact(index).is_there:
+            item, facts = self._items[index], self._fact(index)
+            # Told to hold what comes, and not any more since its agent can't: it never hears of that (`HostSession`).
+            unheard = item.state is ItemState.REQUESTED and item.release_time is None and not facts.can_hold
+            if not (unheard or item.state in (ItemState.HELD, ItemState.WAITING)) or not facts.is_there:
                 continue
             if not self._names.has_room(item) or self._is_full():
                 continue

@@ -419,6 +419,21 @@ def test_agents_that_cannot_hold_are_told_when_their_ring_is_released() -> None:
     assert all(item.release_time == campaign.now for item in made.told)
 
 
+def test_an_agent_that_can_no_longer_hold_is_told_in_its_turn() -> None:
+    """Its host went back to an older release before it had ordered: of a plan that holds it never hears."""
+    campaign = Campaign.of(1, 2)
+    assert [item.certificate_id for item in campaign.step().told] == ["c000", "c001", "c002"]
+    campaign.know(1, can_hold=False)
+    campaign.issue(0, 2)
+    campaign.step(MINUTE)
+    campaign.activate(0)
+    campaign.step(MINUTE)
+    assert campaign.items["c001"].state is ItemState.REQUESTED
+    made = campaign.step(10 * MINUTE)
+    assert [(item.certificate_id, item.release_time) for item in made.told] == [("c001", campaign.now)]
+    assert not campaign.step(MINUTE).told
+
+
 def test_items_that_have_nothing_to_do_any_more_are_passed_over() -> None:
     """A ring of nothing else is passed at once."""
     campaign = Campaign.of(1, 1)
