@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import AbstractAsyncContextManager, suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 
 from certplane.broker import metrics
@@ -84,6 +84,8 @@ class OrderExecution:
         """Why the order waits for places within its CA's limits."""
         self._counted: frozenset[str] = frozenset()
         """Issuers that have refused the order by a limit: it takes places there, whatever it is exempt from."""
+        self._short: dict[str, datetime] = {}
+        """When each issuer that had no place has one, of those that were asked since the order waited last."""
         self._checked: tuple[str, float] | None = None
         """At which issuer what can be known before an order was looked at last, and when (monotonic)."""
         self._ending: End | None = None
@@ -215,14 +217,16 @@ class OrderExecution:
         """Go on at another issuer, if there is one; else wait, without its turn. True: not here and now."""
         if out.refused:
             self._counted |= {self.order.issuer}
+        self._short[self.order.issuer] = out.shortage.expected_time
         refusal = limit_refusal(out.shortage, self._ports.clock.now())
         profile = self._ports.profile_of(self.order)
         if profile is not None and (refusal.retry_after or SHORT_RATE_LIMIT) > SHORT_RATE_LIMIT:
             issuer = self._context.next_issuer(self.order, profile, self._left)
+            issuer = issuer or self._context.sooner_issuer(self.order, profile, self._left, self._short)
             if issuer:  # the ledger knows when this one may be asked again: nothing is held
                 await self._move(Elsewhere(issuer, refusal), hold=False)
                 return True
-        self._lacks = out
+        self._lacks, self._short = out, {}
         return True
 
     async def _after_failure(self, failed: Failed, time_left: timedelta, place: Place) -> bool:
@@ -277,13 +281,9 @@ class OrderExecution:
         level = logging.WARNING if stuck or first else logging.INFO
         order = self.order
         fields = {"order_id": order.order_id, "state": order.state.value, "issuer": order.issuer}
-        more = {"reason": refusal.reason.value, "failures": self._failures}
-        logger.log(
-            level if news else logging.DEBUG,
-            "a step of an order failed: %s",
-            refusal.message,
-            extra={"fields": {**fields, **more}},
-        )
+        fields |= {"reason": refusal.reason.value, "failures": self._failures}
+        level = level if news else logging.DEBUG
+        logger.log(level, "a step of an order failed: %s", refusal.message, extra={"fields": fields})
 
     def _next_issuer(self, refusal: Refusal, verdict: TryAgain | End) -> str:
         """The issuer that the order should go on at; empty if it stays."""

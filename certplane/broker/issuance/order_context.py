@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from certplane.broker import metrics
 from certplane.broker.issuance.authorisation import OrderAuthorisation
@@ -61,6 +61,17 @@ class OrderContext:
             return ""  # a rollout moves there, perhaps since no other is to be trusted any more
         issuers, now = self.ports.issuers_of(profile), self.ports.clock.now()
         return self.choice.choose(issuers, order.dns_names, profile.acme_profile, now, but=left | {order.issuer})
+
+    def sooner_issuer(
+        self, order: Order, profile: Profile, left: frozenset[str], short: MutableMapping[str, datetime]
+    ) -> str:
+        """Where all issuers are `short` of places: the one that has a place first, if it isn't the order's; else empty.
+
+        `short` is used up: who goes back somewhere waits there, and isn't sent to and fro.
+        """
+        first = min(short, key=lambda issuer: (short[issuer], issuer != order.issuer))
+        short.clear()
+        return "" if first == order.issuer else self.next_issuer(order, profile, left - {first})
 
     def until_any_issuer(self, order: Order, end: End) -> tuple[Refusal, timedelta]:
         """What is told, and when a new order may follow: as soon as another of the profile's issuers can be asked.

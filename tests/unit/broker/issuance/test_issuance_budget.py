@@ -9,6 +9,7 @@ from unittest import mock
 import pytest
 
 from certplane.broker.budget.model import FULL, Exemption, IssuerLimits, Limit, LimitScope
+from certplane.broker.events import AuditEventType
 from certplane.broker.issuance import steps
 from certplane.broker.issuance.budgeting import OrderBudget
 from certplane.broker.issuance.steps import LEDGER_FAILPOINTS
@@ -141,6 +142,25 @@ async def test_another_issuer_of_the_profile_is_asked_instead(world: World) -> N
     assert [order.issuer for order in world.orders] == [world.issuer.name, "second"]
     assert states(world) == [OrderState.ISSUED] * 2
     assert not await world.stores.holds.holds()
+
+
+async def test_where_no_issuer_has_a_place_the_first_to_have_one_is_waited_for(world: World) -> None:
+    """The second has none for a week, the first one for an hour: the order goes back there, once, and waits."""
+    world.others.append(other := FakeIssuer(world.ca, name="second"))
+    week = replace(one_an_hour(), per=168 * HOUR)
+    world.budgets[other.name] = IssuerLimits(other.name, URL, "configuration", (week,))
+    world.change_profile(issuers=(world.issuer.name, other.name))
+    authority = await world.started()
+    for key in ("one", "two", "three"):
+        await authority.issue(caller(), issue(key, wait=NO_WAIT))
+        await settle()
+    *_, last = world.orders
+    assert (last.issuer, last.state) == (world.issuer.name, OrderState.PENDING)
+    assert world.logged(AuditEventType.ISSUER_FAILED_OVER) == 3
+    world.clock.advance(HOUR + MINUTE)
+    await world.run_on()
+    assert [order.issuer for order in world.orders] == [world.issuer.name, other.name, world.issuer.name]
+    assert states(world) == [OrderState.ISSUED] * 3
 
 
 async def test_a_wait_ends_with_the_process_and_goes_on_in_the_next(world: World) -> None:
