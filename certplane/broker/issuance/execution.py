@@ -280,7 +280,7 @@ class OrderExecution:
         first = self._context.is_news(self.order, refusal.reason)
         level = logging.WARNING if stuck or first else logging.INFO
         order = self.order
-        fields = {"order_id": order.order_id, "state": order.state.value, "issuer": order.issuer}
+        fields: dict[str, object] = {"order_id": order.order_id, "state": order.state.value, "issuer": order.issuer}
         fields |= {"reason": refusal.reason.value, "failures": self._failures}
         level = level if news else logging.DEBUG
         logger.log(level, "a step of an order failed: %s", refusal.message, extra={"fields": fields})

@@ -36,6 +36,21 @@ class _Line:
     free_time: datetime
     waiting: list[Urgency] = field(default_factory=list)
     wakes: dict[Urgency, asyncio.Event] = field(default_factory=dict)
+    told: dict[Urgency, tuple[Shortage, Callable[[Shortage], object]]] = field(default_factory=dict)
+    """What each was told last, and who hears what is true by now."""
+
+    def tell(self, urgency: Urgency, shortage: Shortage, hear: Callable[[Shortage], object]) -> None:
+        """Tell what an order lacks, with those that are ahead of it here."""
+        said = shortage if shortage.ahead else replace(shortage, ahead=bisect_left(self.waiting, urgency))
+        self.told[urgency] = said, hear
+        hear(said)
+
+    def tell_late(self, now: datetime) -> None:
+        """Tell those anew whose time has come and who wait still: more urgent ones have come between."""
+        late = [urgency for urgency, (said, _) in self.told.items() if said.expected_time < now]
+        for urgency in late:
+            said, hear = self.told[urgency]
+            self.tell(urgency, replace(said, free_time=max(self.free_time, now), ahead=0), hear)
 
     def wake_first(self) -> None:
         if self.waiting:
@@ -63,8 +78,8 @@ class PlaceQueue:
         line.wakes[urgency] = news = asyncio.Event()
         insort(line.waiting, urgency)
         line.wake_first()
-        place = bisect_left(line.waiting, urgency)
-        tell(shortage if shortage.ahead else replace(shortage, ahead=place))
+        line.tell(urgency, shortage, tell)
+        asks = False
         try:
             while True:
                 news.clear()
@@ -73,10 +88,13 @@ class PlaceQueue:
                 elif not await within(self._clock, self._pause(line), news) and line.waiting[0] == urgency:
                     # For who is next, unless this one's answer says something else (`learn`).
                     line.free_time = max(line.free_time, self._clock.now()) + shortage.limit.rate.interval
+                    asks = True
                     break
         finally:
             line.waiting.remove(urgency)
-            del line.wakes[urgency]
+            del line.wakes[urgency], line.told[urgency]
+            if asks:  # not with each that is parked
+                line.tell_late(self._clock.now())
             if line.waiting:
                 line.wake_first()
             elif self._lines.get(shortage.key) is line:

@@ -206,14 +206,13 @@ class OrderSteps:
 
     async def _take_places(self, claim: Claim | None) -> OutOfBudget | None:
         """Take the order's places within the CA's limits: whatever happens next, they are counted."""
-        if claim is None or not claim.needs:
-            return None
-        self._context.tenure.check()
-        failpoint(LEDGER_FAILPOINTS[0])
-        shortage = await self._context.budget.take(self._journal, claim)
-        failpoint(LEDGER_FAILPOINTS[1])
-        if shortage is not None:
-            return OutOfBudget(shortage, claim.urgency)
+        if claim is not None and claim.needs:
+            self._context.tenure.check()
+            failpoint(LEDGER_FAILPOINTS[0])
+            shortage = await self._context.budget.take(self._journal, claim)
+            failpoint(LEDGER_FAILPOINTS[1])
+            if shortage is not None:
+                return OutOfBudget(shortage, claim.urgency)
         if self.order.progress.place_time is not None:
             self._journal.note(trouble="", place_time=None)
         return None

@@ -339,3 +339,22 @@ async def test_a_failure_that_is_heard_of_later_is_counted_too() -> None:
     assert states(world) == [OrderState.FAILED]
     (bucket,) = (await world.stores.budget.state([URL])).buckets.values()
     assert bucket.label == "shop.test"
+
+
+async def test_a_wait_that_an_exemption_ends_is_told_no_more(world: World) -> None:
+    """The CA's window has opened meanwhile: the order goes on, and nothing says that it waits for a place."""
+    authority = await world.started()
+    first = await authority.issue(caller(), issue())
+    await world.run_on()
+    assert first.certificate is not None
+    asked = await authority.issue(caller(), issue("two", wait=NO_WAIT, replaces=first.certificate.certificate_id))
+    await settle()
+    gate = world.issuer.faults.hold("create_order")
+    with mock.patch.object(OrderBudget, "_is_exempt", mock.AsyncMock(return_value=True)):
+        world.clock.advance(HOUR)
+        await settle()
+        seen = (await authority.get_order(caller(), "req-9", asked.order.order_id)).order
+        assert (seen.progress.step, seen.trouble, seen.progress.place_time) == ("create", "", None)
+        gate.set()
+        await world.run_on()
+    assert states(world) == [OrderState.ISSUED] * 2

@@ -104,3 +104,17 @@ async def test_what_was_left_to_others_is_asked_for_again_soon(line: Line) -> No
     await settle(20)
     assert line.asked == ["polite"]
     assert not line.queue._lines
+
+
+async def test_who_has_waited_longer_than_was_said_is_told_anew(line: Line) -> None:
+    """More urgent ones have come between: what is told of it is never in the past."""
+    await line.wait("late", 9, MINUTE)
+    said = line.told["late"].expected_time
+    for each in ("a", "b", "c"):
+        await line.wait(each, 1, MINUTE)
+    await line.pass_time(MINUTE)
+    await line.pass_time(MINUTE)
+    assert line.asked == ["a", "b"]
+    assert line.clock.now() > said
+    assert line.told["late"].expected_time == line.clock.now() + 2 * MINUTE
+    assert line.told["late"].ahead == 1
