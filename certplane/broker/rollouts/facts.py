@@ -114,6 +114,7 @@ def facts_of(view: ItemView, policy: Policy, now: datetime) -> ItemFacts:
         new_id = "" if successor is None or failure else successor.certificate_id
         return ItemFacts(
             is_there=True,
+            can_be_told=False,
             can_hold=False,
             heard_time=now,
             new_certificate_id=new_id,

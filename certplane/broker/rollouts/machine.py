@@ -14,6 +14,7 @@ rule here is tested by itself. Rules it keeps:
 - No host is let activate unless its ring's turn has come, and none at all while the rollout doesn't run.
 - A ring's turn comes when the ring before it is done: each of its hosts that is there has the new certificate in use,
   and none has failed since for as long as it bakes.
+- Nobody waits for a service, which renews when it asks, perhaps in weeks.
 - A ring of which no host is there isn't passed over: nobody would have tried the new certificates. It halts; but for
   the last one, after which nobody comes.
 - What has failed before an operator resumed doesn't halt it again: an operator has seen it, and gone on. What fails
@@ -175,7 +176,7 @@ class _Stepping:
             return False
         live = [index for index in self._of_ring[number] if self._items[index].state not in _ENDED]
         is_last = number == len(self._rings) - 1
-        if live and not is_last and not any(self._fact(index).is_there for index in live):
+        if live and not is_last and not any(self._is_awaited(index) for index in live):
             turn = self._rings[number - 1].bake_until if number else self._rollout.start_time
             until = self._moment.heard_until(turn) + self._spec.halt.silent_after
             if self._now >= until:
@@ -268,8 +269,12 @@ class _Stepping:
         """Whether its ring waits for it."""
         state = self._items[index].state
         if state in (ItemState.WAITING, ItemState.REQUESTED, ItemState.HELD):
-            return self._fact(index).is_there
+            return self._is_awaited(index)
         return state is ItemState.RELEASED
+
+    def _is_awaited(self, index: int) -> bool:
+        fact = self._fact(index)
+        return fact.is_there and fact.can_be_told
 
     def _bake(self, number: int) -> None:
         wanted = self._rollout.ring_specs[number].bake

@@ -296,6 +296,7 @@ class ItemFacts:
 
     Attributes:
         is_there: The host has a stream; of one whose agent is started by a timer: it came as often as it should.
+        can_be_told: It is told to renew; a service isn't, and comes when it comes: nobody waits for it.
         can_hold: Its agent can hold a certificate back (feature `rollout`).
         heard_time: When it was heard last.
         interval: How often it comes where it has no stream: so much longer may it be silent.
@@ -310,6 +311,7 @@ class ItemFacts:
     """
 
     is_there: bool = False
+    can_be_told: bool = True
     can_hold: bool = True
     heard_time: datetime | None = None
     interval: timedelta = timedelta()

@@ -193,7 +193,7 @@ def test_a_timers_host_is_there_between_its_runs() -> None:
 def test_a_service_is_told_nothing_and_says_nothing() -> None:
     """What was issued to it counts as installed, not as seen."""
     service = replace(CONNECTED, kind=IdentityKind.SERVICE, connected=False)
-    assert facts(HELD, service) == ItemFacts(is_there=True, can_hold=False, heard_time=NOW)
+    assert facts(HELD, service) == ItemFacts(is_there=True, can_be_told=False, can_hold=False, heard_time=NOW)
     found = facts(HELD, service, successor=NEW)
     assert (found.new_certificate_id, found.installed, found.served) == ("new", True, None)
 

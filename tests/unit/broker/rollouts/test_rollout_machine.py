@@ -294,6 +294,31 @@ def test_what_can_not_be_tried_again_is_waited_for_by_nobody() -> None:
     assert campaign.is_in(RolloutState.FINISHING)
 
 
+def test_nobody_waits_for_a_service() -> None:
+    """It renews when it asks: its ring goes on without it, and the rollout ends when it has come."""
+    campaign = Campaign.of(2, 1)
+    campaign.know(0, can_be_told=False, can_hold=False)
+    for _ in range(20):
+        campaign.step(MINUTE)
+        campaign.issue(1, 2)
+        campaign.activate(1, 2)
+    assert campaign.is_in(RolloutState.FINISHING)
+    assert campaign.in_state(ItemState.REQUESTED) == [0]
+    campaign.know(0, new_certificate_id="n", installed=True)
+    campaign.step(MINUTE)
+    assert campaign.is_in(RolloutState.COMPLETED)
+
+
+def test_a_ring_of_services_alone_is_tried_by_nobody() -> None:
+    """It halts as one whose hosts are all away does."""
+    campaign = Campaign.of(1, 1)
+    campaign.know(0, can_be_told=False, can_hold=False)
+    campaign.step()
+    campaign.step(10 * MINUTE)
+    assert campaign.is_in(RolloutState.HALTED)
+    assert "nothing was tried" in campaign.rollout.state_reason
+
+
 def test_a_failure_of_before_the_rollout_is_none_of_it() -> None:
     """A host that fails to renew anyway is told like the others."""
     campaign = Campaign.of(1, 1)
