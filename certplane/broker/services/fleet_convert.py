@@ -112,6 +112,7 @@ def fleet_certificate(view: CertificateView) -> fleet_pb2.FleetCertificate:
         certificate=status_message(view.status, view.health),
         issuer=view.certificate.issuer,
         public_key_sha256=view.certificate.public_key_sha256,
+        labels=view.host.labels,
     )
 
 

@@ -130,6 +130,7 @@ def certificate_columns(now: datetime) -> list[Column[fleet_pb2.FleetCertificate
         Column("SERIAL", lambda each: _held(each.certificate).serial_number, None),
         Column("ID", lambda each: _held(each.certificate).certificate_id, None),
         Column("KEY", lambda each: each.public_key_sha256, None),
+        Column("LABELS", labels_text, None),
     ]
 
 

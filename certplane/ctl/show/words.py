@@ -14,7 +14,7 @@ from certplane.rpc.times import time_of
 from certplane.runtime.health import Health, HealthWord, Severity
 from certplane.runtime.tables import moment_text, span_text
 from certplane.runtime.terminal import Style
-from certplane.v1 import renewal_pb2
+from certplane.v1 import fleet_pb2, renewal_pb2
 
 _Status = renewal_pb2.CertificateStatus
 
@@ -132,7 +132,7 @@ def served_text(status: renewal_pb2.CertificateStatus) -> str:
     return "older" if served == status.installed.serial_number else f"ANOTHER ({served[:8]}...)"
 
 
-def labels_text(host: renewal_pb2.Host) -> str:
+def labels_text(host: renewal_pb2.Host | fleet_pb2.FleetCertificate) -> str:
     """Its labels in the policy, as they are picked by: `dc=fra1 ring=canary`."""
     return " ".join(f"{key}={value}" for key, value in sorted(host.labels.items()))
 

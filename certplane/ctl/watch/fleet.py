@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from certplane.ctl.show.words import ending_one, health_word, rank, state_text
+from certplane.ctl.show.words import ending_one, health_word, labels_text, rank, state_text
 from certplane.fleet_report import messages
 from certplane.rpc.times import time_of
 from certplane.runtime.health import HealthWord
@@ -63,6 +63,7 @@ class HostRow:
     certificates: tuple[CertificateRow, ...]
     soonest: datetime
     renewal: datetime
+    labels: str
     words: str
 
     @property
@@ -167,6 +168,7 @@ def host_row(host: pb.Host) -> HostRow:
         certificates=(),
         soonest=_NEVER,
         renewal=_NEVER,
+        labels=printable(labels_text(host), _TEXT_OCTETS),
         words="",
     )
     own = messages.HEALTHS.get(host.health)
@@ -206,7 +208,16 @@ def _with_certificates(host: HostRow, certificates: Iterable[CertificateRow], ow
         word, worst = ordered[0].health, ordered[0].rank
     if not ordered and own is HealthWord.OK:
         word = "-"  # it has no certificate yet, and nobody can call that well
-    words = [host.name, host.shown, host.version, host.blocked, word, host.broker, "up" if host.connected else "down"]
+    words = [
+        host.name,
+        host.shown,
+        host.labels,
+        host.version,
+        host.blocked,
+        word,
+        host.broker,
+        "up" if host.connected else "down",
+    ]
     for each in ordered:
         words += [each.name, each.health, each.cause, each.state, each.profile]
     return HostRow(
@@ -223,6 +234,7 @@ def _with_certificates(host: HostRow, certificates: Iterable[CertificateRow], ow
         certificates=ordered,
         soonest=_soonest(each.not_after for each in ordered),
         renewal=_soonest(each.renew_time for each in ordered),
+        labels=host.labels,
         words=" ".join(words).lower(),
     )
 

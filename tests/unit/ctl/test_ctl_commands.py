@@ -142,7 +142,7 @@ async def test_certs(broker: OperatorsBroker, ctl: Ctl) -> None:
     """Services' certificates too; one name a line is the broker's, for the next command."""
     status = serving("web")
     status.installed.certificate_id = "c-1"
-    each = fleet_pb2.FleetCertificate(host="api.test", certificate=status, issuer="le")
+    each = fleet_pb2.FleetCertificate(host="api.test", certificate=status, issuer="le", labels={"ring": "canary"})
     broker.answers["ListFleetCertificates"] = fleet_pb2.ListFleetCertificatesResponse(
         certificates=[each], certificate_count=1
     )
@@ -155,6 +155,7 @@ async def test_certs(broker: OperatorsBroker, ctl: Ctl) -> None:
     (request,) = broker.requests("ListFleetCertificates")
     assert (request.include_identities, request.order_by) == (True, fleet_pb2.FLEET_ORDER_RENEW_TIME)
     assert (await ctl("certs", "-o", "name")).out == "c-1\n"
+    assert "ring=canary" in (await ctl("certs", "-o", "wide")).out
     broker.answers["ListFleetCertificates"] = fleet_pb2.ListFleetCertificatesResponse()
     assert (await ctl("certs")).out == "no certificate matches\n"
 

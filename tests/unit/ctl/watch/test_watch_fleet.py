@@ -109,6 +109,16 @@ def test_filters(text: str, found: list[str]) -> None:
     assert names(listed(rows, Order.NAME, text)) == found
 
 
+def test_a_host_is_found_by_its_labels() -> None:
+    """Also after one of its certificates has changed."""
+    labelled = host("web1", certificate("web"))
+    labelled.labels.update(ring="canary", dc="fra1")
+    change = renewal_pb2.WatchRenewalsResponse.CertificateChange(host="web1", certificate=certificate("mail"))
+    fleet = told(*snapshot(labelled, host("web2", certificate("web"))))
+    fleet.apply(renewal_pb2.WatchRenewalsResponse(certificate_change=change))
+    assert names(listed(fleet.hosts.values(), Order.NAME, "ring=canary dc=fra1")) == ["web1"]
+
+
 def test_a_newer_brokers_health_is_a_warning() -> None:
     """It stands before what is well, by its number."""
     row = host_row(host("a", certificate("web"), certificate("mail", 99)))
