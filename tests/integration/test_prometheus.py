@@ -56,6 +56,8 @@ RARE: list[tuple[Metric, dict[str, str]]] = [
     (metrics.NOTIFICATIONS, {"notifier": "oncall", "result": "failed"}),
     (metrics.INCIDENT_CERTIFICATES, {"issuer": "ca", "state": "open"}),
     (metrics.INCIDENT_DEADLINE, {"issuer": "ca"}),
+    (metrics.BUDGET_LEFT, {"issuer": "ca", "limit": "names"}),
+    (metrics.BUDGET_PLACES, {"issuer": "ca", "limit": "names"}),
 ]
 """What a broker without calls and a CA doesn't show, and what is rare."""
 
