@@ -525,6 +525,7 @@ Scenario = Callable[[Path], Awaitable[Collection[Metric]]]
 
 MOVED: dict[Scenario, set[Metric]] = {
     an_order: {
+        metrics.BUDGET_LEFT, metrics.BUDGET_PLACES, metrics.BUDGET_WAITING, metrics.BUDGET_WAIT,
         metrics.REQUESTS, metrics.DELIVERIES, metrics.REVOCATIONS, metrics.ORDERS_OPENED, metrics.ORDERS_OPEN,
         metrics.ORDERS_ENDED, metrics.ORDER_DURATION, metrics.STEP_DURATION, metrics.CERTIFICATES_LEFT,
     },

@@ -14,9 +14,11 @@ from typing import Any
 import grpc
 
 from certplane.broker import metrics
+from certplane.broker.budget.model import IssuerLimits
 from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.elsewhere import follow_others
 from certplane.broker.fleet.followed import FollowedRequests
+from certplane.broker.fleet.forecasting import Forecasts
 from certplane.broker.fleet.forgetting import HostForgetting
 from certplane.broker.fleet.health_watch import HealthWatch
 from certplane.broker.fleet.hub import FleetHub
@@ -35,8 +37,10 @@ from certplane.broker.members.view import BrokersView
 from certplane.broker.model import ChangeKind, Grant, IdentityKind
 from certplane.broker.proof.checkpoints import Verifier
 from certplane.broker.renewal.plans import RenewalPlans
+from certplane.broker.rollout_desk import rollout_parts
 from certplane.broker.services.audit import AuditServicer
 from certplane.broker.services.brokers import BrokerServicer
+from certplane.broker.services.budget import BudgetServicer
 from certplane.broker.services.certificates import CertificateServicer
 from certplane.broker.services.enrollment import EnrollmentServicer
 from certplane.broker.services.fleet import FleetServicer
@@ -56,6 +60,7 @@ from certplane.pki.trust_bundle import TrustBundle
 from certplane.rpc.channel import open_channel
 from certplane.rpc.credentials import KeyPair, channel_credentials
 from certplane.runtime.clock import SystemClock
+from certplane.runtime.pool import BlockingPool
 from tests.fakes.audit import FakeDenialRecorder, FakeEventRecorder, FakeMeter
 from tests.fakes.authority import FakeAuthority
 from tests.fakes.broker_desk import FakeBrokerDesk
@@ -200,6 +205,27 @@ class EdgeServer:
             holder=self.stores.orders.holder,
             name=self.name,
         )
+        self.pool = BlockingPool("edge", 1)
+        budgets = {"default": IssuerLimits("default", "https://ca.test/directory", "none")}
+        self.forecasts = Forecasts(
+            self.stores.budget, self.plans, self.policy, budgets, pool=self.pool, clock=self.clock
+        )
+        self.rollouts = rollout_parts(
+            self.stores,
+            self.plans,
+            self.hub,
+            parts,
+            self.authority,  # type: ignore[arg-type]  # a fake
+            forecasts=self.forecasts,
+            policy=self.policy,
+            issuers=["default"],
+            lease=self.lease,
+            pool=self.pool,
+            clock=self.clock,
+            rng=random.Random(),
+            trail=trail,
+            meter=self.meter,
+        )
         self.server = BrokerServer(
             address=self.address,
             reuse_port=self.reuse_port,
@@ -262,6 +288,8 @@ class EdgeServer:
                 PolicyServicer(FakePolicyDesk()),
                 BrokerServicer(FakeBrokerDesk()),
                 IncidentServicer(self.stores.incidents),
+                self.rollouts.servicer,
+                BudgetServicer(self.forecasts, lambda _: None, issuers=["default"], named=self.view, clock=self.clock),
             ],
         )
 
@@ -332,6 +360,7 @@ async def serve_edge(ca: PrivateCa | None = None, **options: Any) -> AsyncIterat
         for task in looking:
             task.cancel()
         await asyncio.wait(looking)
+        edge.pool.close()
 
 
 @asynccontextmanager
