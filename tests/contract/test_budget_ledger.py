@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+import psycopg
 import pytest
 
 from certplane.broker.budget.claims import claim_of, failed_needs, refused_needs, urgency_of
@@ -13,6 +15,7 @@ from certplane.broker.model import Order, OrderState, Scope, ScopeKind
 from certplane.broker.ports import OrderChange
 from certplane.errors import Reason, RefusalError
 from tests.support.stores import StoreHarness, member
+from tests.support.waiting import until
 
 HOUR = timedelta(hours=1)
 URL = "https://ca.example/directory"
@@ -242,6 +245,31 @@ async def test_what_is_over_is_forgotten(store: StoreHarness) -> None:
     if store.place.kind != "memory":
         assert store.place.query("SELECT count(*) FROM budget_buckets") == [(64,)]
         assert store.place.query("SELECT count(*) FROM budget_waits") == [(0,)]
+
+
+async def test_what_another_broker_takes_from_just_now_is_not_forgotten(store: StoreHarness) -> None:
+    """Its bucket was full for long, and isn't any more once the removal has its row."""
+    if store.place.kind != "postgresql":
+        pytest.skip("one broker has no others")
+    ca = replace(CA, limits=(replace(NAMES, amount=1),))
+    assert await take(store, await order_of(store, ("old.test",)), ca) == ""
+    store.clock.advance(timedelta(days=9))
+    orders = [await order_of(store, (f"{number}.test",)) for number in range(31)]
+
+    async def take_all() -> None:
+        for order in orders:
+            assert await take(store, order, ca) == ""
+
+    def blocked() -> bool:
+        return store.place.query("SELECT count(*) FROM pg_locks WHERE NOT granted") != [(0,)]
+
+    async with await psycopg.AsyncConnection.connect(store.place.url) as taking:
+        await taking.execute("UPDATE budget_buckets SET full_time = full_time + 2000000000000")
+        async with asyncio.TaskGroup() as group:
+            group.create_task(take_all())
+            await until(blocked)
+            await taking.commit()
+    assert store.place.query("SELECT count(*) FROM budget_buckets WHERE label = 'old.test'") == [(1,)]
 
 
 async def test_exempt_orders_take_nothing(store: StoreHarness) -> None:
