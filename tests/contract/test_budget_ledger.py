@@ -166,7 +166,7 @@ async def test_what_the_ca_says_counts_more(store: StoreHarness) -> None:
     asked = claim(order)
     taken = (await store.stores.budget.take_places(order, asked)).order
     until = store.clock.now() + timedelta(days=9)
-    refused = refused_needs(asked, [Scope(ScopeKind.DOMAIN, "example.org")])
+    refused = refused_needs(asked, [Scope(ScopeKind.DOMAIN, "example.org")], "")
     done = await store.stores.budget.correct(taken, asked, refused, until)
     assert done.order.places == ()
     assert done.shortage is not None

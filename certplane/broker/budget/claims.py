@@ -7,6 +7,7 @@ since the CA locks a name that has none left.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Final
@@ -26,6 +27,9 @@ _KINDS: Final = {
     LimitScope.FAILED_VALIDATIONS: ScopeKind.NAME,
 }
 """What a CA's refusal is about, as `issuers.acme_limits` reads it, and which limit that is."""
+_FAILURES: Final = re.compile(r"failed (?:authori[sz]ation|validation)|authori[sz]ation-failures", re.IGNORECASE)
+"""How Let's Encrypt refuses a name for its failures (Boulder, `ratelimits/limiter.go`). After many more in a row it
+"temporarily prevents" orders of the name, which lasts until somebody visits the page that it names."""
 
 
 def urgency_of(order_id: str, expire_time: datetime | None, create_time: datetime) -> Urgency:
@@ -78,15 +82,23 @@ def failed_needs(limits: IssuerLimits, names: Iterable[str]) -> Sequence[Need]:
     ]
 
 
-def refused_needs(claim: Claim, scopes: Iterable[Scope]) -> Sequence[Need]:
-    """Those of an order's needs that a CA's refusal is about; none: it is about no limit that is known."""
+def refused_needs(claim: Claim, scopes: Iterable[Scope], said: str) -> Sequence[Need]:
+    """Those of an order's needs that a CA's refusal is about; none: it is about no limit that is known.
+
+    Args:
+        claim: What the order needs, whatever it is exempt from.
+        scopes: What the refusal is about.
+        said: The CA's words.
+    """
     told = list(scopes)
-    return [need for need in claim.needs if any(_is_about(scope, need) for scope in told)]
+    return [need for need in claim.needs if any(_is_about(scope, need, said) for scope in told)]
 
 
-def _is_about(scope: Scope, need: Need) -> bool:
+def _is_about(scope: Scope, need: Need, said: str) -> bool:
     if scope.kind is not _KINDS[need.limit.scope]:
         return False
+    if need.limit.scope is LimitScope.FAILED_VALIDATIONS and _FAILURES.search(said) is None:
+        return False  # a name that only a person can unlock, say, and waiting doesn't
     # A CA may name a domain above or below what the list of public suffixes says.
     subject = f".{need.key.subject}"
     return not scope.value or subject.endswith(f".{scope.value}") or f".{scope.value}".endswith(subject)

@@ -18,7 +18,7 @@ from certplane.broker.budget.model import Claim, Shortage
 from certplane.broker.budget.places import taken_needs
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.journal import Journal
-from certplane.broker.issuance.outcome import scopes_of
+from certplane.broker.issuance.outcome import pause_before_new_order, scopes_of
 from certplane.broker.issuance.place_queue import PlaceQueue
 from certplane.broker.issuance.progress import BUDGET, cut
 from certplane.broker.issuance.step_outcome import OutOfBudget
@@ -73,20 +73,17 @@ class OrderBudget:
     async def refused(self, journal: Journal, claim: Claim | None, refusal: Refusal) -> Shortage | None:
         """Correct the ledger by what the CA has said no to; None if that is about nothing that is counted.
 
-        What has no time isn't either: a limit's places come back, while this may want a person (Let's Encrypt locks
-        a name after many failures, and says where to unlock it).
-
         Raises:
             OrderEndedError, OrderTakenError: see `Journal.write`.
         """
-        if claim is None or refusal.reason is not Reason.ISSUER_RATE_LIMITED or refusal.retry_after is None:
+        if claim is None or refusal.reason is not Reason.ISSUER_RATE_LIMITED:
             return None
         order, limits = journal.order, self._ports.budgets[journal.order.issuer]
         whole = claim_of(limits, order.dns_names, urgency=claim.urgency)
-        needs = refused_needs(whole, scopes_of(refusal))
+        needs = refused_needs(whole, scopes_of(refusal), refusal.message)
         if not needs:
             return None
-        until = self._ports.clock.now() + refusal.retry_after
+        until = self._ports.clock.now() + pause_before_new_order(refusal)
         return (await journal.correct_places(whole, needs, until)).shortage
 
     async def wait(self, journal: Journal, out: OutOfBudget) -> None:

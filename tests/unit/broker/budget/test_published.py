@@ -77,7 +77,7 @@ def test_a_refusal_is_about_a_limit(scope: Scope, names: set[str]) -> None:
     claim = claim_of(
         limits_of("ca", PRODUCTION), ("www.example.org",), urgency=urgency_of("order", None, ManualClock().now())
     )
-    assert {need.limit.name for need in refused_needs(claim, [scope])} == names
+    assert {need.limit.name for need in refused_needs(claim, [scope], "too many failed authorizations")} == names
 
 
 @pytest.mark.parametrize(

@@ -302,11 +302,13 @@ async def test_a_renewal_that_the_ca_counts_takes_its_place_from_then_on() -> No
     assert bucket.level.full_time > world.clock.now()
 
 
-async def test_a_lock_that_names_no_time_fails_with_the_cas_words() -> None:
+async def test_a_name_that_a_person_must_unlock_fails_with_the_cas_words() -> None:
     """Let's Encrypt pauses a name until a person unlocks it where it says: no place comes back by waiting."""
     world = limited(World(), Limit("failures", LimitScope.FAILED_VALIDATIONS, 5, HOUR), one_an_hour(amount=100))
     text = "Your account is temporarily prevented from requesting certificates for shop.test: please visit https://ca.test/x"
-    refusal = RefusalError(Reason.ISSUER_RATE_LIMITED, text, violations=[Violation("name:shop.test", "")])
+    refusal = RefusalError(
+        Reason.ISSUER_RATE_LIMITED, text, retry_after=10 * MINUTE, violations=[Violation("name:shop.test", "")]
+    )
     world.issuer.faults.fail("create_order", refusal)
     authority = await world.started()
     await authority.issue(caller(), issue(wait=NO_WAIT))
@@ -358,3 +360,19 @@ async def test_a_wait_that_an_exemption_ends_is_told_no_more(world: World) -> No
         gate.set()
         await world.run_on()
     assert states(world) == [OrderState.ISSUED] * 2
+
+
+async def test_a_refusal_for_failures_corrects_the_ledger() -> None:
+    """In Let's Encrypt's words: the order waits until the name may be tried again."""
+    world = limited(World(), Limit("failures", LimitScope.FAILED_VALIDATIONS, 5, HOUR))
+    text = 'too many failed authorizations (5) for "shop.test" in the last 1h0m0s, retry after 2026-11-23 12:12:00 UTC'
+    refusal = RefusalError(
+        Reason.ISSUER_RATE_LIMITED, text, retry_after=12 * MINUTE, violations=[Violation("name:shop.test", "")]
+    )
+    world.issuer.faults.fail("create_order", refusal)
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle()
+    assert states(world) == [OrderState.PENDING]
+    await world.run_on()
+    assert states(world) == [OrderState.ISSUED]
