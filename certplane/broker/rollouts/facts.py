@@ -209,11 +209,14 @@ def _why_wrong(view: ItemView) -> str:
     if successor is None:
         return ""
     if spec.action is RolloutAction.REKEY and successor.same_key:
-        return "a certificate was issued, and for the same key: upgrade its agent, or set `key_rotation: always` there"
+        return (
+            "a certificate was issued, and for the same key: upgrade its agent, or set `key_rotation: always` there, "
+            "and create another rollout for it"
+        )
     if spec.action is RolloutAction.MOVE and successor.issuer != spec.issuer:
         return (
             f"a certificate was issued, and by {successor.issuer}: its host asked before it was told, or its broker no "
-            f"longer has {spec.issuer} for the profile"
+            f"longer has {spec.issuer} for the profile; create another rollout for it"
         )
     return ""
 
