@@ -252,8 +252,12 @@ class LineageMachine(RuleBasedStateMachine):
 
     def is_released(self, newest: Version, served: Version, now: datetime) -> bool:
         """Whether no rollout holds a version back any more."""
-        abandoned = self.told_of.get(newest.certificate_id)
-        if newest.hold is None or abandoned is False:
+        if newest.hold is None:
+            return True
+        # Of what has taken the place of one that was held, the word about that one counts as well: the last of them.
+        words = [each for name, each in self.told_of.items() if name in (newest.certificate_id, newest.hold.named_as)]
+        abandoned = words[-1] if words else newest.hold.abandoned
+        if words and not abandoned:
             return True
         until = own_due_time(self.spec, served) if abandoned else newest.hold.activate_by_time
         ends_soon = served.not_after - now <= min(DAY, (served.not_after - served.not_before) / 10)
@@ -352,6 +356,7 @@ class LineageMachine(RuleBasedStateMachine):
         name = f"certificate-{self.issued + 1}" if early else newest.certificate_id
         new = self.lineage.take_activations([Activation(name, f"rollout-{self.rollouts}", abandoned)], self.clock.now())
         if new:
+            self.told_of.pop(name, None)
             self.told_of[name] = abandoned
             self.runner.release()
         self.go_on()
@@ -361,6 +366,7 @@ class LineageMachine(RuleBasedStateMachine):
         newest = newest_version(tuple(self.store.versions()))
         self.at_once = True
         if newest is not None and newest.hold is not None:
+            self.told_of.pop(newest.certificate_id, None)
             self.told_of[newest.certificate_id] = False
         self.go_on()
 
@@ -439,7 +445,7 @@ class LineageMachine(RuleBasedStateMachine):
             assert newest is not None
             assert newest.hold is not None
             assert newest.hold.rollout_id == status.held_by_rollout_id
-            assert newest.certificate_id not in self.told_of
+            assert not {newest.certificate_id, newest.hold.named_as} & self.told_of.keys()
             assert status.activate_after is not None
             assert status.installed_version != newest.number or status.activation_failures
 
