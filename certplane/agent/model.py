@@ -21,8 +21,8 @@ class ActivationHold:
     """A rollout holds a certificate back that is on disk, until it is released.
 
     `activate_by_time`: when it is used without a word from the broker; None leaves that to this host. `abandoned`: the
-    rollout was aborted, and it is used when the one in use is due. `named_as`: by which certificate the broker releases
-    it, where it has taken the place of that one while it was held; else empty.
+    rollout has ended, and it is used when the one in use is due, by this host's own rule, or then. `named_as`: by which
+    certificate the broker releases it, where it has taken the place of that one while it was held; else empty.
     """
 
     rollout_id: str

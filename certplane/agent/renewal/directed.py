@@ -71,7 +71,8 @@ def kept_directive(told: DirectedRenewal, known: DirectedRenewal | None) -> Dire
         return told
     if told.cause is not RenewalCause.LIFETIME or told.rollout_id:
         return told
-    by = known.activate_by_time
+    # Until then at most: what is asked for when that time comes is held by nobody.
+    by = told.renew_time
     return replace(told, rollout_id=known.rollout_id, hold_activation=True, activate_by_time=by, abandoned=True)
 
 
@@ -82,7 +83,9 @@ def released(version: Version, activations: Sequence[Activation]) -> Version:
     told = next((each for each in reversed(activations) if each.certificate_id in _names_of(version)), None)
     if told is None:
         return version
-    return replace(version, hold=replace(version.hold, abandoned=True) if told.abandoned else None)
+    # The rollout's own time was for those that it would have released.
+    left = replace(version.hold, abandoned=True, activate_by_time=None)
+    return replace(version, hold=left if told.abandoned else None)
 
 
 def kept_activations(

@@ -145,12 +145,12 @@ def override_time(spec: LineageSpec, served: Version) -> datetime:
 def hold_end(spec: LineageSpec, hold: ActivationHold, served: Version) -> datetime:
     """When what follows `served` is activated without a word from the broker, whatever `hold` says.
 
-    That is at the time that the rollout gave, or, where it was aborted, when `served` is due by this host's own rule;
-    but a day, or at most a tenth of its lifetime, before it ends.
+    That is at the time that the broker gave, or, where the rollout has ended, when `served` is due by this host's own
+    rule; but a day, or at most a tenth of its lifetime, before it ends.
     """
     latest = served.not_after - min(_LAST_DAY, (served.not_after - served.not_before) / _LAST_SHARE)
-    wanted = own_due_time(spec, served) if hold.abandoned else hold.activate_by_time
-    return latest if wanted is None else min(wanted, latest)
+    wanted = [latest] if hold.activate_by_time is None else [latest, hold.activate_by_time]
+    return min([*wanted, own_due_time(spec, served)] if hold.abandoned else wanted)
 
 
 def aborted_rollout(newest: Version | None) -> str:

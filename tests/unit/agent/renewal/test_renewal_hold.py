@@ -190,7 +190,7 @@ def test_what_replaces_a_held_version_is_named_as_that_one() -> None:
 
     gone, by_hand = Activation("c2", "r1", abandoned=True), Activation("c3", "r1")
     assert newest(Activation("c2", "r1")) is None
-    assert newest(gone) == replace(later.hold, abandoned=True)
+    assert newest(gone) == replace(later.hold, abandoned=True, activate_by_time=None)
     assert newest(gone, by_hand) is None
     assert newest(Activation("c9", "r1")) == later.hold
 
@@ -198,8 +198,9 @@ def test_what_replaces_a_held_version_is_named_as_that_one() -> None:
 def test_a_rollout_that_ends_leaves_what_is_on_its_way_held() -> None:
     """Its certificates have their lifetimes again; whoever wants one now, the CA among them, has it used."""
     ended = replace(WANTED, cause=RenewalCause.LIFETIME, rollout_id="", hold_activation=False, activate_by_time=None)
+    ended = replace(ended, renew_time=NOW + 20 * DAY)
     kept = kept_directive(ended, WANTED)
-    assert kept.hold_on("c1") == replace(HOLD, abandoned=True)
+    assert kept.hold_on("c1") == ActivationHold("r1", ended.renew_time, abandoned=True)
     assert kept_directive(ended, kept) == kept
     assert kept_directive(ended, None) == ended
     assert kept_directive(ended, replace(WANTED, certificate_id="c0")) == ended
