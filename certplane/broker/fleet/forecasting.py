@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, Protocol
 
 from certplane.broker.budget.claims import claim_of, urgency_of
@@ -26,6 +26,8 @@ from certplane.runtime.pool import BlockingPool
 
 _TOGETHER: Final = 128
 """Hosts whose certificates are read at once."""
+_SHOWN_FOR: Final = timedelta(seconds=5)
+"""How old the ledger in a list of orders may be: a watch lists what has changed many times a second."""
 _MOST_LOOKED_UP: Final = 500
 """Sets of names that are looked up among the orders, where their certificates in force don't tell: a read each. Those
 beyond count as new: the forecast is later then, never too early."""
@@ -79,6 +81,7 @@ class Forecasts:
         self._reader, self._plans, self._policy = reader, plans, policy
         self._budgets = dict(budgets)
         self._pool, self._clock = pool, clock
+        self._recent: tuple[float, LedgerState] | None = None
 
     async def of_selection(self, selection: Selection, issuer: str = "") -> tuple[Forecast, int]:
         """When those would be issued that are selected now, and how many are.
@@ -122,7 +125,9 @@ class Forecasts:
         return await self._pool.run(overview, state, [*self._budgets.values()], issuers, names)
 
     async def left(self, orders: Sequence[Order]) -> Mapping[str, str]:
-        """By order id what the limits leave of what each needs, for people; those that need nothing are left out.
+        """By order id what the limits leave of what each needs, for people, some seconds old.
+
+        Orders that need nothing are left out.
 
         Raises:
             RefusalError: STORE_UNAVAILABLE.
@@ -130,8 +135,10 @@ class Forecasts:
         counted = [order for order in orders if order.issuer in self._budgets and self._budgets[order.issuer].limits]
         if not counted:
             return {}
-        state = await self._state()
-        return await self._pool.run(self._left, counted, state)
+        now = self._clock.monotonic()
+        if self._recent is None or now >= self._recent[0]:
+            self._recent = (now + _SHOWN_FOR.total_seconds(), await self._state())
+        return await self._pool.run(self._left, counted, self._recent[1])
 
     async def _state(self) -> LedgerState:
         urls = {each.directory_url for each in self._budgets.values() if each.limits}
