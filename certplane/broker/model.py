@@ -458,6 +458,7 @@ class IssuerOrder:
     pending one whose challenges were answered, what it waits for.
     `finalize_url`, `certificate_url` (empty: not told) and `retry_after` (how long it wants to be left alone) are the
     CA's words that came with the status, so that the issuer's next step needn't ask for them again.
+    `replaces` is of a new order: whether the CA took it for the renewal of what it was told that it replaces.
     """
 
     url: str
@@ -467,6 +468,7 @@ class IssuerOrder:
     finalize_url: str = ""
     certificate_url: str = ""
     retry_after: timedelta | None = None
+    replaces: bool = False
 
 
 class ScopeKind(StrEnum):

@@ -204,9 +204,9 @@ async def test_the_failure_that_would_lock_a_name_is_not_risked(store: StoreHarn
     order = await order_of(store)
     needs = failed_needs(CA, order.dns_names)
     assert await take(store, await order_of(store)) == ""
-    await store.stores.budget.count_failures(needs)
+    await store.stores.budget.count(needs)
     assert await take(store, await order_of(store)) == ""
-    await store.stores.budget.count_failures(needs)
+    await store.stores.budget.count(needs)
     store.clock.advance(timedelta(minutes=15))
     ca = replace(CA, limits=(FAILURES,))
     assert "for failed validations of example.org" in await take(store, order, ca)

@@ -50,6 +50,8 @@ class FakeCa:
         self.replaced: list[str] = []
         """What each new order said that it replaces, PEM; empty for nothing."""
         self.revoked: dict[int, RevocationReason] = {}
+        self.takes_replaces = True
+        """New orders are taken for the renewals that they say they are."""
         self.lifetime = timedelta(days=90)
         self.reuses_pending = False
         """Hands back a pending or ready order of the same names, whatever the key, as Boulder does."""
@@ -209,7 +211,8 @@ class FakeIssuer:
     ) -> IssuerOrder:
         async with self.faults.around("create_order"):
             self.ca.replaced.append(replaces)
-            return _shown(self.ca.create(_names(csr_der)))
+            known = bool(replaces) and self.ca.takes_replaces
+            return replace(_shown(self.ca.create(_names(csr_der))), replaces=known)
 
     async def get_order(self, url: str, timeout: timedelta) -> IssuerOrder:
         async with self.faults.around("get_order"):

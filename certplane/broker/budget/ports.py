@@ -63,8 +63,8 @@ class BudgetLedger(Protocol):
         """
         ...
 
-    async def count_failures(self, needs: Sequence[Need]) -> None:
-        """A validation of each of these names has failed: take a place of each, also of what has none. Durable.
+    async def count(self, needs: Sequence[Need]) -> None:
+        """The CA has counted this, a failed validation say: take a place of each, also of what has none. Durable.
 
         Raises:
             RefusalError: STORE_UNAVAILABLE.

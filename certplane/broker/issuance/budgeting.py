@@ -132,7 +132,23 @@ class OrderBudget:
         limits = self._ports.budgets.get(order.issuer)
         needs = failed_needs(limits, names) if limits is not None else ()
         if needs:
-            await self._ports.ledger.count_failures(needs)
+            await self._ports.ledger.count(needs)
+
+    async def count_after_all(self, order: Order, claim: Claim | None, replaced: CertificateRecord | None) -> None:
+        """The CA has made the order, but not as the renewal that exempted it: what it counts then is counted.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        if claim is None:
+            return
+        whole = claim_of(self._ports.budgets[order.issuer], order.dns_names, urgency=claim.urgency)
+        had = {need.key for need in claim.needs}
+        again = replaced is not None and replaced.dns_names == order.dns_names
+        missed = [need for need in whole.needs if need.takes and need.key not in had]
+        needs = [need for need in missed if not (again and need.unless_known)]
+        if needs:
+            await self._ports.ledger.count(needs)
 
 
 def limit_refusal(shortage: Shortage, now: datetime) -> Refusal:

@@ -185,6 +185,8 @@ class OrderSteps:
         with self._step("journal_url"):
             state = OrderState.AUTHORIZED if self.order.state is OrderState.PENDING else None
             await self._journal.write(OrderChange(state=state, acme_order_url=acme.url))
+        if replaces and not acme.replaces:
+            await self._context.budget.count_after_all(self.order, claim, replaced)
         if acme.trouble is not None:
             raise RefusalError.of(acme.trouble)
         self._acme = acme

@@ -155,7 +155,8 @@ class AcmeIssuer(Issuer, Revoker):
             except AcmeError as error:
                 # The order is made: an error now would lose it, and the next try would make another.
                 message = f"the CA did not show the order {order.url}: {error.refusal.message}"
-                return IssuerOrder(order.url, order.status, trouble=replace(error.refusal, message=message))
+                trouble = replace(error.refusal, message=message)
+                return IssuerOrder(order.url, order.status, trouble=trouble, replaces=order.replaces)
             asked = {name.removeprefix("*.") for name in names}
             if strange := [challenge.domain for challenge in created.challenges if challenge.domain not in asked]:
                 raise AcmeError(

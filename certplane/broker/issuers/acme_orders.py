@@ -72,7 +72,7 @@ class AcmeOrders:
             takes = client.directory.renewal_info is not None and stumbles < _REPLACES_STUMBLES
             told = replaces if takes else ""
             try:
-                return await client.create_order(names, profile, told)
+                return replace(await client.create_order(names, profile, told), replaces=bool(told))
             except AcmeError as error:
                 stumbles += bool(told) and error.is_problem("serverInternal")
                 self._moved = self._moved or (error.missing and not told)
@@ -208,6 +208,7 @@ def shown(order: AcmeOrder) -> IssuerOrder:
         finalize_url=order.finalize,
         certificate_url=order.certificate,
         retry_after=order.retry_after,
+        replaces=order.replaces,
     )
 
 

@@ -51,7 +51,10 @@ def parse_json(body: bytes) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class AcmeOrder:
-    """An order object (RFC 8555 7.1.3). `problems` says why it is invalid, if the CA says so on the order."""
+    """An order object (RFC 8555 7.1.3). `problems` says why it is invalid, if the CA says so on the order.
+
+    `replaces` is of a new one: whether it was made as the renewal of a certificate.
+    """
 
     url: str
     status: IssuerOrderStatus
@@ -60,6 +63,7 @@ class AcmeOrder:
     certificate: str
     problems: tuple[ProblemDocument, ...]
     retry_after: timedelta | None
+    replaces: bool = False
 
     @classmethod
     def parse(cls, url: str, body: object, retry_after: timedelta | None) -> AcmeOrder:

@@ -198,7 +198,7 @@ class SqlBudget(SqlBudgetReader, BudgetLedger):
         return done
 
     @override
-    async def count_failures(self, needs: Sequence[Need]) -> None:
+    async def count(self, needs: Sequence[Need]) -> None:
         now = self._clock.now()
 
         def write(session: Session) -> Done[None]:
@@ -208,7 +208,7 @@ class SqlBudget(SqlBudgetReader, BudgetLedger):
                 self._write(session, changed[need.key], need)
             return Done(None)
 
-        await self._writer.write(write, (), locks=_locks(needs, failures=True))
+        await self._writer.write(write, (), locks=_locks(needs, all_of_them=True))
 
     def _get(self, session: Session, order: Order) -> Order:
         found = self._rows.get(session, order.order_id)
@@ -327,6 +327,6 @@ class SqlBudget(SqlBudgetReader, BudgetLedger):
             session.execute(self._waits_no_more, self._waits_no_more.arguments({"which": order_id}))
 
 
-def _locks(needs: Sequence[Need], *, failures: bool = False) -> Sequence[int]:
+def _locks(needs: Sequence[Need], *, all_of_them: bool = False) -> Sequence[int]:
     """Of the buckets that are changed; failures of a name are counted by who has met one, and looked at by others."""
-    return sorted({lock_key("budget", need.key.digest) for need in needs if need.takes or failures})
+    return sorted({lock_key("budget", need.key.digest) for need in needs if need.takes or all_of_them})

@@ -376,3 +376,20 @@ async def test_a_refusal_for_failures_corrects_the_ledger() -> None:
     assert states(world) == [OrderState.PENDING]
     await world.run_on()
     assert states(world) == [OrderState.ISSUED]
+
+
+async def test_an_order_that_the_ca_takes_for_no_renewal_counts(world: World) -> None:
+    """It is made all the same, without what exempted it: the ledger hears of it, so that the next one waits."""
+    authority = await world.started()
+    first = await authority.issue(caller(), issue())
+    await world.run_on()
+    assert first.certificate is not None
+    world.clock.advance(2 * HOUR)
+    world.ca.takes_replaces = False
+    with mock.patch.object(OrderBudget, "_is_exempt", mock.AsyncMock(return_value=True)):
+        await authority.issue(caller(), issue("two", wait=NO_WAIT, replaces=first.certificate.certificate_id))
+        await world.run_on()
+    await authority.issue(caller(), issue("three", wait=NO_WAIT))
+    await settle()
+    assert states(world) == [OrderState.ISSUED, OrderState.ISSUED, OrderState.PENDING]
+    assert len(world.ca.orders) == 2

@@ -114,6 +114,7 @@ async def test_a_ca_that_stumbles_over_it_is_asked_without_it(
     order = await issuer.create_order(csr_der(), PROFILE, SOON, replaces=replaced)
     assert order.status is IssuerOrderStatus.PENDING
     assert [bool(name) for name in asked(ca)] == told
+    assert order.replaces is told[-1]
 
 
 async def test_an_order_that_is_refused_without_it_too_is_refused(
