@@ -18,7 +18,7 @@ from certplane.fleet_report.model import RenewalCause
 from certplane.rpc.times import timestamp
 from certplane.runtime.pool import BlockingPool
 from certplane.v1 import budget_pb2 as pb
-from tests.support.issuance import NO_WAIT, World, caller, csr, issue, policy, settle
+from tests.support.issuance import NO_WAIT, World, caller, csr, issue, kill_all, policy, settle
 
 HOUR = timedelta(hours=1)
 URL = "https://ca.test/directory"
@@ -71,6 +71,7 @@ class Fleet:
 async def pool() -> AsyncIterator[BlockingPool]:
     made = BlockingPool("forecasts", 1)
     yield made
+    await kill_all()  # orders that wait for a place outlive no test
     made.close()
 
 
