@@ -11,8 +11,7 @@ import re
 from datetime import datetime, timedelta
 from typing import Final
 
-from certplane.config.durations import DurationError, parse_time
-from certplane.ctl.arguments.command import parse_span
+from certplane.config.durations import DurationError, parse_span, parse_time
 from certplane.ctl.filters import REVOCATIONS, label_of, selection
 from certplane.ctl.session import misuse
 from certplane.errors import ConfigurationError
