@@ -13,8 +13,13 @@ import pytest
 
 from certplane.agent.settings import load_settings
 from certplane.broker.policy.document import load_policy
+from certplane.ctl.watch.known import Answer, Known
+from certplane.ctl.watch.page import Page, PageKind, Question, Topic
+from certplane.ctl.watch.rollouts import page_lines
 from tests.support.parts import need_part
 from tests.support.waiting import HANG
+from tests.support.watched_fleet import NOW
+from tests.support.watched_rollouts import halted
 
 pytestmark = pytest.mark.e2e
 
@@ -73,11 +78,20 @@ def test_commands_are_there() -> None:
     """Each command of a program that the README tells to type is one that the program has."""
     commands = {line.partition("#")[0].strip() for block in fenced("sh") for line in block.splitlines()}
     typed = {command for command in commands if command.startswith("certplane")}
-    assert len(typed) == 6
+    assert len(typed) == 8
     for command in typed:
         program, *arguments = shlex.split(command)
         installed = Path(sys.executable).parent / program
         subprocess.run([installed, *arguments, "--help"], capture_output=True, timeout=HANG, check=True)
+
+
+def test_the_rollout_that_it_shows() -> None:
+    """The README's rollout is the head of what the full screen shows of one that has halted."""
+    shown = next(block for block in fenced("text") if block.startswith("halted:"))
+    known = Known("https://broker.example.test")
+    known.keep(Question(Topic.ROLLOUT, rollout="r-7f3a"), Answer((halted(),)))
+    lines = page_lines(known, Page(PageKind.ROLLOUT, rollout="r-7f3a"), NOW, 96)
+    assert shown.splitlines() == [line.fitted(96).text.rstrip() for line in lines][: len(shown.splitlines())]
 
 
 def test_examples_load(tmp_path: Path) -> None:
