@@ -294,6 +294,13 @@ ROLLOUT_CERTIFICATES: Final = Gauge(
 ROLLOUT_UNREVOKED: Final = Gauge(
     "certplane_rollout_unrevoked_certificates", "Certificates that rollouts are to revoke, and haven't yet."
 )
+ROLLOUTS_LATE: Final = Gauge(
+    "certplane_rollouts_late", "Rollouts that end after their deadline, by how far they are and what CAs allow."
+)
+ROLLOUT_RING_SECONDS: Final = Gauge(
+    "certplane_rollout_ring_seconds",
+    "For how long the slowest running rollout has waited for hosts of a ring that may use their new certificates.",
+)
 
 # Notifications.
 

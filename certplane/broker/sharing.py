@@ -47,7 +47,7 @@ from certplane.broker.ports import ChangeFeed, Meter, RepeatCounts, SecretSource
 from certplane.broker.proof.sealing import Sealing
 from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.retention import Retention
-from certplane.broker.rollouts.runner import SHOWN as SHOWN_OF_ROLLOUTS
+from certplane.broker.rollouts.figures import SHOWN as SHOWN_OF_ROLLOUTS
 from certplane.broker.rollouts.runner import RolloutRunner
 from certplane.broker.settings import BrokerSettings, StoreDriver
 from certplane.broker.sinks.forwarding import Forwarding

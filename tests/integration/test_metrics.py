@@ -53,6 +53,7 @@ from certplane.broker.renewal.model import RenewalInfo, RenewalInfoUnsupportedEr
 from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.retention import Retention
+from certplane.broker.rollouts.figures import SHOWN as SHOWN_OF_ROLLOUTS
 from certplane.broker.rollouts.model import Revoke
 from certplane.broker.settings import load_settings
 from certplane.broker.sinks.forwarding import Forwarding
@@ -465,9 +466,11 @@ async def a_role(_folder: Path) -> Collection[Metric]:
 
 
 async def a_rollout(_folder: Path) -> Collection[Metric]:
-    """One that runs, and is to revoke."""
+    """One that runs, is to revoke, and whose hosts do nothing until its deadline has gone by."""
     world = RolloutWorld()
-    await world.start(revoke=Revoke.AFTER_SERVED)
+    await world.start(revoke=Revoke.AFTER_SERVED, deadline=world.clock.now() + timedelta(hours=1))
+    await world.look()
+    world.clock.advance(timedelta(hours=2))
     await world.look()
     return world.meter.moved
 
@@ -531,7 +534,7 @@ MOVED: dict[Scenario, set[Metric]] = {
     },
     a_member: {metrics.LEASE, metrics.CLOCK_SKEW, metrics.BROKERS, metrics.BROKERS_DIFFER},
     a_role: {metrics.ROLES_HELD},
-    a_rollout: {metrics.ROLLOUTS, metrics.ROLLOUT_CERTIFICATES, metrics.ROLLOUT_UNREVOKED},
+    a_rollout: set(SHOWN_OF_ROLLOUTS),
     a_copy_of_the_audit_log: {metrics.SINK_EVENTS, metrics.SINK_FAILURES, metrics.SINK_LAG},
     a_secret_that_signs_nothing: {metrics.AUDIT_UNPROVEN},
     a_required_sink_that_nobody_copies_to: {metrics.SINK_HOLDS_UP},

@@ -18,7 +18,8 @@ rule here is tested by itself. Rules it keeps:
 - A ring of which no host is there isn't passed over: nobody would have tried the new certificates. It halts; but for
   the last one, after which nobody comes.
 - What has failed before an operator resumed doesn't halt it again: an operator has seen it, and gone on. What fails
-  after that does, also a host whose order had failed, and that now fails with its certificate.
+  after that does, also a host whose order had failed, and that now fails with its certificate. Where all that tried
+  fail again it halts again: the next ring isn't the first that succeeds.
 - Nothing is revoked that is in use as far as anybody can see, nor before its ring is done, but by an operator's word.
 - Time that nobody watched is no evidence: after a gap a ring is watched for as long as silence takes to show.
 """
@@ -167,6 +168,8 @@ class _Stepping:
             return True
         pending = any(self._is_pending(index) for index in self._of_ring[number])
         if ring.state is RingState.RELEASED and not pending:
+            if self._rollout.state in _MAY_HALT and self._has_shown_nothing(number):
+                return False
             self._bake(number)
         return self._rings[number].state is RingState.BAKING and not pending and self._is_baked(number)
 
@@ -200,9 +203,21 @@ class _Stepping:
         share = halt.failed_percent and len(failed) * 100 >= halt.failed_percent * of
         if not failed or not (enough or share):
             return False
-        named = "; ".join(f"{host}: {reason}" for host, reason in list(failed.items())[:_NAMED])
-        more = f"; and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
-        self._halt(number, f"{len(failed)} of {of} hosts failed: {named}{more}")
+        self._halt(number, f"{len(failed)} of {of} hosts failed: {_named(failed)}")
+        return True
+
+    def _has_shown_nothing(self, number: int) -> bool:
+        """Whether all that tried have failed, also those who are excused, and others come after them; it halts then."""
+        items = [self._items[index] for index in self._of_ring[number]]
+        failed = {
+            item.host: item.reason
+            for index, item in zip(self._of_ring[number], items, strict=True)
+            if item.state in _FAILED and not self._fact(index).is_final
+        }
+        is_last = number == len(self._rings) - 1
+        if is_last or not failed or any(item.state is ItemState.DONE for item in items):
+            return False
+        self._halt(number, f"none of its hosts has the new certificate in use: {_named(failed)}")
         return True
 
     def _halt(self, number: int, why: str) -> None:
@@ -377,6 +392,12 @@ def _again(item: RolloutItem, attempt: int, facts: ItemFacts) -> RolloutItem:
         return replace(item, attempt=attempt, excused=True)
     state = ItemState.HELD if item.new_certificate_id else ItemState.WAITING
     return replace(item, state=state, reason="", attempt=attempt, excused=True, release_time=None, done_time=None)
+
+
+def _named(failed: Mapping[str, str]) -> str:
+    """The first hosts that failed, each with why."""
+    named = "; ".join(f"{host}: {reason}" for host, reason in list(failed.items())[:_NAMED])
+    return f"{named}; and {len(failed) - _NAMED} more" if len(failed) > _NAMED else named
 
 
 def _is_done(item: RolloutItem) -> bool:

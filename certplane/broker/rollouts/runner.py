@@ -25,12 +25,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, Protocol
 
-from certplane.broker import metrics
 from certplane.broker.events import AuditEvent, AuditTrail
 from certplane.broker.ports import Meter
 from certplane.broker.renewal.model import RenewalPlan
 from certplane.broker.renewal.ports import KeyBlocks
 from certplane.broker.rollouts.events import RolloutEvents, happened_events, item_events
+from certplane.broker.rollouts.figures import show
 from certplane.broker.rollouts.in_hand import RolloutInHand, Sources
 from certplane.broker.rollouts.known import KnownRollouts
 from certplane.broker.rollouts.machine import step
@@ -186,7 +186,7 @@ class RolloutRunner:
             await self._see_to_the_end()
         except Exception as error:  # noqa: BLE001 - those that run go on, and it is told then
             failed = error
-        self._show()
+        show(self._ports.meter, [one.rollout for one in self._in_hand.values()], self._clock.now())
         if failed is not None:
             raise failed
 
@@ -346,27 +346,6 @@ class RolloutRunner:
     def _offset_now(self) -> timedelta:
         """The wall clock less the monotonic one, which jumps when the wall clock does."""
         return timedelta(seconds=self._clock.now().timestamp() - self._clock.monotonic())
-
-    def _show(self) -> None:
-        """The figures of what is in hand."""
-        states = dict.fromkeys((state for state in RolloutState if not state.has_ended), 0)
-        items = dict.fromkeys(ItemState, 0)
-        unrevoked = 0
-        for one in self._in_hand.values():
-            states[one.rollout.state] += 1
-            unrevoked += one.rollout.unrevoked_count
-            for ring in one.rollout.rings:
-                for each in ring.counts:
-                    items[each.state] += each.count
-        for state, count in states.items():
-            self._ports.meter.level(metrics.ROLLOUTS, count, state=state.value)
-        for item_state, count in items.items():
-            self._ports.meter.level(metrics.ROLLOUT_CERTIFICATES, count, state=item_state.value)
-        self._ports.meter.level(metrics.ROLLOUT_UNREVOKED, unrevoked)
-
-
-SHOWN: Final = (metrics.ROLLOUTS, metrics.ROLLOUT_CERTIFICATES, metrics.ROLLOUT_UNREVOKED)
-"""The figures that the broker with the role shows."""
 
 
 def plan_of(rollout: Rollout, item: RolloutItem, now: datetime) -> RenewalPlan:

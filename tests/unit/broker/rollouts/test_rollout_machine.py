@@ -227,6 +227,45 @@ def test_a_resumed_ring_goes_on_without_the_host_that_fails_again() -> None:
     assert campaign.in_state(ItemState.DONE) == [1, 2]
 
 
+def test_a_ring_in_which_all_fail_again_halts_it_again() -> None:
+    """Else the whole fleet were the first that tries what no host of the first ring could use."""
+    campaign = until_canary_is_let_activate(2, 2)
+    for mark in ("1", "2", "3"):
+        campaign.know(0, 1, failure="reload failed", failure_mark=mark)
+        campaign.step(MINUTE)
+        assert campaign.is_in(RolloutState.HALTED)
+        assert campaign.in_state(ItemState.HELD) == [2, 3]
+        resume(campaign)
+        campaign.step(MINUTE)
+    campaign.know(0, 1, failure="reload failed", failure_mark="4")
+    campaign.step(MINUTE)
+    assert "none of its hosts has the new certificate in use: " in campaign.rollout.state_reason
+    resume(campaign)
+    campaign.step()
+    campaign.know(0, 1, failure="", failure_mark="")
+    campaign.run()
+    assert campaign.is_in(RolloutState.COMPLETED)
+
+
+def test_the_last_ring_may_fail_as_a_whole() -> None:
+    """Nobody comes after it."""
+    campaign = Campaign.of(1, 1)
+    campaign.step()
+    for _ in range(14):
+        campaign.issue()
+        campaign.activate(0)
+        campaign.step(MINUTE)
+    campaign.know(1, failure="reload failed", failure_mark="1")
+    campaign.step(MINUTE)
+    assert campaign.is_in(RolloutState.HALTED)
+    resume(campaign)
+    campaign.step()
+    campaign.know(1, failure="reload failed", failure_mark="2")
+    for _ in range(10):
+        campaign.step(MINUTE)
+    assert campaign.is_in(RolloutState.FINISHING)
+
+
 def test_a_request_that_failed_is_made_again_after_a_resume() -> None:
     """Its failure of before is none of the new try."""
     campaign = Campaign.of(1, 1)
