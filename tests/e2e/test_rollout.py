@@ -247,6 +247,41 @@ async def test_an_abort_leaves_each_host_with_what_works(scene: Scene) -> None:
     assert "aborted: aborted by alice.certplane.test: enough seen" in shown.text
 
 
+async def test_an_agent_that_is_killed_while_it_holds(scene: Scene) -> None:
+    """It holds on as before, whoever starts it; its keeper may use what it holds."""
+    before, host = await scene.serials(), scene.hosts["web2"].host
+    agent = await host.start()
+    what = ("--host", "web1", "--host", "web2", "--rings", "canary:1d,rest", "--reason", "a drill", "--yes")
+    (rollout,) = await scene.lines("rollout", "start", *what)
+    rollout_id = rollout["rolloutId"]
+
+    async def holds() -> bool:
+        items = await scene.items(rollout_id)
+        return (items["web1"]["state"], items["web2"]["state"]) == ("STATE_DONE", "STATE_HELD")
+
+    await until(holds, poll=0.5, what="a ring that bakes, and one that holds")
+    agent.kill()
+    await host.start()
+
+    async def is_there() -> bool:
+        (seen,) = await scene.lines("host", "web2")
+        return seen.get("connected", False) is True
+
+    await until(is_there, poll=0.5, what="the agent that was started again")
+    assert await holds()
+    assert (await scene.serials())["web2"] == before["web2"]
+    finished = await host.run("status")
+    assert rollout_id in finished.stdout
+    finished = await host.run("activate", "web")
+    assert finished.status == 0, finished.stdout + finished.stderr
+
+    async def is_new() -> bool:
+        return (await scene.serials())["web2"] != before["web2"]
+
+    await until(is_new, poll=0.5, what="the certificate that was held, in use")
+    await scene.lines("rollout", "abort", rollout_id, "--reason", "enough seen", "--yes")
+
+
 async def test_another_operator_approves(scene: Scene) -> None:
     """Where the policy asks for it nothing begins before; whoever began it is refused."""
     scene.deployment.write_policy({**_POLICY, "rollouts": {"approval": "required", "approval_above_hosts": 0}})
