@@ -110,10 +110,15 @@ def _schema_of(deployment: Deployment) -> str:
 
 
 async def test_an_old_agent_with_the_broker_of_today(tmp_path: Path, old_python: str) -> None:
-    """It enrolls, is issued a certificate, streams its status, and obeys a directive."""
+    """It enrolls, is issued a certificate, streams its status, obeys a directive, and is taken through a rollout."""
     async with running(tmp_path, agent_python=old_python) as fleet:
         await renewed_from_afar(fleet)
         assert "health" not in (await fleet.status())["identity"], "this isn't the old agent"
+        rollout = ("rollout", "start", "--host", _NAME, "--rings", "rest", "--reason", "a drill", "--yes", "--wait")
+        finished = await fleet.operator.run(*rollout)
+        assert finished.status == 0, finished.stdout + finished.stderr
+        assert json.loads(finished.stdout)["state"] == "STATE_COMPLETED"
+        await fleet.agree_on(3)
 
 
 async def test_the_agent_of_today_with_an_old_broker(tmp_path: Path, old_python: str) -> None:
