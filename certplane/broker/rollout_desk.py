@@ -19,6 +19,7 @@ from certplane.broker.notify.watch import LookAtSelf
 from certplane.broker.ports import Meter, PolicySource
 from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.rollouts.desk import RolloutDesk
+from certplane.broker.rollouts.figures import is_late
 from certplane.broker.rollouts.forecasts import RolloutForecasts
 from certplane.broker.rollouts.freezing import Freezing
 from certplane.broker.rollouts.in_hand import Sources
@@ -153,7 +154,7 @@ def troubles(rollouts: Sequence[Rollout], now: datetime) -> Iterator[OwnTrouble]
                 f"certplanectl rollout show {rollout.rollout_id}; then rollout approve, by another operator, or abort",
                 of_fleet=True,
             )
-        elif deadline is not None and max(rollout.expected_end_time or now, now) > deadline:
+        elif deadline is not None and is_late(rollout, now):
             yield OwnTrouble(
                 f"{named} LATE",
                 Severity.WARNING,

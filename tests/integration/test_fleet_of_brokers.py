@@ -14,12 +14,21 @@ import pytest
 import pytest_asyncio
 
 from certplane.broker.fleet.model import HostStream
-from certplane.broker.model import CertificateRecord, DenyEntry, IdentityUse, RevocationReason
+from certplane.broker.model import (
+    CertificateRecord,
+    DenyEntry,
+    Grant,
+    IdentityKind,
+    IdentityUse,
+    Profile,
+    RevocationReason,
+)
 from certplane.broker.renewal.model import RenewalPlan
 from certplane.errors import Reason
 from certplane.fleet_report.model import HostFacts, RenewalCause
 from certplane.v1 import fleet_pb2 as pb
-from certplane.v1 import fleet_pb2_grpc, renewal_pb2, renewal_pb2_grpc
+from certplane.v1 import fleet_pb2_grpc, renewal_pb2, renewal_pb2_grpc, rollout_pb2, rollout_pb2_grpc
+from tests.fakes.policy import FakePolicy
 from tests.support.ca import PrivateCa
 from tests.support.edge import HOST, OPERATOR, EdgeServer, serve_two_edges
 from tests.support.stores import NO_LIMITS, certificate, draft
@@ -215,6 +224,53 @@ async def test_who_watches_one_broker_sees_the_hosts_of_the_other(edges: tuple[E
                     or (message.host.connected and not message.host.certificates)
                 )
             )
+
+
+async def test_a_rollout_at_one_broker_is_run_and_followed_at_the_other(edges: tuple[EdgeServer, EdgeServer]) -> None:
+    """The other one has the role: it tells a host of the first what to do, and shows what the first one is told to do."""
+    first, second = edges
+    grant = Grant(HOST, IdentityKind.HOST, "web1", profiles=("web",))
+    operator = Grant(OPERATOR, IdentityKind.OPERATOR, "admin", roles=("operator",))
+    policy = FakePolicy.of([grant, operator], [Profile("web", "multi_san", ("www0.example",), "9f86d081")])
+    for edge in edges:
+        edge.policy.policy = policy
+    record = await issue(first)
+    running = asyncio.create_task(second.rollouts.runner.run())
+    try:
+        async with (
+            first.host() as channel,
+            first.channel(first.ca.issue([OPERATOR])) as here,
+            second.channel(second.ca.issue([OPERATOR])) as there,
+        ):
+            host, stub = HostStreamClient(channel), rollout_pb2_grpc.RolloutServiceStub(here)
+            await host.hello(features=["rollout"])
+            held = renewal_pb2.CertificateStatus.Held(certificate_id=record.certificate_id, serial_number="1")
+            await host.report(installed=held, profile="web")
+            spec = rollout_pb2.RolloutSpec(
+                selection=pb.Selection(certificate_ids=[record.certificate_id]),
+                action=rollout_pb2.RolloutSpec.ACTION_RENEW,
+                reason="a drill",
+            )
+            created = await stub.CreateRollout(rollout_pb2.CreateRolloutRequest(spec=spec), timeout=HANG)
+            rollout_id = created.rollout.rollout_id
+            asked = rollout_pb2.WatchRolloutRequest(rollout_id=rollout_id)
+            watch = rollout_pb2_grpc.RolloutServiceStub(there).WatchRollout(asked, timeout=HANG)
+            told: set[str] = set()
+            while not told:  # when it is due by its lifetime comes first
+                directive = await host.directive()
+                await host.answer(directive.nonce)
+                told = {each.rollout_id for each in directive.renewals if each.rollout_id}
+            assert told == {rollout_id}
+            await stub.PauseRollout(
+                rollout_pb2.PauseRolloutRequest(rollout_id=rollout_id, reason="a look first"), timeout=HANG
+            )
+            async with no_hang():
+                while (seen := await watch.read()).rollout.state != rollout_pb2.Rollout.STATE_PAUSED:
+                    assert seen.rollout.rollout_id == rollout_id
+            assert "a look first" in seen.rollout.state_reason
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_a_report_of_many_certificates_is_one_message_of_the_feed(edges: tuple[EdgeServer, EdgeServer]) -> None:
