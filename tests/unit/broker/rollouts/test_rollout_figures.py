@@ -1,13 +1,16 @@
-"""What metrics say of rollouts that haven't ended."""
+"""What metrics and notifiers say of rollouts that haven't ended."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from certplane.broker import metrics
+from certplane.broker.notify.model import Severity
+from certplane.broker.rollout_desk import troubles
 from certplane.broker.rollouts.figures import is_late, show
 from certplane.broker.rollouts.model import Rollout, RolloutState
 from tests.fakes.audit import FakeMeter
@@ -51,3 +54,28 @@ def test_how_long_the_slowest_has_waited_for_its_hosts() -> None:
     assert meter.levels[metrics.ROLLOUT_RING_SECONDS] == 0
     show(meter, [], START + 90 * MINUTE)
     assert meter.levels[metrics.ROLLOUTS_LATE] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        pytest.param({"state": RolloutState.RUNNING}, [], id="running"),
+        pytest.param({"state": RolloutState.PAUSED}, [], id="paused by an operator, who knows"),
+        pytest.param({"state": RolloutState.HALTED}, [("ROLLOUT r1 HALTED", Severity.CRITICAL)], id="halted"),
+        pytest.param(
+            {"state": RolloutState.AWAITING_APPROVAL},
+            [("ROLLOUT r1 AWAITS APPROVAL", Severity.WARNING)],
+            id="waits for approval",
+        ),
+        pytest.param(
+            {"spec": a_spec(deadline=START + timedelta(minutes=1))},
+            [("ROLLOUT r1 LATE", Severity.WARNING)],
+            id="late",
+        ),
+    ],
+)
+def test_what_notifiers_are_told(changes: dict[str, Any], expected: list[tuple[str, Severity]]) -> None:
+    """What a person must know of, each with the command to look."""
+    told = list(troubles([replace(Campaign.of(1, 1).rollout, **changes)], START + 2 * MINUTE))
+    assert [(each.cause, each.severity) for each in told] == expected
+    assert all(each.of_fleet and "certplanectl rollout show r1" in each.remedy for each in told)
