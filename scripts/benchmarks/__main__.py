@@ -35,6 +35,7 @@ from benchmarks import (
     night,
     orders,
     result,
+    rollout,
     start,
     streams,
 )
@@ -74,6 +75,8 @@ WANTED: Final = (
     ("night", "windows of a third moved by the CA, to the limits' lower bound", "<= 1.15"),
     ("night", "hosts activated outside the failing ring", "<= 0"),
     ("night", "certificates revoked while served", "<= 0"),
+    ("rollout", "rollout of 10000 certificates, create, s", "<= 5"),
+    ("rollout", "rollout of 10000 certificates, memory, MB", "<= 30"),
 )
 """Section, figure and goal."""
 
@@ -170,6 +173,10 @@ def _night(folder: Path, wish: Wish) -> list[Figure]:
     return night.figures(night.measure(folder, share=wish.share))
 
 
+def _rollout(folder: Path, wish: Wish) -> list[Figure]:
+    return rollout.measure(folder, share=wish.share)
+
+
 def _fleet(folder: Path, wish: Wish) -> list[Figure]:
     return fleet_index.measure(folder, rounds=wish.rounds, share=wish.share)
 
@@ -196,10 +203,11 @@ SECTIONS: Final[Mapping[str, Callable[[Path, Wish], list[Figure]]]] = {
     "fleet": _fleet,
     "growth": _growth,
     "night": _night,
+    "rollout": _rollout,
 }
 """Each by itself takes a few minutes with three rounds; certbot ten, and growth as long the first time, when it fills
 5 GB in the user's cache folder (`--share 0.01` is a small one)."""
-_ASKED_FOR: Final = ("certbot", "growth", "brokers", "store-open", "night")
+_ASKED_FOR: Final = ("certbot", "growth", "brokers", "store-open", "night", "rollout")
 
 
 def main() -> None:
@@ -215,7 +223,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="A and B in turn, this often; median of 5 for a goal")
     parser.add_argument("--seconds", type=float, default=5, help="length of one run (default 5)")
     parser.add_argument(
-        "--share", type=float, default=1, help="of the hosts of streams, growth and night: 0.1 is ten times fewer"
+        "--share", type=float, default=1, help="of the hosts of streams, growth, night, rollout: 0.1 is ten times fewer"
     )
     parser.add_argument("--json", type=Path, default=_ROOT / "build" / "bench.json", help="where the figures go too")
     # Taken by scripts/bench, which makes the environment; here for --help.

@@ -44,6 +44,7 @@ from certplane.sandbox.loopback import LOOPBACK
 from tests.support.stores import NO_LIMITS, certificate, draft
 
 NAME = "host{}.certplane.test"
+OPERATOR = "operator.certplane.test"
 MOST = 10_000
 _PORTS = range(10_240, 32_768)
 """Below those that the kernel gives to outgoing connections: nobody takes the port of a broker that is down."""
@@ -214,12 +215,16 @@ class Fleet:
         one = signer.issue(name, [name], key=ec.generate_private_key(ec.SECP256R1()))
         (folder / "client.pem").write_bytes(one.chain_pem)
         write_private(folder / "client.key", one.key_pem)
+        operator = signer.issue(OPERATOR, [OPERATOR])
+        (folder / "operator.pem").write_bytes(operator.chain_pem)
+        write_private(folder / "operator.key", operator.key_pem)
         names = [NAME.format(number) for number in range(count + 1)]
         profile = {"type": "multi_san", "dns_names": ["www.certplane.test"], "acme": {"challenge": "dns-01"}}
         policy = {
             "version": 1,
             "profiles": {"web": profile},
             "hosts": {f"host{number}": {"identity": name, "profiles": ["web"]} for number, name in enumerate(names)},
+            "operators": {"operator": {"identity": OPERATOR, "roles": ["admin", "operator"]}},
         }
         (folder / "policy.yml").write_text(json.dumps(policy))
         self.config.write_text(yaml.safe_dump(self._settings()))
