@@ -1,7 +1,8 @@
 """The operator's night: how fast a fleet is taken through a rollout, to what a CA allows, and what it never does.
 
-A thousand hosts with keys, CSRs and streams of their own (`night_hosts`), two brokers on one PostgreSQL, a real Pebble,
-BIND as the DNS of all names. Each host has one certificate, for one name. In turn:
+A thousand hosts with keys, CSRs and streams of their own (`night_hosts`), beside them real agents with nginx, one for
+50 of those (`night_agents`), two brokers on one PostgreSQL, a real Pebble, BIND as the DNS of all names. Each host has
+one certificate, for one name. In turn:
 
 - plain: all hosts ask at once for their first certificates, without limits: what the machine does by itself.
 - renew: a rollout of all of them in one ring, without limits, to that.
@@ -11,8 +12,9 @@ BIND as the DNS of all names. Each host has one certificate, for one name. In tu
   March 2026, and the brokers ask it about them; nobody asks for anything. Its time is from the CA's first answer.
 - halt: a rollout in rings, whose first ring has hosts on which every reload fails.
 
-Times are from the call that creates a rollout to the last host that uses its new certificate. The limits' own lower
-bound is what GCRA allows: a full bucket at once, then places as they come back.
+Times are from the call that creates a rollout to the last host that uses its new certificate; of a real agent that is
+seen in what its nginx serves. The limits' own lower bound is what GCRA allows: a full bucket at once, then places as
+they come back.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ from google.protobuf.duration_pb2 import Duration
 
 from benchmarks.fleet import Process
 from benchmarks.hosts import identity_file
+from benchmarks.night_agents import NAME as REAL
+from benchmarks.night_agents import Agents
 from benchmarks.night_hosts import NAME
 from benchmarks.processes import processor_seconds
 from benchmarks.result import Figure, figure
@@ -42,6 +46,7 @@ from certplane.sandbox.certificates import CertificateAuthority, Credential, wri
 from certplane.sandbox.deployment import Deployment, DeploymentOptions
 from certplane.sandbox.fleet_broker import shared
 from certplane.sandbox.loopback import free_port
+from certplane.sandbox.parts import LeftOut, find
 from certplane.sandbox.postgres import PostgresCluster
 from certplane.v1 import fleet_pb2, rollout_pb2, rollout_pb2_grpc
 from tests.support.limits import UNLIMITED
@@ -54,6 +59,7 @@ _CANARIES = 20
 """One host in so many is of the ring `canary`."""
 _BROKEN = 3
 """Hosts of that ring on which a reload fails."""
+_HOSTS_TO_AN_AGENT = 50
 _LIMIT_SECONDS = 10
 _BURST_SHARE = 20
 """The bucket holds one in so many of the hosts, and as many come back in `_LIMIT_SECONDS`."""
@@ -96,6 +102,7 @@ class Night:
     operator: Credential
     count: int
     url: str
+    agents: Agents
     changes: list[tuple[int, float, str, str]] = field(default_factory=list)
 
     @property
@@ -146,12 +153,26 @@ class Night:
                 await kill
         await self.look()
         mine = self.changes[before:]
-        last = max((change[1] for change in mine), default=begun)
+        last = max([begun, *(change[1] for change in mine), *await self._served_at(rollout.rollout_id)])
         counts = {
             rollout_pb2.RolloutItem.State.Name(each.state): each.certificate_count for each in rollout.item_counts
         }
         _say(f"{_State.State.Name(rollout.state)} after {last - begun:.1f} s: {counts} {rollout.state_reason}")
         return Ended(last - begun, mine, rollout, self.processor - used)
+
+    async def _served_at(self, rollout_id: str) -> list[float]:
+        """When real agents have been seen to serve what is new."""
+        found: list[float] = []
+        async with self.rollouts() as stub:
+            token = ""
+            while True:
+                asked = rollout_pb2.ListRolloutItemsRequest(rollout_id=rollout_id, page_size=1000, page_token=token)
+                page = await stub.ListRolloutItems(asked, timeout=60)
+                real = [item for item in page.items if item.host.startswith("real") and item.HasField("done_time")]
+                found += [item.done_time.ToNanoseconds() / 1e9 for item in real]
+                token = page.next_page_token
+                if not token:
+                    return found
 
     async def _lose_a_broker(self) -> None:
         await asyncio.sleep(self.lower_bound(self.count) * _KILLED_AFTER)
@@ -269,6 +290,7 @@ async def _measure(folder: Path, count: int) -> Measured:
         issued = await night.ask("issue")
         begun = min(answer["begun"] for answer in issued)
         plain = max(max(answer["times"]) for answer in issued) - begun
+        await night.agents.start()
         for answer in issued:
             night.changes += [tuple(change) for change in answer["changes"]]
         _say(f"{count} first certificates at once: {plain:.1f} s")
@@ -284,7 +306,7 @@ async def _measure(folder: Path, count: int) -> Measured:
             count=count,
             plain=plain,
             renewed=renewed.seconds,
-            bound=night.lower_bound(count),
+            bound=night.lower_bound(count + night.agents.count),
             rekeyed=(undisturbed.seconds, killed.seconds),
             processor=undisturbed.processor,
             drill=(await night.drill(third), night.lower_bound(third)),
@@ -295,6 +317,7 @@ async def _measure(folder: Path, count: int) -> Measured:
 
 async def _halt(night: Night) -> int:
     """A rollout whose first ring fails; hosts of other rings that use something new."""
+    served = await night.agents.serials()
     await night.ask(f"break 0 {_CANARIES * (_BROKEN - 1) + 1}")
     ended = await night.run(_spec(action=_Spec.ACTION_RENEW, rings=_RINGS))
     if ended.rollout.state != _State.STATE_HALTED:
@@ -308,7 +331,11 @@ async def _halt(night: Night) -> int:
             rollout_pb2.AbortRolloutRequest(rollout_id=ended.rollout.rollout_id, reason="measured"), timeout=60
         )
     await night.ask("mend")
-    return sum(number % _CANARIES != 0 for number, *_ in changed)
+    now_served = await night.agents.serials()
+    real = sum(
+        was != now and number % _CANARIES != 0 for number, (was, now) in enumerate(zip(served, now_served, strict=True))
+    )
+    return real + sum(number % _CANARIES != 0 for number, *_ in changed)
 
 
 _RINGS: Final = (
@@ -345,13 +372,14 @@ async def _night(folder: Path, count: int) -> AsyncIterator[Night]:
             "server": {"calls_per_identity_per_second": 1_000_000, "calls_burst": 1_000_000},
             "logging": {"level": "warning"},
         }
+        agents = max(2, count // _HOSTS_TO_AN_AGENT)
         options = DeploymentOptions(
-            _policy(count), dns_provider="rfc2136", broker=_merged(over, settings), secrets=secrets
+            _policy(count, agents), dns_provider="rfc2136", broker=_merged(over, settings), secrets=secrets
         )
         deployment = await stack.enter_async_context(Deployment(folder / "deployment", options))
         (hosts_folder / "root.pem").write_bytes((deployment.broker_folder / "root.crt").read_bytes())
         bundle = deployment.broker_folder / "agent-roots.crt"
-        bundle.write_bytes(signer_root.pem)
+        bundle.write_bytes(signer_root.pem + deployment.identity_ca.roots_file.read_bytes())
         mtls = {"agent_ca_bundle": str(bundle), "allow_missing_provisioner": True}
         deployment.write_broker_config({"server": {"mtls": mtls}})
         brokers = [Broker(deployment, n, port=free_port() if n > 1 else 0, store_url=url) for n in (1, 2)]
@@ -370,18 +398,26 @@ async def _night(folder: Path, count: int) -> AsyncIterator[Night]:
             stack.callback(process.end, signal.SIGKILL)
             hosts.append(process)
         operator = signer.issue(_OPERATOR, [_OPERATOR])
-        yield Night(folder, deployment, brokers, hosts, operator, count, url)
+        nginx = find("nginx")
+        if isinstance(nginx, LeftOut):
+            raise RuntimeError(f"nginx is needed: {nginx.reason}")  # noqa: TRY004 - it is a part that isn't there
+        real = Agents(deployment, [broker.url for broker in brokers], nginx, agents)
+        stack.push_async_callback(real.stop)
+        yield Night(folder, deployment, brokers, hosts, operator, count, url, real)
 
 
-def _policy(count: int) -> dict[str, Any]:
-    def host(number: int) -> dict[str, Any]:
+def _policy(count: int, agents: int) -> dict[str, Any]:
+    def host(name: str, number: int) -> dict[str, Any]:
         ring = "canary" if number % _CANARIES == 0 else "other"
-        return {"identity": NAME.format(number), "profiles": ["web"], "labels": {"ring": ring}}
+        return {"identity": name.format(number), "profiles": ["web"], "labels": {"ring": ring}}
 
     return {
         "version": 1,
         "profiles": {"web": {"type": "multi_san", "dns_names": ["{label}.certplane.test"]}},
-        "hosts": {f"host{number}": host(number) for number in range(count)},
+        "hosts": {
+            **{f"host{number}": host(NAME, number) for number in range(count)},
+            **{f"real{number}": host(REAL, number) for number in range(agents)},
+        },
         "operators": {"night": {"identity": _OPERATOR, "roles": ["admin"]}},
     }
 
