@@ -45,7 +45,7 @@ from certplane.broker.rollouts.model import (
     Step,
 )
 from certplane.broker.rollouts.names import NameLimits, activates_soon
-from certplane.broker.rollouts.observed import Moment, observed, silent_at
+from certplane.broker.rollouts.observed import Moment, again, observed, silent_at
 from certplane.broker.rollouts.timing import cut_bakes
 
 AT_ONCE: Final = 500
@@ -142,7 +142,7 @@ class _Stepping:
         watched = [ring.state in _WATCHED for ring in self._rings]
         for index, item in enumerate(self._items):
             if item.state in _FAILED and item.attempt < self._rollout.attempt and self._runs:
-                item = _again(item, self._rollout.attempt, self._fact(index))  # noqa: PLW2901 - what it is by now
+                item = again(item, self._rollout.attempt, self._fact(index))  # noqa: PLW2901 - what it is by now
             facts = self._facts.get(item.certificate_id)
             if facts is not None:
                 had_failed = item.state in _FAILED
@@ -381,17 +381,6 @@ class _Stepping:
     def _wake(self, time: datetime | None) -> None:
         if time is not None:
             self._times.append(time)
-
-
-def _again(item: RolloutItem, attempt: int, facts: ItemFacts) -> RolloutItem:
-    """An item that has failed, as if its turn had not come yet: what was issued is used, else it is asked for anew.
-
-    One that can't be asked for any more stays as it is: nobody is to wait for it.
-    """
-    if facts.is_final:
-        return replace(item, attempt=attempt, excused=True)
-    state = ItemState.HELD if item.new_certificate_id else ItemState.WAITING
-    return replace(item, state=state, reason="", attempt=attempt, excused=True, release_time=None, done_time=None)
 
 
 def _named(failed: Mapping[str, str]) -> str:

@@ -51,6 +51,17 @@ class Moment:
         return min(self.watched_since, self.now)
 
 
+def again(item: RolloutItem, attempt: int, facts: ItemFacts) -> RolloutItem:
+    """An item that has failed, as if its turn had not come yet: what was issued is used, else it is asked for anew.
+
+    One that can't be asked for any more stays as it is: nobody is to wait for it.
+    """
+    if facts.is_final:
+        return replace(item, attempt=attempt, excused=True)
+    state = ItemState.HELD if item.new_certificate_id else ItemState.WAITING
+    return replace(item, state=state, reason="", attempt=attempt, excused=True, release_time=None, done_time=None)
+
+
 def observed(item: RolloutItem, facts: ItemFacts, spec: RolloutSpec, moment: Moment, *, watched: bool) -> RolloutItem:
     """The item as it is by what is known; the same object if nothing of it changed.
 
