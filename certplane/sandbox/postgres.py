@@ -117,10 +117,11 @@ class PostgresCluster:
         copy = ServerProcess("cp", ["cp", "-a", source, target], log=self.folder / "copy.log", user=other_user())
         await copy.run_to_end()
 
-    async def create_database(self, name: str) -> str:
-        """Make an empty database and return its URL."""
+    async def create_database(self, name: str, *, template: str = "template1") -> str:
+        """Make a database and return its URL: an empty one, or a copy of one that nobody is connected to."""
+        command = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
         async with await psycopg.AsyncConnection.connect(self.url(), autocommit=True) as connection:
-            await connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+            await connection.execute(command)
         return self.url(name)
 
     async def drop_database(self, name: str) -> None:

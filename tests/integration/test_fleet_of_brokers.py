@@ -48,8 +48,8 @@ def ca() -> PrivateCa:
 
 
 @pytest_asyncio.fixture
-async def edges(ca: PrivateCa, postgres_url: str) -> AsyncIterator[tuple[EdgeServer, EdgeServer]]:
-    async with serve_two_edges(ca, postgres_url) as both:
+async def edges(ca: PrivateCa, migrated_url: str) -> AsyncIterator[tuple[EdgeServer, EdgeServer]]:
+    async with serve_two_edges(ca, migrated_url) as both:
         yield both
 
 

@@ -37,8 +37,8 @@ def ca() -> PrivateCa:
 
 
 @pytest_asyncio.fixture
-async def edges(ca: PrivateCa, postgres_url: str) -> AsyncIterator[tuple[EdgeServer, EdgeServer]]:
-    async with serve_two_edges(ca, postgres_url) as both:
+async def edges(ca: PrivateCa, migrated_url: str) -> AsyncIterator[tuple[EdgeServer, EdgeServer]]:
+    async with serve_two_edges(ca, migrated_url) as both:
         yield both
 
 
@@ -191,21 +191,21 @@ async def test_an_agent_that_moves_is_no_second_holder(
 
 
 async def test_a_database_of_yesterday_is_told_today(
-    ca: PrivateCa, tmp_path: Path, edges: tuple[EdgeServer, EdgeServer], postgres_url: str
+    ca: PrivateCa, tmp_path: Path, edges: tuple[EdgeServer, EdgeServer], migrated_url: str
 ) -> None:
     """Restored under running brokers: the host is asked to say hello again, and says what it has said since."""
     first, second = edges
     async with host_of(tmp_path, ca, first.url, second.url) as host:
         await host.add(CertificateState.DUE)
         await until(lambda: host.is_at(first))
-        with psycopg.connect(postgres_url) as yesterday:
+        with psycopg.connect(migrated_url) as yesterday:
             tables = ("host_streams", "report_sequences", "certificate_statuses")
             kept = {table: yesterday.execute(f"SELECT * FROM {table}".encode()).fetchall() for table in tables}  # noqa: S608 - names of our own tables
         await first.hub.drain()
         await until(lambda: host.is_at(second))
         await host.add(CertificateState.WAITING)
         await until(lambda: host.is_at(second))
-        with psycopg.connect(postgres_url) as restoring:
+        with psycopg.connect(migrated_url) as restoring:
             for table, rows in kept.items():
                 restoring.execute(f"DELETE FROM {table}".encode())  # noqa: S608 - names of our own tables
                 for row in rows:

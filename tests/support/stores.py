@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -22,6 +25,7 @@ from certplane.broker.model import CertificateRecord, Order, OrderDraft
 from certplane.broker.ports import DurableLimits
 from certplane.broker.proof.sealing import Sealing
 from certplane.broker.store import open_stores
+from certplane.sandbox.postgres import PostgresCluster
 from tests.fakes.audit import FakeMeter
 from tests.fakes.clock import ManualClock
 from tests.support.memory_store import MemoryStores
@@ -29,6 +33,8 @@ from tests.support.query_plans import check_new, record_statements
 from tests.support.waiting import HANG
 
 record_statements()
+
+_numbers = itertools.count(1)
 
 NO_LIMITS = DurableLimits()
 IMPATIENT = {"busy_timeout": timedelta(milliseconds=300)}
@@ -180,11 +186,41 @@ def certificate(order: Order, certificate_id: str, now: datetime, lasts: timedel
     )
 
 
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SQLite's file of an empty store: whoever begins with a copy of it waits for no migration."""
+    path = tmp_path_factory.mktemp("migrated") / "broker.db"
+    async with StorePlace("sqlite", path).open(ManualClock()):
+        pass
+    return path
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def migrated_database(postgres: PostgresCluster, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """PostgreSQL's database of an empty store, in the same way."""
+    name = f"migrated_{os.getpid()}"
+    url = await postgres.create_database(name)
+    async with StorePlace("postgresql", tmp_path_factory.mktemp("migrated") / "none.db", url).open(ManualClock()):
+        pass
+    return name
+
+
+@pytest_asyncio.fixture
+async def migrated_url(postgres: PostgresCluster, migrated_database: str) -> AsyncIterator[str]:
+    """The URL of a database with an empty store, of the test's own."""
+    name = f"store_{next(_numbers)}_{os.getpid()}"
+    yield await postgres.create_database(name, template=migrated_database)
+    await postgres.drop_database(name)
+
+
 @pytest.fixture(params=["memory", "sqlite", pytest.param("postgresql", marks=pytest.mark.integration)])
 def store_place(request: pytest.FixtureRequest, tmp_path: Path) -> StorePlace:
-    """Each kind of store in turn."""
-    url = request.getfixturevalue("postgres_url") if request.param == "postgresql" else ""
-    return StorePlace(request.param, tmp_path / "broker.db", url)
+    """Each kind of store in turn, with its schema."""
+    path = tmp_path / "broker.db"
+    if request.param == "sqlite":
+        shutil.copy2(request.getfixturevalue("migrated_file"), path)
+    url = request.getfixturevalue("migrated_url") if request.param == "postgresql" else ""
+    return StorePlace(request.param, path, url)
 
 
 @pytest.fixture
