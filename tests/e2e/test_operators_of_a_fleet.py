@@ -109,7 +109,7 @@ async def test_how_a_host_runs_is_known(story: Story) -> None:
     assert mail["runInterval"].endswith("s")
     assert all(len(root) == 64 for root in web["brokerRootsSha256"])
     assert web["brokerRootsSha256"] == mail["brokerRootsSha256"] != []
-    assert web["features"] == mail["features"] == ["identity"]
+    assert web["features"] == mail["features"] == ["identity", "rollout"]
     assert {each["health"] for each in (*web["certificates"], *mail["certificates"])} == {"HEALTH_OK"}
     summary = json.loads((await story.ctl("summary", "--check")).stdout)
     assert (summary["hostCount"], summary["connectedHostCount"]) == (2, 1)
