@@ -42,7 +42,7 @@ class InTerminal:
     async def ends(self, status: int) -> None:
         """With this status, and the terminal as it was."""
         async with no_hang():
-            assert await self.process.wait() == status, self.text[-2000:]
+            assert await self.process.wait() == status, self.text[-20_000:]
         assert termios.tcgetattr(self._master)[3] == self._before[3]
         self.close_slave()  # the kernel hands over what was written last some time after that; then there is an end
         await until(lambda: self._at_end, what="the end of what it wrote")
