@@ -234,7 +234,7 @@ def test_store_check_without_rights(
 async def test_a_damaged_table_is_named(place: StorePlace, monkeypatch: pytest.MonkeyPatch, full: list[str]) -> None:
     """Where SQLite gives up in the middle, and tells no table, and beside a broker too; the others are looked at."""
     await fill(place)
-    place.execute("INSERT INTO keys VALUES ('k', 'web1.example', 0, NULL, NULL)")
+    place.execute("INSERT INTO keys VALUES ('k', 'web1.example', 0, NULL, NULL, NULL)")
     for table in ("audit_events", "keys"):
         ((root,),) = place.query(f"SELECT rootpage FROM sqlite_schema WHERE name = '{table}'")  # noqa: S608 - ours
         with place.path.open("r+b") as file:
