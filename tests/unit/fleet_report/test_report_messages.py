@@ -36,7 +36,7 @@ DAY = timedelta(days=1)
 HELD = HeldCertificate("1f", NOW, NOW + DAY, "c1", 2, NOW)
 FULL = CertificateStatus(
     "web", CertificateState.FAILED, "profile", ("a.test", "b.test"), RenewalStep.REQUEST, HELD, HELD, HELD, NOW, "due",
-    "refused: é", 1, 2, NOW + DAY, NOW + 2 * DAY, NOW - DAY,
+    "refused: é", 1, 2, NOW + DAY, NOW + 2 * DAY, NOW - DAY, "r261123-k7qx",
 )  # fmt: skip
 LEAST = CertificateStatus("web", CertificateState.ABSENT)
 EPOCH = CertificateStatus("web", CertificateState.ABSENT, issued=HeldCertificate("0"), update_time=datetime.fromtimestamp(0, UTC))  # fmt: skip
