@@ -46,6 +46,7 @@ class PartKind:
         version_arguments: make it print its version, where it knows it.
         extra_folders: glob patterns of folders that aren't on an ordinary PATH; the highest number in them comes first.
         before_path: look into `extra_folders` before PATH.
+        last_set_up: of several the one that `scripts/setup` took or made last, since its versions have no order.
         capabilities: capability -> bytes that only a program with that capability contains.
     """
 
@@ -58,6 +59,7 @@ class PartKind:
     version_arguments: tuple[str, ...] = ()
     extra_folders: tuple[str, ...] = ()
     before_path: bool = False
+    last_set_up: bool = False
     capabilities: Mapping[str, bytes] = field(default_factory=dict)
 
 
@@ -187,6 +189,7 @@ KINDS = (
     PartKind(
         name="debian",
         program="certplane-test-root",  # a file that the root alone has; the root is the folder above its bin
+        last_set_up=True,
         used_for="the machines that are booted",
         had_by="scripts/setup makes it with Debian's mmdebstrap as root",
     ),
@@ -298,7 +301,10 @@ def _candidates(kind: PartKind, environment: Mapping[str, str]) -> Iterator[Path
     built = parts_folder(environment).glob(f"{kind.name}-*/bin/{kind.program}")
     # "step-*" also matches "step-ca-v0.30.2"; a version starts with a digit.
     own = [path for path in built if version_tuple(_folder_version(kind, path))]
-    yield from sorted(own, key=lambda path: version_tuple(_folder_version(kind, path)), reverse=True)
+    if kind.last_set_up:
+        yield from sorted(own, key=lambda path: path.parents[1].stat().st_mtime, reverse=True)
+    else:
+        yield from sorted(own, key=lambda path: version_tuple(_folder_version(kind, path)), reverse=True)
     yield Path(sys.executable).parent / kind.program
     extra = [
         Path(folder) / kind.program

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -47,6 +48,16 @@ def test_the_newest_built_version_comes_first(environment: dict[str, str], tmp_p
     found = parts.find("pebble", environment)
     assert isinstance(found, parts.Part)
     assert found.version == "2.10.1"
+
+
+def test_the_machines_root_is_the_one_that_was_set_up_last(environment: dict[str, str], tmp_path: Path) -> None:
+    """Its version ends in a checksum of what is in it, which is no order: another checkout's may be the higher one."""
+    for seconds, version in ((2, "12.111"), (1, "12.999")):
+        folder = built(tmp_path, f"debian-{version}", "certplane-test-root").parents[1]
+        os.utime(folder, (seconds, seconds))
+    found = parts.find("debian", environment)
+    assert isinstance(found, parts.Part)
+    assert found.version == "12.111"
 
 
 def test_a_part_isnt_taken_for_one_with_a_longer_name(environment: dict[str, str], tmp_path: Path) -> None:
