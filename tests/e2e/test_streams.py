@@ -36,7 +36,7 @@ def _shell(script: str, *arguments: bytes | str | Path) -> subprocess.CompletedP
 def _printing(module: str, files: BrokerFiles) -> list[str]:
     """A command of each program that prints something and needs nobody."""
     if module == "certplane.broker":
-        files.policy.write_text(POLICY.replace("[admin]", "[viewer]"))  # nothing to remark on
+        files.policy.write_text(POLICY.replace("[guest]", "[viewer]"))  # nothing to remark on
         return [module, "policy", "validate", "--policy", str(files.policy)]
     return [module, "--help"]
 
