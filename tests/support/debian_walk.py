@@ -175,7 +175,7 @@ class Walk:
             f"STEPPATH=/etc/step-ca step ca token {name} --provisioner-password-file /etc/step-ca/password >/root/alice"
         )
         self.carry(self.ca, "/root/alice", self.host)
-        (text,) = blocks("operations.md", "Operators", "text")
+        text = next(each for each in blocks("operations.md", "Operators", "text") if "bootstrap" in each)
         bootstrap, folder, certificate, renewal = text.strip().splitlines()
         self.host.run(bootstrap.replace("FINGERPRINT", self.fingerprint))
         self.host.run(folder)
