@@ -32,6 +32,13 @@ class Solver(CheckingSolver):
         return list(self.found)
 
 
+def policy_of(profiles: list[Profile]) -> Any:
+    """A policy whose names are all written, so that each profile is issued as it stands."""
+    of = {profile.name: [profile] for profile in profiles}
+    current = SimpleNamespace(profiles=profiles, issued_profiles=profiles, issued=of.__getitem__)
+    return SimpleNamespace(current=current)
+
+
 @pytest.mark.parametrize(
     ("found", "moves"),
     [
@@ -49,8 +56,9 @@ async def test_credentials_that_are_mended_have_who_waits_ask_again(
     """Once for each time that they can be used again; what can't be told says nothing."""
     clock, solver, told = ManualClock(), Solver(), list[str]()
     profiles = [Profile(name, "multi_san", (f"{name}.test",), "hash") for name in ("a", "b")]
-    policy: Any = SimpleNamespace(current=SimpleNamespace(profiles=profiles))
-    watching = asyncio.create_task(watch_dns_accounts(solver, policy, lambda names: ["b"], told.append, clock))
+    watching = asyncio.create_task(
+        watch_dns_accounts(solver, policy_of(profiles), lambda names: ["b"], told.append, clock)
+    )
     for each in found:
         solver.found = each
         await settle()
@@ -64,7 +72,7 @@ async def test_credentials_that_are_mended_have_who_waits_ask_again(
 async def test_nothing_is_asked_while_nothing_is_blocked() -> None:
     """Providers limit calls: they are asked at the start, and while hosts wait."""
     clock, solver = ManualClock(), Solver()
-    policy: Any = SimpleNamespace(current=SimpleNamespace(profiles=[]))
+    policy = policy_of([])
     watching = asyncio.create_task(watch_dns_accounts(solver, policy, lambda _: [], lambda _: None, clock))
     for _ in range(3):
         await settle()
