@@ -13,27 +13,26 @@ from certplane.v1 import budget_pb2
 from tests.support.operators_broker import OperatorsBroker
 from tests.unit.ctl.conftest import Ctl
 
-NOW = datetime.now(UTC)
 HOUR = timedelta(hours=1)
 
 
 def a_budget() -> budget_pb2.GetBudgetResponse:
-    answer = budget_pb2.GetBudgetResponse()
-    answer.budget_time.FromDatetime(NOW)
+    answer, now = budget_pb2.GetBudgetResponse(), datetime.now(UTC)
+    answer.budget_time.FromDatetime(now)
     ca = answer.issuers.add(issuer="letsencrypt", limits="letsencrypt", waiting_order_count=33)
-    ca.waiting_until_time.FromDatetime(NOW + 20 * HOUR + timedelta(seconds=30))
+    ca.waiting_until_time.FromDatetime(now + 20 * HOUR + timedelta(seconds=30))
     orders = ca.budgets.add(name="orders", scope=budget_pb2.LIMIT_SCOPE_ACCOUNT, amount=300, bucket_count=1)
     orders.per.FromTimedelta(3 * HOUR)
     bucket = orders.buckets.add(left=0, waiting_order_count=33, corrected=True)
-    bucket.next_place_time.FromDatetime(NOW + timedelta(minutes=5, seconds=30))
-    bucket.full_time.FromDatetime(NOW + 3 * HOUR)
+    bucket.next_place_time.FromDatetime(now + timedelta(minutes=5, seconds=30))
+    bucket.full_time.FromDatetime(now + 3 * HOUR)
     domains = ca.budgets.add(name="domains", scope=budget_pb2.LIMIT_SCOPE_REGISTERED_DOMAIN, amount=50, bucket_count=30)
     domains.per.FromTimedelta(168 * HOUR)
     for number in range(20):
-        domains.buckets.add(subject=f"d{number:02d}.test", left=number).full_time.FromDatetime(NOW + 90 * HOUR)
+        domains.buckets.add(subject=f"d{number:02d}.test", left=number).full_time.FromDatetime(now + 90 * HOUR)
     failed = ca.budgets.add(name="failed", scope=budget_pb2.LIMIT_SCOPE_FAILED_VALIDATIONS, amount=5, exempt=["ari"])
     failed.per.FromTimedelta(HOUR)
-    answer.issuers.add(issuer="other", limits="none", hold_reason="too many").hold_until_time.FromDatetime(NOW + HOUR)
+    answer.issuers.add(issuer="other", limits="none", hold_reason="too many").hold_until_time.FromDatetime(now + HOUR)
     return answer
 
 
@@ -74,12 +73,12 @@ async def test_it_fits_twenty_columns(broker: OperatorsBroker, ctl: Ctl) -> None
 
 async def test_a_forecast(broker: OperatorsBroker, ctl: Ctl) -> None:
     """When the last goes, what decides it, how many are exempt, and how far it is on the way."""
-    answer = budget_pb2.ForecastOrdersResponse(certificate_count=333)
+    answer, now = budget_pb2.ForecastOrdersResponse(certificate_count=333), datetime.now(UTC)
     answer.forecast.order_count, answer.forecast.exempt_count = 330, 30
     answer.forecast.bound_by = "orders of letsencrypt: 300 per 3h"
-    answer.forecast.last_order_time.FromDatetime(NOW + 2 * HOUR)
+    answer.forecast.last_order_time.FromDatetime(now + 2 * HOUR)
     for number in range(1, 21):
-        answer.forecast.steps.add(order_count=number * 10).time.FromDatetime(NOW + number * HOUR / 10)
+        answer.forecast.steps.add(order_count=number * 10).time.FromDatetime(now + number * HOUR / 10)
     broker.answers["ForecastOrders"] = answer
     said = await ctl("budget", "forecast", "--issuer", "a", "--at", "letsencrypt", width=120)
     (request,) = broker.requests("ForecastOrders")
