@@ -635,12 +635,15 @@ async def test_reflection_describes_every_service(edge: EdgeServer, version: str
     assert names == {
         "certplane.v1.AuditService",
         "certplane.v1.BrokerService",
+        "certplane.v1.BudgetService",
         "certplane.v1.CertificateService",
         "certplane.v1.EnrollmentService",
         "certplane.v1.FleetService",
+        "certplane.v1.IncidentService",
         "certplane.v1.OrderService",
         "certplane.v1.PolicyService",
         "certplane.v1.RenewalService",
+        "certplane.v1.RolloutService",
         "grpc.channelz.v1.Channelz",
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
@@ -1275,6 +1278,8 @@ async def test_access_log(edge: EdgeServer, caplog: pytest.LogCaptureFixture) ->
         async with edge.host() as channel:
             await get_identity(channel)
             await refusal_of(channelz(channel))
+            # A caller may have its answer before the line is written.
+            await until(lambda: len(caplog.records) == 2, what="a line for each call")
     lines = [record.fields for record in caplog.records if record.name == "certplane.broker.access"]  # type: ignore[attr-defined]
     assert [(line["code"], line["reason"], line["identity"]) for line in lines] == [
         ("OK", "", HOST),
