@@ -29,6 +29,7 @@ FULL = DirectedRenewal(
     hold_activation=True,
     activate_by_time=datetime(2026, 12, 1, tzinfo=UTC),
     new_key=True,
+    abandoned=True,
 )
 
 

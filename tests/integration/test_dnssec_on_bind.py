@@ -116,7 +116,7 @@ async def test_a_zone_above_that_fails(tmp_path: Path) -> None:
     """It is the one that is told: nothing below it can be right."""
     async with signed_zones(tmp_path, parent_until=-DAY) as zones:
         found = await look(zones)
-        assert (found.subject, found.result) == (PARENT, FAILED)
+        assert (found.subject, found.result) == (PARENT, FAILED), found.detail
         assert f"of {PARENT} with a signature" in found.detail
 
 

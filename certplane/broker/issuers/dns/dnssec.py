@@ -121,14 +121,17 @@ class DnssecCheck:
     async def _topmost(
         self, zone: dns.name.Name, heard: _Heard, lookup: DnsLookup, deadline: Deadline
     ) -> tuple[dns.name.Name, _Heard]:
-        """The highest zone that the resolver refuses: those below it can't be right."""
+        """The highest zone that the resolver refuses, as far up as it answers: those below it can't be right."""
         for _ in range(_MOST_ZONES):
             if len(zone) <= 2:  # below the root, whose own signatures are everybody's
                 break
-            above = await self._zone_of(zone.parent(), lookup, deadline)
-            if above == dns.name.root:
+            try:
+                above = await self._zone_of(zone.parent(), lookup, deadline)
+                if above == dns.name.root:
+                    break
+                of_above = await self._hear(above, lookup, deadline)
+            except NoDnsAnswerError:  # as of a resolver for these zones alone
                 break
-            of_above = await self._hear(above, lookup, deadline)
             if of_above.word is not Word.BOGUS:
                 break
             zone, heard = above, of_above
