@@ -151,6 +151,10 @@ HURT: list[tuple[Metric, dict[str, str], float]] = [
     *((metrics.HEALTH, {"health": word}, 2) for word in ("EXPIRED", "OVERDUE", "UNHEARD")),
     (metrics.SOONEST_END, {"profile": "web"}, 1),
     *((metrics.INCIDENT_CERTIFICATES, {"issuer": NAUGHTY, "state": state}, 1) for state in ("open", "hurt")),
+    (metrics.BUDGET_WAIT, {"issuer": NAUGHTY}, 90_000),
+    *((metrics.ROLLOUTS, {"state": state}, 1) for state in ("halted", "finishing")),
+    (metrics.ROLLOUTS_LATE, {}, 1),
+    (metrics.ROLLOUT_RING_SECONDS, {}, 90_000),
     (metrics.IDENTITIES_CONTESTED, {}, 1),
     (metrics.PROFILES_BLOCKED, {"profile": NAUGHTY}, 1),
     (metrics.ISSUING_UP, {}, 0),
@@ -194,6 +198,10 @@ async def test_alerts_of_a_broker_in_trouble(tmp_path: Path) -> None:
 
             async def all_noticed() -> bool:
                 for metric, labels, value in HURT:
+                    if isinstance(metric, metrics.Table):  # all of its rows at once
+                        rows = {tuple(of.values()): row for each, of, row in HURT if each is metric}
+                        meter.table(metric, rows)
+                        continue
                     for _ in range(4):
                         move(meter, metric, labels, value)
                 return wanted == {alert["labels"]["alertname"] for alert in await prometheus.alerts()}
