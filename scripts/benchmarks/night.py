@@ -103,6 +103,8 @@ class Night:
     count: int
     url: str
     agents: Agents
+    agents_ended: dict[str, float] = field(default_factory=dict)
+    """When real agents had ended to use a certificate, as the rollouts have seen it."""
     changes: list[tuple[int, float, str, str]] = field(default_factory=list)
 
     @property
@@ -160,19 +162,20 @@ class Night:
         _say(f"{_State.State.Name(rollout.state)} after {last - begun:.1f} s: {counts} {rollout.state_reason}")
         return Ended(last - begun, mine, rollout, self.processor - used)
 
-    async def _served_at(self, rollout_id: str) -> list[float]:
+    async def _served_at(self, rollout_id: str) -> Sequence[float]:
         """When real agents have been seen to serve what is new."""
-        found: list[float] = []
+        found: dict[str, float] = {}
         async with self.rollouts() as stub:
             token = ""
             while True:
                 asked = rollout_pb2.ListRolloutItemsRequest(rollout_id=rollout_id, page_size=1000, page_token=token)
                 page = await stub.ListRolloutItems(asked, timeout=60)
                 real = [item for item in page.items if item.host.startswith("real") and item.HasField("done_time")]
-                found += [item.done_time.ToNanoseconds() / 1e9 for item in real]
+                found |= {item.certificate_id: item.done_time.ToNanoseconds() / 1e9 for item in real}
                 token = page.next_page_token
                 if not token:
-                    return found
+                    self.agents_ended |= found
+                    return [*found.values()]
 
     async def _lose_a_broker(self) -> None:
         await asyncio.sleep(self.lower_bound(self.count) * _KILLED_AFTER)
@@ -224,7 +227,7 @@ class Night:
 
     async def revoked_while_served(self) -> int:
         """Certificates that were revoked before their hosts had ended to use them, or that are in use now."""
-        ended = {before: moment for _, moment, _, before in self.changes if before}
+        ended = {before: moment for _, moment, _, before in self.changes if before} | self.agents_ended
         async with await psycopg.AsyncConnection.connect(self.url) as connection:
             rows = await (
                 await connection.execute(
