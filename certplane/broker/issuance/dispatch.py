@@ -35,7 +35,7 @@ from certplane.broker.issuance.execution import OrderExecution
 from certplane.broker.issuance.failover import IssuerChoice
 from certplane.broker.issuance.flights import Flight, Flights, OrderKey
 from certplane.broker.issuance.holds import IssuerHolds
-from certplane.broker.issuance.journal import Journal, OrderTakenError
+from certplane.broker.issuance.journal import Journal, OrderGoneError, OrderTakenError
 from certplane.broker.issuance.lanes import SharedLanes
 from certplane.broker.issuance.order_context import OrderContext
 from certplane.broker.issuance.progress import ProgressWriter, TroubleTold
@@ -330,6 +330,9 @@ class OrderDispatcher:
             self._hand_over(flight)
         except LeaseLostError:
             pass  # parked: whoever has a lease takes it
+        except OrderGoneError as error:
+            fields = {"order_id": flight.order.order_id, "identity": flight.order.identity}
+            logger.warning("an order ends here: %s", error, extra={"fields": fields})
         except Exception:
             logger.exception(
                 "an order failed on an unexpected error", extra={"fields": {"order_id": flight.order.order_id}}

@@ -36,6 +36,14 @@ class OrderEndedError(Exception):
     """Somebody else has ended the order meanwhile; it was published as it is. Never leaves this package."""
 
 
+class OrderGoneError(Exception):
+    """The database has no such order, as after an older copy was restored. Never leaves this package."""
+
+    def __init__(self) -> None:
+        """No more is known."""
+        super().__init__("the order is not in the database any more; was an older copy of it restored?")
+
+
 class OrderTakenError(Exception):
     """Another broker runs the order by now: nothing more is done here, nothing undone. Never leaves this package."""
 
@@ -74,11 +82,12 @@ class Journal:
 
         Raises:
             OrderTakenError: another broker runs it by now.
+            OrderGoneError: there is none.
         """
         order_id = self.order.order_id
         order = await self._persist(lambda: self._ports.orders.get_order(order_id))
         if order is None:
-            raise RuntimeError(f"order {order_id} is not in the store any more")
+            raise OrderGoneError
         if order.epoch != self.order.epoch:
             self._flight.publish(order)
             raise OrderTakenError
@@ -90,6 +99,7 @@ class Journal:
         Raises:
             OrderEndedError: nothing was written, and there is nothing more to do for the order.
             OrderTakenError: nothing was written, and another broker does what there is to do.
+            OrderGoneError: nothing was written, and there is nothing to write to.
         """
         self._publish(await self._fenced(lambda order: self._ports.orders.change_order(order, change, events)))
 
@@ -168,7 +178,7 @@ class Journal:
             return
         found = await self._persist(lambda: self._ports.orders.get_order(before.order_id))
         if found is None:
-            return
+            raise OrderGoneError from error
         if found.epoch != before.epoch and found.holder != self._ports.orders.holder:
             self._publish(found)
             raise OrderTakenError from error
