@@ -68,6 +68,7 @@ async def logged(host: Host, words: str) -> None:
 async def started(host: Host) -> None:
     """Start the agent and wait until both certificates are in force."""
     await host.start()
+    await host.until_running()  # what an earlier test's agent has left says the same of its certificates
 
     async def all_wait() -> bool:
         return all(each["state"] == "waiting" for each in (await status(host)).values())
