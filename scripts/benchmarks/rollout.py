@@ -29,16 +29,20 @@ def measure(folder: Path, *, share: float) -> list[Figure]:
     fleet = Fleet(folder / "fleet", count)
     with fleet.serving() as broker:
         broker.ask(f"certify 0 {count}")
-        created, plain, grown = asyncio.run(_create(fleet, broker))
+        created, planned, grown = asyncio.run(_create(fleet, broker, count))
     return [
-        figure(f"plan of a rollout of {count} certificates, s", [plain], ""),
+        figure(f"plan of a rollout of {count} certificates, s", [planned], ""),
         figure(f"rollout of {count} certificates, create, s", [created], "<= 5"),
         figure(f"rollout of {count} certificates, memory, MB", [grown / 1e6], "<= 30"),
     ]
 
 
-async def _create(fleet: Fleet, broker: Process) -> tuple[float, float, float]:
-    """Seconds to create it and to plan it, and octets."""
+async def _create(fleet: Fleet, broker: Process, count: int) -> tuple[float, float, float]:
+    """Seconds to create it and to plan it, and octets.
+
+    Raises:
+        RuntimeError: it isn't of `count` certificates, or one of them isn't in hand any more.
+    """
     pair = KeyPair((fleet.folder / "operator.key").read_bytes(), (fleet.folder / "operator.pem").read_bytes())
     roots = (fleet.folder / "root.pem").read_bytes()
     credentials = channel_credentials(roots, pair)
@@ -55,8 +59,11 @@ async def _create(fleet: Fleet, broker: Process) -> tuple[float, float, float]:
         begun = time.perf_counter()
         answer = await stub.CreateRollout(rollout_pb2.CreateRolloutRequest(spec=spec), timeout=120)
         created = time.perf_counter() - begun
-        count = sum(each.certificate_count for each in answer.rollout.item_counts)
-        if count < answer.rollout.host_count or not count:
-            raise RuntimeError(f"it is of {count} certificates: {answer.rollout}")
         await asyncio.sleep(_IN_HAND)
-        return created, planned, broker.resident - before
+        grown = broker.resident - before
+        asked = rollout_pb2.GetRolloutRequest(rollout_id=answer.rollout.rollout_id)
+        rollout = (await stub.GetRollout(asked, timeout=60)).rollout
+        waiting = {each.state: each.certificate_count for each in rollout.item_counts}
+        if waiting != {rollout_pb2.RolloutItem.STATE_WAITING: count}:
+            raise RuntimeError(f"not all {count} certificates are in hand: {rollout}")
+        return created, planned, grown

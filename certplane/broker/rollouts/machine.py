@@ -208,14 +208,15 @@ class _Stepping:
 
     def _has_shown_nothing(self, number: int) -> bool:
         """Whether all that tried have failed, also those who are excused, and others come after them; it halts then."""
-        items = [self._items[index] for index in self._of_ring[number]]
-        failed = {
-            item.host: item.reason
-            for index, item in zip(self._of_ring[number], items, strict=True)
-            if item.state in _FAILED and not self._fact(index).is_final
-        }
+        failed: dict[str, str] = {}
+        for index in self._of_ring[number]:
+            item = self._items[index]
+            if item.state is ItemState.DONE:
+                return False
+            if item.state in _FAILED and not self._fact(index).is_final:
+                failed[item.host] = item.reason
         is_last = number == len(self._rings) - 1
-        if is_last or not failed or any(item.state is ItemState.DONE for item in items):
+        if is_last or not failed:
             return False
         self._halt(number, f"none of its hosts has the new certificate in use: {_named(failed)}")
         return True
