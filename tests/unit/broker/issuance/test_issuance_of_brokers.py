@@ -229,6 +229,22 @@ async def test_a_broker_that_wakes_up_writes_on_no_order_that_was_taken(
     assert ("another broker has taken an order" in caplog.text) == (operation == "create_order")
 
 
+async def test_an_order_that_a_restored_database_lacks_ends_with_a_warning(
+    world: World, brokers: Brokers, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing can be written of it, and nothing is at fault: the next one is run as ever."""
+    first, _ = brokers
+    gate = first.issuer.faults.hold("answer_challenges")
+    await first.authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle()
+    world.database.connection.execute("DELETE FROM orders")
+    gate.set()
+    await settle()
+    assert "an order ends here: the order is not in the database any more" in caplog.text
+    assert "Traceback" not in caplog.text
+    assert (await first.authority.issue(caller(), issue())).order.state is OrderState.ISSUED
+
+
 async def test_orders_are_taken_anew_when_the_lease_is_back(world: World, brokers: Brokers) -> None:
     """What nobody has taken meanwhile goes on where it was, under another epoch."""
     first, _ = brokers
