@@ -14,7 +14,17 @@ import pytest_asyncio
 from certplane.broker.members.membership import SPAN
 from certplane.sandbox.deployment import Deployment, DeploymentOptions
 from tests.e2e.test_broker_kill import Lane
-from tests.support.killing import assert_issued_once, begin, ended, killing_at, leaf_of, settle_on_a_port
+from tests.e2e.test_issuing_process_kill import issuing_process
+from tests.support.killing import (
+    assert_issued_once,
+    begin,
+    ended,
+    killing_at,
+    leaf_of,
+    settle_on_a_port,
+    stands_still,
+    stopping_at,
+)
 from tests.support.parts import need_part
 from tests.support.waiting import until
 
@@ -58,11 +68,11 @@ async def test_killed_it_goes_on_at_its_next_start(lane: Lane, failpoint: str) -
 async def test_one_that_stands_still_gives_up_its_lease(lane: Lane) -> None:
     """It says so when it goes on, takes its order anew, and ends it by one finalisation."""
     deployment, host = lane.deployment, lane.host
-    await deployment.start_broker()
+    await deployment.start_broker(stopping_at("dns.present.written"))
+    broker, child = deployment.broker_process, issuing_process(deployment)
     agent = await begin(host, "run", "--once")
-    broker = deployment.broker_process
-    await until(lambda: "TXT record written" in broker.log_text(), what="the record")
-    os.kill(broker.pid, signal.SIGSTOP)
+    await stands_still(broker.pid, child)
+    os.kill(child, signal.SIGCONT)
     await asyncio.sleep(SPAN.total_seconds())
     os.kill(broker.pid, signal.SIGCONT)
     await until(lambda: "has lost its lease" in broker.log_text(), what="the lost lease in the log")

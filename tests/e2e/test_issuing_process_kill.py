@@ -23,7 +23,15 @@ from certplane.sandbox.deployment import Deployment, DeploymentOptions
 from certplane.sandbox.loopback import LOOPBACK
 from certplane.sandbox.pebble import PebbleOptions
 from tests.e2e.test_broker_kill import LOSE_AN_ORDER, OUTSIDE, Lane, names_of, profile_of
-from tests.support.killing import assert_issued_once, begin, ended, leaf_of, settle_on_a_port
+from tests.support.killing import (
+    assert_issued_once,
+    begin,
+    ended,
+    leaf_of,
+    settle_on_a_port,
+    stands_still,
+    stopping_at,
+)
 from tests.support.limits import UNLIMITED
 from tests.support.parts import need_part
 from tests.support.waiting import until
@@ -137,12 +145,14 @@ async def test_a_stop_of_all_processes_in_an_order(lane: Lane) -> None:
     """SIGTERM to each of a service, as systemd sends it: the issuing process outlives the orders, and goes with the broker."""
     deployment, host = lane.deployment, lane.host
     host.write_config([{"name": STOPPED_WHOLE, "profile": STOPPED_WHOLE, "dns_names": names_of(STOPPED_WHOLE)}])
-    await deployment.start_broker()
-    pid = issuing_process(deployment)
+    await deployment.start_broker(stopping_at("dns.present.written"))
+    pid, broker = issuing_process(deployment), deployment.broker_process.pid
     agent = await begin(host, "run", "--once")
-    await until(lambda: "TXT record written" in deployment.broker_process.log_text(), what="the record")
-    for each in (pid, deployment.broker_process.pid, pid):
+    await stands_still(pid, broker)
+    for each in (pid, broker, pid):
         os.kill(each, signal.SIGTERM)
+    for each in (pid, broker):
+        os.kill(each, signal.SIGCONT)
     assert await ended(deployment.broker_process) == 0
     assert command_of(str(pid)) == b""
     log = deployment.broker_process.log_text()
@@ -159,11 +169,12 @@ async def test_two_that_are_killed_in_a_row(lane: Lane) -> None:
     """The second one as soon as it is there: the order waits for the third."""
     deployment, host = lane.deployment, lane.host
     host.write_config([{"name": TWICE, "profile": TWICE, "dns_names": names_of(TWICE)}])
-    await deployment.start_broker()
+    await deployment.start_broker(stopping_at("dns.present.written"))
+    first, broker = issuing_process(deployment), deployment.broker_process.pid
     agent = await begin(host, "run", "--once")
-    await until(lambda: "TXT record written" in deployment.broker_process.log_text(), what="the record")
-    first = issuing_process(deployment)
+    await stands_still(first, broker)
     os.kill(first, signal.SIGKILL)
+    os.kill(broker, signal.SIGCONT)
     await until(lambda: issuing_process(deployment) not in (0, first), what="the second one")
     os.kill(issuing_process(deployment), signal.SIGKILL)
     assert await ended(agent) == 0
@@ -175,11 +186,13 @@ async def test_one_that_is_killed_while_the_broker_stops(lane: Lane) -> None:
     """The order under way still has the time of the drain, and a process for it."""
     deployment, host = lane.deployment, lane.host
     host.write_config([{"name": DRAINING, "profile": DRAINING, "dns_names": names_of(DRAINING)}])
-    await deployment.start_broker()
+    await deployment.start_broker(stopping_at("dns.present.written"))
+    pid, broker = issuing_process(deployment), deployment.broker_process.pid
     agent = await begin(host, "run", "--once")
-    await until(lambda: "TXT record written" in deployment.broker_process.log_text(), what="the record")
-    os.kill(deployment.broker_process.pid, signal.SIGTERM)
-    os.kill(issuing_process(deployment), signal.SIGKILL)
+    await stands_still(pid, broker)
+    os.kill(broker, signal.SIGTERM)
+    os.kill(pid, signal.SIGKILL)
+    os.kill(broker, signal.SIGCONT)
     assert await ended(deployment.broker_process) == 0
     log = deployment.broker_process.log_text()
     assert "is started again: killed by signal 9" in log

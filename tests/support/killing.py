@@ -84,6 +84,17 @@ async def _at_once() -> bool:
     return True
 
 
+async def stands_still(*pids: int) -> None:
+    """Wait until programs have stopped at a failpoint, as `stopping_at` has them: they do nothing until SIGCONT."""
+    for pid in pids:
+        await until(lambda pid=pid: state_of(pid) == "T", what=f"the stop of process {pid}")
+
+
+def state_of(pid: int) -> str:
+    """The letter of proc(5) for what a process does: T for one that was stopped by a signal."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 async def ended(process: ServerProcess) -> int:
     """How a program ended: its status, or minus the signal that killed it."""
     await until(lambda: not process.running, what=f"the end of {process.name}")
