@@ -3,6 +3,7 @@
 isort:skip_file
 The living half of the broker's interface: every host tells what it holds, and the broker tells when to renew."""
 
+from certplane.v1 import certificate_pb2 as _certificate_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
@@ -152,7 +153,9 @@ class _HostKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HostKind.Val
     HOST_KIND_HOST: _HostKind.ValueType  # 1
     """A host, with an agent."""
     HOST_KIND_SERVICE: _HostKind.ValueType  # 2
-    """A service that calls the broker itself: it has no agent, and reports nothing."""
+    """A service that calls the broker itself: it has no agent, and reports nothing. What is said of a host's stream is said
+    of its call of WatchMyCertificates.
+    """
 
 class HostKind(_HostKind, metaclass=_HostKindEnumTypeWrapper):
     """HostKind is what an identity of the fleet is."""
@@ -162,7 +165,9 @@ HOST_KIND_UNSPECIFIED: HostKind.ValueType  # 0
 HOST_KIND_HOST: HostKind.ValueType  # 1
 """A host, with an agent."""
 HOST_KIND_SERVICE: HostKind.ValueType  # 2
-"""A service that calls the broker itself: it has no agent, and reports nothing."""
+"""A service that calls the broker itself: it has no agent, and reports nothing. What is said of a host's stream is said
+of its call of WatchMyCertificates.
+"""
 Global___HostKind: _TypeAlias = HostKind  # noqa: Y015
 
 @_typing.final
@@ -1062,6 +1067,7 @@ class Host(_message.Message):
     HEALTH_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    WATCH_COUNT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its identity's name."""
     label: _builtins.str
@@ -1096,6 +1102,8 @@ class Host(_message.Message):
     """Why it gets no certificates whatever it asks for (denied, contested, not in the policy); empty if it does. For people."""
     health: Global___Health.ValueType
     """The worst health of its certificates, or UNHEARD."""
+    watch_count: _builtins.int
+    """Of a service: how many calls of WatchMyCertificates it has open, at all brokers together."""
     @_builtins.property
     def identity_expire_time(self) -> _timestamp_pb2.Timestamp:
         """End of that certificate's validity."""
@@ -1175,10 +1183,11 @@ class Host(_message.Message):
         health: Global___Health.ValueType = ...,
         features: _abc.Iterable[_builtins.str] | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        watch_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["clock_skew", b"clock_skew", "connect_time", b"connect_time", "directive_error", b"directive_error", "disconnect_time", b"disconnect_time", "identity_expire_time", b"identity_expire_time", "last_seen_time", b"last_seen_time", "run_interval", b"run_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_mode", b"agent_mode", "agent_version", b"agent_version", "blocked_reason", b"blocked_reason", "broker_address", b"broker_address", "broker_id", b"broker_id", "broker_name", b"broker_name", "broker_roots_sha256", b"broker_roots_sha256", "certificate_count", b"certificate_count", "certificates", b"certificates", "clock_skew", b"clock_skew", "connect_time", b"connect_time", "connected", b"connected", "contested", b"contested", "directive_error", b"directive_error", "disconnect_time", b"disconnect_time", "displaced_streams", b"displaced_streams", "features", b"features", "health", b"health", "identity_expire_time", b"identity_expire_time", "identity_serial_number", b"identity_serial_number", "kind", b"kind", "label", b"label", "labels", b"labels", "last_seen_time", b"last_seen_time", "name", b"name", "pending_renewals", b"pending_renewals", "run_interval", b"run_interval", "source_ip", b"source_ip"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_mode", b"agent_mode", "agent_version", b"agent_version", "blocked_reason", b"blocked_reason", "broker_address", b"broker_address", "broker_id", b"broker_id", "broker_name", b"broker_name", "broker_roots_sha256", b"broker_roots_sha256", "certificate_count", b"certificate_count", "certificates", b"certificates", "clock_skew", b"clock_skew", "connect_time", b"connect_time", "connected", b"connected", "contested", b"contested", "directive_error", b"directive_error", "disconnect_time", b"disconnect_time", "displaced_streams", b"displaced_streams", "features", b"features", "health", b"health", "identity_expire_time", b"identity_expire_time", "identity_serial_number", b"identity_serial_number", "kind", b"kind", "label", b"label", "labels", b"labels", "last_seen_time", b"last_seen_time", "name", b"name", "pending_renewals", b"pending_renewals", "run_interval", b"run_interval", "source_ip", b"source_ip", "watch_count", b"watch_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1315,3 +1324,277 @@ class WatchRenewalsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___WatchRenewalsResponse: _TypeAlias = WatchRenewalsResponse  # noqa: Y015
+
+@_typing.final
+class WatchMyCertificatesRequest(_message.Message):
+    """Request of WatchMyCertificates."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    CLIENT_VERSION_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Optional. Correlates logs, audit events and traces: up to 64 of [A-Za-z0-9._-]; the broker makes one if empty."""
+    client_version: _builtins.str
+    """Optional. What the service is and its version, for people, such as "certplane-client/1.2.0": at most 64 bytes,
+    printable.
+    """
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        client_version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_version", b"client_version", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchMyCertificatesRequest: _TypeAlias = WatchMyCertificatesRequest  # noqa: Y015
+
+@_typing.final
+class WatchMyCertificatesResponse(_message.Message):
+    """One message of WatchMyCertificates. One whose event isn't known comes from a newer broker: pass over it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class InForce(_message.Message):
+        """What the broker refuses and fails by. Where either differs from what was said before, what was refused or failed may
+        succeed now: ask again for what waits, spread over some seconds. A time that the CA named stands.
+        """
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        POLICY_HASH_FIELD_NUMBER: _builtins.int
+        RETRY_EPOCH_FIELD_NUMBER: _builtins.int
+        policy_hash: _builtins.str
+        """SHA-256 of the policy in force, 64 lower-case hexadecimal digits."""
+        retry_epoch: _builtins.str
+        """Opaque, printable ASCII, at most 64 characters; empty says nothing. As in the hosts' Directive."""
+        def __init__(
+            self,
+            *,
+            policy_hash: _builtins.str = ...,
+            retry_epoch: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["policy_hash", b"policy_hash", "retry_epoch", b"retry_epoch"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Listening(_message.Message):
+        """The certificates as they were have been sent; changes follow."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        BROKER_TIME_FIELD_NUMBER: _builtins.int
+        HEARTBEAT_INTERVAL_FIELD_NUMBER: _builtins.int
+        IN_FORCE_FIELD_NUMBER: _builtins.int
+        BROKER_VERSION_FIELD_NUMBER: _builtins.int
+        broker_version: _builtins.str
+        """The broker's version."""
+        @_builtins.property
+        def broker_time(self) -> _timestamp_pb2.Timestamp:
+            """The broker's time: renew_time and revoke_time are by its clock."""
+
+        @_builtins.property
+        def heartbeat_interval(self) -> _duration_pb2.Duration:
+            """How often a heartbeat comes. A call without any message for three times as long is dead: end it and watch again."""
+
+        @_builtins.property
+        def in_force(self) -> Global___WatchMyCertificatesResponse.InForce:
+            """What the broker refuses and fails by, as it is now."""
+
+        def __init__(
+            self,
+            *,
+            broker_time: _timestamp_pb2.Timestamp | None = ...,
+            heartbeat_interval: _duration_pb2.Duration | None = ...,
+            in_force: Global___WatchMyCertificatesResponse.InForce | None = ...,
+            broker_version: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["broker_time", b"broker_time", "heartbeat_interval", b"heartbeat_interval", "in_force", b"in_force"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["broker_time", b"broker_time", "broker_version", b"broker_version", "heartbeat_interval", b"heartbeat_interval", "in_force", b"in_force"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class CertificateNews(_message.Message):
+        """A certificate of the caller as it is now: the newest of its profile and key that is valid, or was revoked before its
+        end.
+        """
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        CERTIFICATE_ID_FIELD_NUMBER: _builtins.int
+        PROFILE_FIELD_NUMBER: _builtins.int
+        DNS_NAMES_FIELD_NUMBER: _builtins.int
+        SERIAL_NUMBER_FIELD_NUMBER: _builtins.int
+        NOT_AFTER_TIME_FIELD_NUMBER: _builtins.int
+        RENEW_TIME_FIELD_NUMBER: _builtins.int
+        RENEW_REASON_FIELD_NUMBER: _builtins.int
+        RENEWAL_REQUEST_ID_FIELD_NUMBER: _builtins.int
+        REVOKE_TIME_FIELD_NUMBER: _builtins.int
+        REVOCATION_REASON_FIELD_NUMBER: _builtins.int
+        RENEW_CAUSE_FIELD_NUMBER: _builtins.int
+        PUBLIC_KEY_SHA256_FIELD_NUMBER: _builtins.int
+        NEW_KEY_FIELD_NUMBER: _builtins.int
+        CREATE_TIME_FIELD_NUMBER: _builtins.int
+        certificate_id: _builtins.str
+        """The broker's name for it."""
+        profile: _builtins.str
+        """The policy profile that it was issued for."""
+        serial_number: _builtins.str
+        """Serial number: lower-case hexadecimal digits without leading zeros."""
+        renew_reason: _builtins.str
+        """Why then, for a person. Printable, at most 500 bytes; empty where nobody has planned it yet."""
+        renewal_request_id: _builtins.str
+        """The RequestRenewal call that asked for it; empty otherwise."""
+        revocation_reason: _certificate_pb2.RevocationReason.ValueType
+        """Why it was revoked; unspecified also where no reason was given."""
+        renew_cause: Global___Renewal.Cause.ValueType
+        """Why it should be renewed then."""
+        public_key_sha256: _builtins.str
+        """SHA-256 of its SubjectPublicKeyInfo (DER), 64 lower-case hexadecimal digits."""
+        new_key: _builtins.bool
+        """A new key is wanted, whatever the service does otherwise: the old one is in other hands, or an operator asked for it."""
+        @_builtins.property
+        def dns_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """The names of its subjectAltName: lower case, A-labels, sorted."""
+
+        @_builtins.property
+        def not_after_time(self) -> _timestamp_pb2.Timestamp:
+            """End of its validity."""
+
+        @_builtins.property
+        def renew_time(self) -> _timestamp_pb2.Timestamp:
+            """When it should be renewed: now, if that is not after the broker's time."""
+
+        @_builtins.property
+        def revoke_time(self) -> _timestamp_pb2.Timestamp:
+            """When it was revoked; unset when it wasn't. One that was revoked is not to be used: renew it now."""
+
+        @_builtins.property
+        def create_time(self) -> _timestamp_pb2.Timestamp:
+            """When it was stored: of two certificates of one profile the later one is the newer."""
+
+        def __init__(
+            self,
+            *,
+            certificate_id: _builtins.str = ...,
+            profile: _builtins.str = ...,
+            dns_names: _abc.Iterable[_builtins.str] | None = ...,
+            serial_number: _builtins.str = ...,
+            not_after_time: _timestamp_pb2.Timestamp | None = ...,
+            renew_time: _timestamp_pb2.Timestamp | None = ...,
+            renew_reason: _builtins.str = ...,
+            renewal_request_id: _builtins.str = ...,
+            revoke_time: _timestamp_pb2.Timestamp | None = ...,
+            revocation_reason: _certificate_pb2.RevocationReason.ValueType = ...,
+            renew_cause: Global___Renewal.Cause.ValueType = ...,
+            public_key_sha256: _builtins.str = ...,
+            new_key: _builtins.bool = ...,
+            create_time: _timestamp_pb2.Timestamp | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "not_after_time", b"not_after_time", "renew_time", b"renew_time", "revoke_time", b"revoke_time"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_id", b"certificate_id", "create_time", b"create_time", "dns_names", b"dns_names", "new_key", b"new_key", "not_after_time", b"not_after_time", "profile", b"profile", "public_key_sha256", b"public_key_sha256", "renew_cause", b"renew_cause", "renew_reason", b"renew_reason", "renew_time", b"renew_time", "renewal_request_id", b"renewal_request_id", "revocation_reason", b"revocation_reason", "revoke_time", b"revoke_time", "serial_number", b"serial_number"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Heartbeat(_message.Message):
+        """Says that the broker is there."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        BROKER_TIME_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def broker_time(self) -> _timestamp_pb2.Timestamp:
+            """The broker's time."""
+
+        def __init__(
+            self,
+            *,
+            broker_time: _timestamp_pb2.Timestamp | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["broker_time", b"broker_time"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["broker_time", b"broker_time"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Goodbye(_message.Message):
+        """The broker ends the call soon, on purpose: the last message."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        RECONNECT_DELAY_FIELD_NUMBER: _builtins.int
+        REASON_FIELD_NUMBER: _builtins.int
+        reason: _builtins.str
+        """Why, for a person."""
+        @_builtins.property
+        def reconnect_delay(self) -> _duration_pb2.Duration:
+            """When to watch again: each watcher is told another time, so that they don't come back together."""
+
+        def __init__(
+            self,
+            *,
+            reconnect_delay: _duration_pb2.Duration | None = ...,
+            reason: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["reconnect_delay", b"reconnect_delay"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "reconnect_delay", b"reconnect_delay"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    LISTENING_FIELD_NUMBER: _builtins.int
+    NEWS_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
+    GOODBYE_FIELD_NUMBER: _builtins.int
+    IN_FORCE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def listening(self) -> Global___WatchMyCertificatesResponse.Listening:
+        """The certificates as they were have been sent."""
+
+    @_builtins.property
+    def news(self) -> Global___WatchMyCertificatesResponse.CertificateNews:
+        """A certificate, of those as they were or because it has changed."""
+
+    @_builtins.property
+    def heartbeat(self) -> Global___WatchMyCertificatesResponse.Heartbeat:
+        """The broker is there."""
+
+    @_builtins.property
+    def goodbye(self) -> Global___WatchMyCertificatesResponse.Goodbye:
+        """The end."""
+
+    @_builtins.property
+    def in_force(self) -> Global___WatchMyCertificatesResponse.InForce:
+        """What the broker refuses and fails by has changed."""
+
+    def __init__(
+        self,
+        *,
+        listening: Global___WatchMyCertificatesResponse.Listening | None = ...,
+        news: Global___WatchMyCertificatesResponse.CertificateNews | None = ...,
+        heartbeat: Global___WatchMyCertificatesResponse.Heartbeat | None = ...,
+        goodbye: Global___WatchMyCertificatesResponse.Goodbye | None = ...,
+        in_force: Global___WatchMyCertificatesResponse.InForce | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "in_force", b"in_force", "listening", b"listening", "news", b"news"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "in_force", b"in_force", "listening", b"listening", "news", b"news"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["listening", "news", "heartbeat", "goodbye", "in_force"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___WatchMyCertificatesResponse: _TypeAlias = WatchMyCertificatesResponse  # noqa: Y015

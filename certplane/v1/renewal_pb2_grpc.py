@@ -46,6 +46,11 @@ class RenewalServiceStub:
                 request_serializer=certplane_dot_v1_dot_renewal__pb2.WatchRenewalsRequest.SerializeToString,
                 response_deserializer=certplane_dot_v1_dot_renewal__pb2.WatchRenewalsResponse.FromString,
                 _registered_method=True)
+        self.WatchMyCertificates = channel.unary_stream(
+                '/certplane.v1.RenewalService/WatchMyCertificates',
+                request_serializer=certplane_dot_v1_dot_renewal__pb2.WatchMyCertificatesRequest.SerializeToString,
+                response_deserializer=certplane_dot_v1_dot_renewal__pb2.WatchMyCertificatesResponse.FromString,
+                _registered_method=True)
 
 
 class RenewalServiceServicer:
@@ -75,6 +80,20 @@ class RenewalServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchMyCertificates(self, request, context):
+        """WatchMyCertificates tells a service what becomes of its own certificates, as a host's stream tells a host: first the
+        newest certificate of each profile and key as it is, then Listening, then each change as it happens (a renewal that an
+        operator asked for, a revocation, a window that the CA has moved, a newer certificate). A service is connected as
+        long as it has one such call open; any number of its processes may, at any broker. A watcher that reads too slowly
+        gets the latest of each certificate, not every step in between. The call ends with UNAUTHENTICATED the moment the
+        identity's certificate expires, is retired or is denied; watch again after any other end. Read only: what a watcher
+        missed while it was away is in the first messages of its next call.
+        Callers: services.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RenewalServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -87,6 +106,11 @@ def add_RenewalServiceServicer_to_server(servicer, server):
                     servicer.WatchRenewals,
                     request_deserializer=certplane_dot_v1_dot_renewal__pb2.WatchRenewalsRequest.FromString,
                     response_serializer=certplane_dot_v1_dot_renewal__pb2.WatchRenewalsResponse.SerializeToString,
+            ),
+            'WatchMyCertificates': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchMyCertificates,
+                    request_deserializer=certplane_dot_v1_dot_renewal__pb2.WatchMyCertificatesRequest.FromString,
+                    response_serializer=certplane_dot_v1_dot_renewal__pb2.WatchMyCertificatesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -145,6 +169,33 @@ class RenewalService:
             '/certplane.v1.RenewalService/WatchRenewals',
             certplane_dot_v1_dot_renewal__pb2.WatchRenewalsRequest.SerializeToString,
             certplane_dot_v1_dot_renewal__pb2.WatchRenewalsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchMyCertificates(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/certplane.v1.RenewalService/WatchMyCertificates',
+            certplane_dot_v1_dot_renewal__pb2.WatchMyCertificatesRequest.SerializeToString,
+            certplane_dot_v1_dot_renewal__pb2.WatchMyCertificatesResponse.FromString,
             options,
             channel_credentials,
             insecure,

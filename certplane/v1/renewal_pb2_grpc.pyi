@@ -32,6 +32,16 @@ class RenewalServiceStub:
     slowly gets the latest of each certificate, not every step in between. Read only.
     Callers: operators and services, with the role viewer or operator.
     """
+    WatchMyCertificates: _aio.UnaryStreamMultiCallable[_renewal_pb2.WatchMyCertificatesRequest, _renewal_pb2.WatchMyCertificatesResponse]
+    """WatchMyCertificates tells a service what becomes of its own certificates, as a host's stream tells a host: first the
+    newest certificate of each profile and key as it is, then Listening, then each change as it happens (a renewal that an
+    operator asked for, a revocation, a window that the CA has moved, a newer certificate). A service is connected as
+    long as it has one such call open; any number of its processes may, at any broker. A watcher that reads too slowly
+    gets the latest of each certificate, not every step in between. The call ends with UNAUTHENTICATED the moment the
+    identity's certificate expires, is retired or is denied; watch again after any other end. Read only: what a watcher
+    missed while it was away is in the first messages of its next call.
+    Callers: services.
+    """
 
 class RenewalServiceServicer(metaclass=_abc_1.ABCMeta):
     """RenewalService keeps broker and hosts of one mind: hosts report each step of each certificate, the broker says what
@@ -62,6 +72,22 @@ class RenewalServiceServicer(metaclass=_abc_1.ABCMeta):
         """WatchRenewals sends the fleet as it is, host by host, and then each change as it happens. A watcher that reads too
         slowly gets the latest of each certificate, not every step in between. Read only.
         Callers: operators and services, with the role viewer or operator.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchMyCertificates(
+        self,
+        request: _renewal_pb2.WatchMyCertificatesRequest,
+        context: _aio.ServicerContext[_renewal_pb2.WatchMyCertificatesRequest, _abc.AsyncIterator[_renewal_pb2.WatchMyCertificatesResponse]],
+    ) -> _abc.AsyncIterator[_renewal_pb2.WatchMyCertificatesResponse]:
+        """WatchMyCertificates tells a service what becomes of its own certificates, as a host's stream tells a host: first the
+        newest certificate of each profile and key as it is, then Listening, then each change as it happens (a renewal that an
+        operator asked for, a revocation, a window that the CA has moved, a newer certificate). A service is connected as
+        long as it has one such call open; any number of its processes may, at any broker. A watcher that reads too slowly
+        gets the latest of each certificate, not every step in between. The call ends with UNAUTHENTICATED the moment the
+        identity's certificate expires, is retired or is denied; watch again after any other end. Read only: what a watcher
+        missed while it was away is in the first messages of its next call.
+        Callers: services.
         """
 
 def add_RenewalServiceServicer_to_server(servicer: RenewalServiceServicer, server: _aio.Server) -> None: ...

@@ -71,6 +71,7 @@ METHODS: Final[Mapping[str, Access]] = {
         {
             "StreamRenewalStatus": Access(frozenset({IdentityKind.HOST})),
             "WatchRenewals": _VIEWERS,
+            "WatchMyCertificates": Access(frozenset({IdentityKind.SERVICE})),
         },
     ),
     **_rows(

@@ -29,6 +29,7 @@ CALLERS = {
     "any identity that policy knows": frozenset(IdentityKind),
     "hosts and services": frozenset({IdentityKind.HOST, IdentityKind.SERVICE}),
     "hosts": frozenset({IdentityKind.HOST}),
+    "services": frozenset({IdentityKind.SERVICE}),
     "operators": frozenset({IdentityKind.OPERATOR}),
     "operators and services": frozenset({IdentityKind.OPERATOR, IdentityKind.SERVICE}),
 }
