@@ -117,6 +117,12 @@ class RenewalServicer(renewal_pb2_grpc.RenewalServiceServicer):
                     await self._send_change(change, context)
         raise RefusalError(Reason.DRAINING, "the broker is shutting down; watch again shortly")
 
+    async def WatchMyCertificates(  # type: ignore[override]  # it aborts: the stub knows only handlers that yield
+        self, _request: pb.WatchMyCertificatesRequest, context: RpcContext
+    ) -> None:
+        """Say that this broker can't do it yet."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this broker tells services nothing yet")
+
     async def _send_fleet(self, hosts: frozenset[str], context: RpcContext) -> int:
         """Every host that is watched, as it is; how many they were."""
         count = 0
