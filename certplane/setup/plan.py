@@ -1,0 +1,66 @@
+"""What a set-up makes, as values in the order in which it is made. Pure: nothing here looks at a disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from certplane.runtime.files import Owner
+
+
+@dataclass(frozen=True, slots=True)
+class MakeFolder:
+    """A folder that has to be there; the folders above it have to be there already, or be steps before it.
+
+    Attributes:
+        path: absolute, without `..`.
+        mode: permission bits of a new one.
+        owner: of a new one; None for who runs the program.
+        exact: whether one that is there has to have this mode and owner too. Where it is false, what others made is
+            used as it is: a folder that several programs share.
+    """
+
+    path: Path
+    mode: int
+    owner: Owner | None = None
+    exact: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WriteFile:
+    """A file with this text; the same text under another mode or owner is another file.
+
+    Attributes:
+        path: absolute, without `..`.
+        text: all of it, ending with a newline.
+        mode: permission bits.
+        owner: None for who runs the program.
+        secret: whether its text is shown to nobody, not as a difference either.
+    """
+
+    path: Path
+    text: str
+    mode: int = 0o644
+    owner: Owner | None = None
+    secret: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something that a person is told at this place; nothing is made."""
+
+    text: str
+
+
+Step = MakeFolder | WriteFile | Note
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Steps in their order."""
+
+    steps: tuple[Step, ...] = ()
+
+    def __add__(self, other: Plan) -> Plan:
+        """This plan and then the other one."""
+        return Plan(self.steps + other.steps)
