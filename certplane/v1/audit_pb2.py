@@ -27,39 +27,40 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63\x65rtplane/v1/audit.proto\x12\x0c\x63\x65rtplane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb1\x02\n\x0b\x41uditFilter\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x06within\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nidentities\x18\x04 \x03(\t\x12\x11\n\tdns_names\x18\x05 \x03(\t\x12\x16\n\x0eserial_numbers\x18\x06 \x03(\t\x12\x13\n\x0b\x65vent_types\x18\x07 \x03(\t\x12\x14\n\x0creason_codes\x18\x08 \x03(\t\x12\x0b\n\x03ids\x18\t \x03(\t\x12\x10\n\x08profiles\x18\n \x03(\t\x12\x10\n\x08severity\x18\x0b \x01(\t\"\x9d\x01\n\nAuditEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nevent_type\x18\x03 \x01(\t\x12\x10\n\x08sequence\x18\x04 \x01(\x03\x12\'\n\x06record\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\"\x94\x01\n\x16ListAuditEventsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x19.certplane.v1.AuditFilter\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x14\n\x0coldest_first\x18\x05 \x01(\x08\"\\\n\x17ListAuditEventsResponse\x12(\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x18.certplane.v1.AuditEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"k\n\x16TailAuditEventsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x19.certplane.v1.AuditFilter\x12\x12\n\npast_count\x18\x03 \x01(\x05\"B\n\x17TailAuditEventsResponse\x12\'\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x18.certplane.v1.AuditEvent\"+\n\x15VerifyAuditLogRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x8b\x04\n\x16VerifyAuditLogResponse\x12\x41\n\x08progress\x18\x01 \x01(\x0b\x32-.certplane.v1.VerifyAuditLogResponse.ProgressH\x00\x12?\n\x07\x66inding\x18\x02 \x01(\x0b\x32,.certplane.v1.VerifyAuditLogResponse.FindingH\x00\x12=\n\x06result\x18\x03 \x01(\x0b\x32+.certplane.v1.VerifyAuditLogResponse.ResultH\x00\x1a:\n\x08Progress\x12\x13\n\x0b\x65vent_count\x18\x01 \x01(\x03\x12\x19\n\x11total_event_count\x18\x02 \x01(\x03\x1aI\n\x07\x46inding\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0c\n\x04text\x18\x04 \x01(\t\x1a\x9b\x01\n\x06Result\x12\x13\n\x0b\x65vent_count\x18\x01 \x01(\x03\x12\x13\n\x0b\x63hain_count\x18\x02 \x01(\x03\x12\x18\n\x10\x63heckpoint_count\x18\x03 \x01(\x03\x12\x15\n\rfinding_count\x18\x04 \x01(\x03\x12\x17\n\x0fsigned_sequence\x18\x05 \x01(\x03\x12\x1d\n\x15unchained_event_count\x18\x06 \x01(\x03\x42\t\n\x07message\"\x89\x01\n\x15\x45xportAuditLogRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\'\n\x16\x45xportAuditLogResponse\x12\r\n\x05lines\x18\x01 \x01(\t2\x8e\x03\n\x0c\x41uditService\x12^\n\x0fListAuditEvents\x12$.certplane.v1.ListAuditEventsRequest\x1a%.certplane.v1.ListAuditEventsResponse\x12`\n\x0fTailAuditEvents\x12$.certplane.v1.TailAuditEventsRequest\x1a%.certplane.v1.TailAuditEventsResponse0\x01\x12]\n\x0eVerifyAuditLog\x12#.certplane.v1.VerifyAuditLogRequest\x1a$.certplane.v1.VerifyAuditLogResponse0\x01\x12]\n\x0e\x45xportAuditLog\x12#.certplane.v1.ExportAuditLogRequest\x1a$.certplane.v1.ExportAuditLogResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63\x65rtplane/v1/audit.proto\x12\x0c\x63\x65rtplane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa4\x03\n\x0b\x41uditFilter\x12\x39\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x35\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x65ndTime\x12\x31\n\x06within\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\x06within\x12\x1e\n\nidentities\x18\x04 \x03(\tR\nidentities\x12\x1b\n\tdns_names\x18\x05 \x03(\tR\x08\x64nsNames\x12%\n\x0eserial_numbers\x18\x06 \x03(\tR\rserialNumbers\x12\x1f\n\x0b\x65vent_types\x18\x07 \x03(\tR\neventTypes\x12!\n\x0creason_codes\x18\x08 \x03(\tR\x0breasonCodes\x12\x10\n\x03ids\x18\t \x03(\tR\x03ids\x12\x1a\n\x08profiles\x18\n \x03(\tR\x08profiles\x12\x1a\n\x08severity\x18\x0b \x01(\tR\x08severity\"\xce\x01\n\nAuditEvent\x12\x19\n\x08\x65vent_id\x18\x01 \x01(\tR\x07\x65ventId\x12\x39\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\teventTime\x12\x1d\n\nevent_type\x18\x03 \x01(\tR\teventType\x12\x1a\n\x08sequence\x18\x04 \x01(\x03R\x08sequence\x12/\n\x06record\x18\x05 \x01(\x0b\x32\x17.google.protobuf.StructR\x06record\"\xc9\x01\n\x16ListAuditEventsRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x31\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x19.certplane.v1.AuditFilterR\x06\x66ilter\x12\x1b\n\tpage_size\x18\x03 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x04 \x01(\tR\tpageToken\x12!\n\x0coldest_first\x18\x05 \x01(\x08R\x0boldestFirst\"s\n\x17ListAuditEventsResponse\x12\x30\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x18.certplane.v1.AuditEventR\x06\x65vents\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x89\x01\n\x16TailAuditEventsRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x31\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x19.certplane.v1.AuditFilterR\x06\x66ilter\x12\x1d\n\npast_count\x18\x03 \x01(\x05R\tpastCount\"I\n\x17TailAuditEventsResponse\x12.\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x18.certplane.v1.AuditEventR\x05\x65vent\"6\n\x15VerifyAuditLogRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\"\xbe\x05\n\x16VerifyAuditLogResponse\x12K\n\x08progress\x18\x01 \x01(\x0b\x32-.certplane.v1.VerifyAuditLogResponse.ProgressH\x00R\x08progress\x12H\n\x07\x66inding\x18\x02 \x01(\x0b\x32,.certplane.v1.VerifyAuditLogResponse.FindingH\x00R\x07\x66inding\x12\x45\n\x06result\x18\x03 \x01(\x0b\x32+.certplane.v1.VerifyAuditLogResponse.ResultH\x00R\x06result\x1aW\n\x08Progress\x12\x1f\n\x0b\x65vent_count\x18\x01 \x01(\x03R\neventCount\x12*\n\x11total_event_count\x18\x02 \x01(\x03R\x0ftotalEventCount\x1ah\n\x07\x46inding\x12\x1a\n\x08sequence\x18\x01 \x01(\x03R\x08sequence\x12\x19\n\x08\x65vent_id\x18\x02 \x01(\tR\x07\x65ventId\x12\x12\n\x04kind\x18\x03 \x01(\tR\x04kind\x12\x12\n\x04text\x18\x04 \x01(\tR\x04text\x1a\xf7\x01\n\x06Result\x12\x1f\n\x0b\x65vent_count\x18\x01 \x01(\x03R\neventCount\x12\x1f\n\x0b\x63hain_count\x18\x02 \x01(\x03R\nchainCount\x12)\n\x10\x63heckpoint_count\x18\x03 \x01(\x03R\x0f\x63heckpointCount\x12#\n\rfinding_count\x18\x04 \x01(\x03R\x0c\x66indingCount\x12\'\n\x0fsigned_sequence\x18\x05 \x01(\x03R\x0esignedSequence\x12\x32\n\x15unchained_event_count\x18\x06 \x01(\x03R\x13unchainedEventCountB\t\n\x07message\"\xa8\x01\n\x15\x45xportAuditLogRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x39\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x35\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x65ndTime\".\n\x16\x45xportAuditLogResponse\x12\x14\n\x05lines\x18\x01 \x01(\tR\x05lines2\x8e\x03\n\x0c\x41uditService\x12^\n\x0fListAuditEvents\x12$.certplane.v1.ListAuditEventsRequest\x1a%.certplane.v1.ListAuditEventsResponse\x12`\n\x0fTailAuditEvents\x12$.certplane.v1.TailAuditEventsRequest\x1a%.certplane.v1.TailAuditEventsResponse0\x01\x12]\n\x0eVerifyAuditLog\x12#.certplane.v1.VerifyAuditLogRequest\x1a$.certplane.v1.VerifyAuditLogResponse0\x01\x12]\n\x0e\x45xportAuditLog\x12#.certplane.v1.ExportAuditLogRequest\x1a$.certplane.v1.ExportAuditLogResponse0\x01\x42*\n\x0c\x63\x65rtplane.v1P\x01Z\x18\x63\x65rtplane/v1;certplanev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'certplane.v1.audit_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\014certplane.v1P\001Z\030certplane/v1;certplanev1'
   _globals['_AUDITFILTER']._serialized_start=138
-  _globals['_AUDITFILTER']._serialized_end=443
-  _globals['_AUDITEVENT']._serialized_start=446
-  _globals['_AUDITEVENT']._serialized_end=603
-  _globals['_LISTAUDITEVENTSREQUEST']._serialized_start=606
-  _globals['_LISTAUDITEVENTSREQUEST']._serialized_end=754
-  _globals['_LISTAUDITEVENTSRESPONSE']._serialized_start=756
-  _globals['_LISTAUDITEVENTSRESPONSE']._serialized_end=848
-  _globals['_TAILAUDITEVENTSREQUEST']._serialized_start=850
-  _globals['_TAILAUDITEVENTSREQUEST']._serialized_end=957
-  _globals['_TAILAUDITEVENTSRESPONSE']._serialized_start=959
-  _globals['_TAILAUDITEVENTSRESPONSE']._serialized_end=1025
-  _globals['_VERIFYAUDITLOGREQUEST']._serialized_start=1027
-  _globals['_VERIFYAUDITLOGREQUEST']._serialized_end=1070
-  _globals['_VERIFYAUDITLOGRESPONSE']._serialized_start=1073
-  _globals['_VERIFYAUDITLOGRESPONSE']._serialized_end=1596
-  _globals['_VERIFYAUDITLOGRESPONSE_PROGRESS']._serialized_start=1294
-  _globals['_VERIFYAUDITLOGRESPONSE_PROGRESS']._serialized_end=1352
-  _globals['_VERIFYAUDITLOGRESPONSE_FINDING']._serialized_start=1354
-  _globals['_VERIFYAUDITLOGRESPONSE_FINDING']._serialized_end=1427
-  _globals['_VERIFYAUDITLOGRESPONSE_RESULT']._serialized_start=1430
-  _globals['_VERIFYAUDITLOGRESPONSE_RESULT']._serialized_end=1585
-  _globals['_EXPORTAUDITLOGREQUEST']._serialized_start=1599
-  _globals['_EXPORTAUDITLOGREQUEST']._serialized_end=1736
-  _globals['_EXPORTAUDITLOGRESPONSE']._serialized_start=1738
-  _globals['_EXPORTAUDITLOGRESPONSE']._serialized_end=1777
-  _globals['_AUDITSERVICE']._serialized_start=1780
-  _globals['_AUDITSERVICE']._serialized_end=2178
+  _globals['_AUDITFILTER']._serialized_end=558
+  _globals['_AUDITEVENT']._serialized_start=561
+  _globals['_AUDITEVENT']._serialized_end=767
+  _globals['_LISTAUDITEVENTSREQUEST']._serialized_start=770
+  _globals['_LISTAUDITEVENTSREQUEST']._serialized_end=971
+  _globals['_LISTAUDITEVENTSRESPONSE']._serialized_start=973
+  _globals['_LISTAUDITEVENTSRESPONSE']._serialized_end=1088
+  _globals['_TAILAUDITEVENTSREQUEST']._serialized_start=1091
+  _globals['_TAILAUDITEVENTSREQUEST']._serialized_end=1228
+  _globals['_TAILAUDITEVENTSRESPONSE']._serialized_start=1230
+  _globals['_TAILAUDITEVENTSRESPONSE']._serialized_end=1303
+  _globals['_VERIFYAUDITLOGREQUEST']._serialized_start=1305
+  _globals['_VERIFYAUDITLOGREQUEST']._serialized_end=1359
+  _globals['_VERIFYAUDITLOGRESPONSE']._serialized_start=1362
+  _globals['_VERIFYAUDITLOGRESPONSE']._serialized_end=2064
+  _globals['_VERIFYAUDITLOGRESPONSE_PROGRESS']._serialized_start=1610
+  _globals['_VERIFYAUDITLOGRESPONSE_PROGRESS']._serialized_end=1697
+  _globals['_VERIFYAUDITLOGRESPONSE_FINDING']._serialized_start=1699
+  _globals['_VERIFYAUDITLOGRESPONSE_FINDING']._serialized_end=1803
+  _globals['_VERIFYAUDITLOGRESPONSE_RESULT']._serialized_start=1806
+  _globals['_VERIFYAUDITLOGRESPONSE_RESULT']._serialized_end=2053
+  _globals['_EXPORTAUDITLOGREQUEST']._serialized_start=2067
+  _globals['_EXPORTAUDITLOGREQUEST']._serialized_end=2235
+  _globals['_EXPORTAUDITLOGRESPONSE']._serialized_start=2237
+  _globals['_EXPORTAUDITLOGRESPONSE']._serialized_end=2283
+  _globals['_AUDITSERVICE']._serialized_start=2286
+  _globals['_AUDITSERVICE']._serialized_end=2684
 # @@protoc_insertion_point(module_scope)

@@ -25,29 +25,30 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63\x65rtplane/v1/broker.proto\x12\x0c\x63\x65rtplane.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\\\n\x14ReloadBrokersRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nbroker_ids\x18\x02 \x03(\t\x12\x0b\n\x03\x61ll\x18\x03 \x01(\x08\x12\x0f\n\x07\x63onfirm\x18\x04 \x01(\x08\"\xc2\x01\n\x15ReloadBrokersResponse\x12;\n\x07reloads\x18\x01 \x03(\x0b\x32*.certplane.v1.ReloadBrokersResponse.Reload\x1al\n\x06Reload\x12\x11\n\tbroker_id\x18\x01 \x01(\t\x12\x13\n\x0b\x62roker_name\x18\x02 \x01(\t\x12\x0c\n\x04\x64one\x18\x03 \x01(\x08\x12\x1d\n\x15\x63onfirmation_required\x18\x04 \x01(\x08\x12\r\n\x05lines\x18\x05 \x03(\t\"Y\n\x12\x44rainBrokerRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tbroker_id\x18\x02 \x01(\t\x12\x0c\n\x04undo\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\"R\n\x13\x44rainBrokerResponse\x12\x14\n\x0cstream_count\x18\x01 \x01(\x05\x12\x13\n\x0border_count\x18\x02 \x01(\x05\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\"@\n\x16PlanTrustBundleRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nbundle_pem\x18\x02 \x01(\t\"\xed\x02\n\x17PlanTrustBundleResponse\x12\x12\n\ntrust_hash\x18\x01 \x01(\t\x12\x35\n\x03\x63\x61s\x18\x02 \x03(\x0b\x32(.certplane.v1.PlanTrustBundleResponse.Ca\x12\x16\n\x0eshut_out_count\x18\x03 \x01(\x05\x12 \n\x18shut_out_connected_count\x18\x04 \x01(\x05\x12\x16\n\x0eshut_out_hosts\x18\x05 \x03(\t\x12\x14\n\x0c\x63onfirmation\x18\x06 \x01(\t\x12\x10\n\x08problems\x18\x07 \x03(\t\x1a\x8c\x01\n\x02\x43\x61\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x32\n\x0enot_after_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x62\x65\x66ore\x18\x04 \x01(\x08\x12\r\n\x05\x61\x66ter\x18\x05 \x01(\x08\x12\x12\n\nhost_count\x18\x06 \x01(\x05\x32\x9d\x02\n\rBrokerService\x12X\n\rReloadBrokers\x12\".certplane.v1.ReloadBrokersRequest\x1a#.certplane.v1.ReloadBrokersResponse\x12R\n\x0b\x44rainBroker\x12 .certplane.v1.DrainBrokerRequest\x1a!.certplane.v1.DrainBrokerResponse\x12^\n\x0fPlanTrustBundle\x12$.certplane.v1.PlanTrustBundleRequest\x1a%.certplane.v1.PlanTrustBundleResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63\x65rtplane/v1/broker.proto\x12\x0c\x63\x65rtplane.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x01\n\x14ReloadBrokersRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x1d\n\nbroker_ids\x18\x02 \x03(\tR\tbrokerIds\x12\x10\n\x03\x61ll\x18\x03 \x01(\x08R\x03\x61ll\x12\x18\n\x07\x63onfirm\x18\x04 \x01(\x08R\x07\x63onfirm\"\x85\x02\n\x15ReloadBrokersResponse\x12\x44\n\x07reloads\x18\x01 \x03(\x0b\x32*.certplane.v1.ReloadBrokersResponse.ReloadR\x07reloads\x1a\xa5\x01\n\x06Reload\x12\x1b\n\tbroker_id\x18\x01 \x01(\tR\x08\x62rokerId\x12\x1f\n\x0b\x62roker_name\x18\x02 \x01(\tR\nbrokerName\x12\x12\n\x04\x64one\x18\x03 \x01(\x08R\x04\x64one\x12\x33\n\x15\x63onfirmation_required\x18\x04 \x01(\x08R\x14\x63onfirmationRequired\x12\x14\n\x05lines\x18\x05 \x03(\tR\x05lines\"|\n\x12\x44rainBrokerRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x1b\n\tbroker_id\x18\x02 \x01(\tR\x08\x62rokerId\x12\x12\n\x04undo\x18\x03 \x01(\x08R\x04undo\x12\x16\n\x06reason\x18\x04 \x01(\tR\x06reason\"u\n\x13\x44rainBrokerResponse\x12!\n\x0cstream_count\x18\x01 \x01(\x05R\x0bstreamCount\x12\x1f\n\x0border_count\x18\x02 \x01(\x05R\norderCount\x12\x1a\n\x08\x64raining\x18\x03 \x01(\x08R\x08\x64raining\"V\n\x16PlanTrustBundleRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x1d\n\nbundle_pem\x18\x02 \x01(\tR\tbundlePem\"\x81\x04\n\x17PlanTrustBundleResponse\x12\x1d\n\ntrust_hash\x18\x01 \x01(\tR\ttrustHash\x12:\n\x03\x63\x61s\x18\x02 \x03(\x0b\x32(.certplane.v1.PlanTrustBundleResponse.CaR\x03\x63\x61s\x12$\n\x0eshut_out_count\x18\x03 \x01(\x05R\x0cshutOutCount\x12\x37\n\x18shut_out_connected_count\x18\x04 \x01(\x05R\x15shutOutConnectedCount\x12$\n\x0eshut_out_hosts\x18\x05 \x03(\tR\x0cshutOutHosts\x12\"\n\x0c\x63onfirmation\x18\x06 \x01(\tR\x0c\x63onfirmation\x12\x1a\n\x08problems\x18\x07 \x03(\tR\x08problems\x1a\xc5\x01\n\x02\x43\x61\x12\x18\n\x07subject\x18\x01 \x01(\tR\x07subject\x12\x16\n\x06sha256\x18\x02 \x01(\tR\x06sha256\x12@\n\x0enot_after_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0cnotAfterTime\x12\x16\n\x06\x62\x65\x66ore\x18\x04 \x01(\x08R\x06\x62\x65\x66ore\x12\x14\n\x05\x61\x66ter\x18\x05 \x01(\x08R\x05\x61\x66ter\x12\x1d\n\nhost_count\x18\x06 \x01(\x05R\thostCount2\x9d\x02\n\rBrokerService\x12X\n\rReloadBrokers\x12\".certplane.v1.ReloadBrokersRequest\x1a#.certplane.v1.ReloadBrokersResponse\x12R\n\x0b\x44rainBroker\x12 .certplane.v1.DrainBrokerRequest\x1a!.certplane.v1.DrainBrokerResponse\x12^\n\x0fPlanTrustBundle\x12$.certplane.v1.PlanTrustBundleRequest\x1a%.certplane.v1.PlanTrustBundleResponseB*\n\x0c\x63\x65rtplane.v1P\x01Z\x18\x63\x65rtplane/v1;certplanev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'certplane.v1.broker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_RELOADBROKERSREQUEST']._serialized_start=76
-  _globals['_RELOADBROKERSREQUEST']._serialized_end=168
-  _globals['_RELOADBROKERSRESPONSE']._serialized_start=171
-  _globals['_RELOADBROKERSRESPONSE']._serialized_end=365
-  _globals['_RELOADBROKERSRESPONSE_RELOAD']._serialized_start=257
-  _globals['_RELOADBROKERSRESPONSE_RELOAD']._serialized_end=365
-  _globals['_DRAINBROKERREQUEST']._serialized_start=367
-  _globals['_DRAINBROKERREQUEST']._serialized_end=456
-  _globals['_DRAINBROKERRESPONSE']._serialized_start=458
-  _globals['_DRAINBROKERRESPONSE']._serialized_end=540
-  _globals['_PLANTRUSTBUNDLEREQUEST']._serialized_start=542
-  _globals['_PLANTRUSTBUNDLEREQUEST']._serialized_end=606
-  _globals['_PLANTRUSTBUNDLERESPONSE']._serialized_start=609
-  _globals['_PLANTRUSTBUNDLERESPONSE']._serialized_end=974
-  _globals['_PLANTRUSTBUNDLERESPONSE_CA']._serialized_start=834
-  _globals['_PLANTRUSTBUNDLERESPONSE_CA']._serialized_end=974
-  _globals['_BROKERSERVICE']._serialized_start=977
-  _globals['_BROKERSERVICE']._serialized_end=1262
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\014certplane.v1P\001Z\030certplane/v1;certplanev1'
+  _globals['_RELOADBROKERSREQUEST']._serialized_start=77
+  _globals['_RELOADBROKERSREQUEST']._serialized_end=205
+  _globals['_RELOADBROKERSRESPONSE']._serialized_start=208
+  _globals['_RELOADBROKERSRESPONSE']._serialized_end=469
+  _globals['_RELOADBROKERSRESPONSE_RELOAD']._serialized_start=304
+  _globals['_RELOADBROKERSRESPONSE_RELOAD']._serialized_end=469
+  _globals['_DRAINBROKERREQUEST']._serialized_start=471
+  _globals['_DRAINBROKERREQUEST']._serialized_end=595
+  _globals['_DRAINBROKERRESPONSE']._serialized_start=597
+  _globals['_DRAINBROKERRESPONSE']._serialized_end=714
+  _globals['_PLANTRUSTBUNDLEREQUEST']._serialized_start=716
+  _globals['_PLANTRUSTBUNDLEREQUEST']._serialized_end=802
+  _globals['_PLANTRUSTBUNDLERESPONSE']._serialized_start=805
+  _globals['_PLANTRUSTBUNDLERESPONSE']._serialized_end=1318
+  _globals['_PLANTRUSTBUNDLERESPONSE_CA']._serialized_start=1121
+  _globals['_PLANTRUSTBUNDLERESPONSE_CA']._serialized_end=1318
+  _globals['_BROKERSERVICE']._serialized_start=1321
+  _globals['_BROKERSERVICE']._serialized_end=1606
 # @@protoc_insertion_point(module_scope)

@@ -27,33 +27,34 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63\x65rtplane/v1/budget.proto\x12\x0c\x63\x65rtplane.v1\x1a\x18\x63\x65rtplane/v1/fleet.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x90\x02\n\x0cIssuerBudget\x12\x0e\n\x06issuer\x18\x01 \x01(\t\x12\x15\n\rdirectory_url\x18\x02 \x01(\t\x12\x0e\n\x06limits\x18\x03 \x01(\t\x12*\n\x07\x62udgets\x18\x04 \x03(\x0b\x32\x19.certplane.v1.LimitBudget\x12\x1b\n\x13waiting_order_count\x18\x05 \x01(\x05\x12\x36\n\x12waiting_until_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0fhold_until_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bhold_reason\x18\x08 \x01(\t\"\x93\x03\n\x0bLimitBudget\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x05scope\x18\x02 \x01(\x0e\x32\x18.certplane.v1.LimitScope\x12\x0e\n\x06\x61mount\x18\x03 \x01(\x03\x12&\n\x03per\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06\x65xempt\x18\x05 \x03(\t\x12\x31\n\x07\x62uckets\x18\x06 \x03(\x0b\x32 .certplane.v1.LimitBudget.Bucket\x12\x14\n\x0c\x62ucket_count\x18\x07 \x01(\x05\x1a\xbb\x01\n\x06\x42ucket\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0c\n\x04left\x18\x02 \x01(\x03\x12\x33\n\x0fnext_place_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tfull_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x13waiting_order_count\x18\x05 \x01(\x05\x12\x11\n\tcorrected\x18\x06 \x01(\x08\"\x84\x02\n\x08\x46orecast\x12\x13\n\x0border_count\x18\x01 \x01(\x05\x12\x14\n\x0c\x65xempt_count\x18\x02 \x01(\x05\x12\x33\n\x0flast_order_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x62ound_by\x18\x04 \x01(\t\x12*\n\x05steps\x18\x05 \x03(\x0b\x32\x1b.certplane.v1.Forecast.Step\x12\x13\n\x0bnever_count\x18\x06 \x01(\x05\x1a\x45\n\x04Step\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0border_count\x18\x02 \x01(\x05\"J\n\x10GetBudgetRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07issuers\x18\x02 \x03(\t\x12\x11\n\tdns_names\x18\x03 \x03(\t\"q\n\x11GetBudgetResponse\x12+\n\x07issuers\x18\x01 \x03(\x0b\x32\x1a.certplane.v1.IssuerBudget\x12/\n\x0b\x62udget_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"g\n\x15\x46orecastOrdersRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12*\n\tselection\x18\x02 \x01(\x0b\x32\x17.certplane.v1.Selection\x12\x0e\n\x06issuer\x18\x03 \x01(\t\"]\n\x16\x46orecastOrdersResponse\x12(\n\x08\x66orecast\x18\x01 \x01(\x0b\x32\x16.certplane.v1.Forecast\x12\x19\n\x11\x63\x65rtificate_count\x18\x02 \x01(\x05*\xa0\x01\n\nLimitScope\x12\x1b\n\x17LIMIT_SCOPE_UNSPECIFIED\x10\x00\x12\x17\n\x13LIMIT_SCOPE_ACCOUNT\x10\x01\x12!\n\x1dLIMIT_SCOPE_REGISTERED_DOMAIN\x10\x02\x12\x15\n\x11LIMIT_SCOPE_NAMES\x10\x03\x12\"\n\x1eLIMIT_SCOPE_FAILED_VALIDATIONS\x10\x04\x32\xba\x01\n\rBudgetService\x12L\n\tGetBudget\x12\x1e.certplane.v1.GetBudgetRequest\x1a\x1f.certplane.v1.GetBudgetResponse\x12[\n\x0e\x46orecastOrders\x12#.certplane.v1.ForecastOrdersRequest\x1a$.certplane.v1.ForecastOrdersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63\x65rtplane/v1/budget.proto\x12\x0c\x63\x65rtplane.v1\x1a\x18\x63\x65rtplane/v1/fleet.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf7\x02\n\x0cIssuerBudget\x12\x16\n\x06issuer\x18\x01 \x01(\tR\x06issuer\x12#\n\rdirectory_url\x18\x02 \x01(\tR\x0c\x64irectoryUrl\x12\x16\n\x06limits\x18\x03 \x01(\tR\x06limits\x12\x33\n\x07\x62udgets\x18\x04 \x03(\x0b\x32\x19.certplane.v1.LimitBudgetR\x07\x62udgets\x12.\n\x13waiting_order_count\x18\x05 \x01(\x05R\x11waitingOrderCount\x12H\n\x12waiting_until_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x10waitingUntilTime\x12\x42\n\x0fhold_until_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\rholdUntilTime\x12\x1f\n\x0bhold_reason\x18\x08 \x01(\tR\nholdReason\"\x91\x04\n\x0bLimitBudget\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12.\n\x05scope\x18\x02 \x01(\x0e\x32\x18.certplane.v1.LimitScopeR\x05scope\x12\x16\n\x06\x61mount\x18\x03 \x01(\x03R\x06\x61mount\x12+\n\x03per\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\x03per\x12\x16\n\x06\x65xempt\x18\x05 \x03(\tR\x06\x65xempt\x12:\n\x07\x62uckets\x18\x06 \x03(\x0b\x32 .certplane.v1.LimitBudget.BucketR\x07\x62uckets\x12!\n\x0c\x62ucket_count\x18\x07 \x01(\x05R\x0b\x62ucketCount\x1a\x81\x02\n\x06\x42ucket\x12\x18\n\x07subject\x18\x01 \x01(\tR\x07subject\x12\x12\n\x04left\x18\x02 \x01(\x03R\x04left\x12\x42\n\x0fnext_place_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\rnextPlaceTime\x12\x37\n\tfull_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08\x66ullTime\x12.\n\x13waiting_order_count\x18\x05 \x01(\x05R\x11waitingOrderCount\x12\x1c\n\tcorrected\x18\x06 \x01(\x08R\tcorrected\"\xda\x02\n\x08\x46orecast\x12\x1f\n\x0border_count\x18\x01 \x01(\x05R\norderCount\x12!\n\x0c\x65xempt_count\x18\x02 \x01(\x05R\x0b\x65xemptCount\x12\x42\n\x0flast_order_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\rlastOrderTime\x12\x19\n\x08\x62ound_by\x18\x04 \x01(\tR\x07\x62oundBy\x12\x31\n\x05steps\x18\x05 \x03(\x0b\x32\x1b.certplane.v1.Forecast.StepR\x05steps\x12\x1f\n\x0bnever_count\x18\x06 \x01(\x05R\nneverCount\x1aW\n\x04Step\x12.\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\x12\x1f\n\x0border_count\x18\x02 \x01(\x05R\norderCount\"h\n\x10GetBudgetRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x18\n\x07issuers\x18\x02 \x03(\tR\x07issuers\x12\x1b\n\tdns_names\x18\x03 \x03(\tR\x08\x64nsNames\"\x86\x01\n\x11GetBudgetResponse\x12\x34\n\x07issuers\x18\x01 \x03(\x0b\x32\x1a.certplane.v1.IssuerBudgetR\x07issuers\x12;\n\x0b\x62udget_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nbudgetTime\"\x85\x01\n\x15\x46orecastOrdersRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x35\n\tselection\x18\x02 \x01(\x0b\x32\x17.certplane.v1.SelectionR\tselection\x12\x16\n\x06issuer\x18\x03 \x01(\tR\x06issuer\"y\n\x16\x46orecastOrdersResponse\x12\x32\n\x08\x66orecast\x18\x01 \x01(\x0b\x32\x16.certplane.v1.ForecastR\x08\x66orecast\x12+\n\x11\x63\x65rtificate_count\x18\x02 \x01(\x05R\x10\x63\x65rtificateCount*\xa0\x01\n\nLimitScope\x12\x1b\n\x17LIMIT_SCOPE_UNSPECIFIED\x10\x00\x12\x17\n\x13LIMIT_SCOPE_ACCOUNT\x10\x01\x12!\n\x1dLIMIT_SCOPE_REGISTERED_DOMAIN\x10\x02\x12\x15\n\x11LIMIT_SCOPE_NAMES\x10\x03\x12\"\n\x1eLIMIT_SCOPE_FAILED_VALIDATIONS\x10\x04\x32\xba\x01\n\rBudgetService\x12L\n\tGetBudget\x12\x1e.certplane.v1.GetBudgetRequest\x1a\x1f.certplane.v1.GetBudgetResponse\x12[\n\x0e\x46orecastOrders\x12#.certplane.v1.ForecastOrdersRequest\x1a$.certplane.v1.ForecastOrdersResponseB*\n\x0c\x63\x65rtplane.v1P\x01Z\x18\x63\x65rtplane/v1;certplanev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'certplane.v1.budget_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_LIMITSCOPE']._serialized_start=1470
-  _globals['_LIMITSCOPE']._serialized_end=1630
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\014certplane.v1P\001Z\030certplane/v1;certplanev1'
+  _globals['_LIMITSCOPE']._serialized_start=1896
+  _globals['_LIMITSCOPE']._serialized_end=2056
   _globals['_ISSUERBUDGET']._serialized_start=135
-  _globals['_ISSUERBUDGET']._serialized_end=407
-  _globals['_LIMITBUDGET']._serialized_start=410
-  _globals['_LIMITBUDGET']._serialized_end=813
-  _globals['_LIMITBUDGET_BUCKET']._serialized_start=626
-  _globals['_LIMITBUDGET_BUCKET']._serialized_end=813
-  _globals['_FORECAST']._serialized_start=816
-  _globals['_FORECAST']._serialized_end=1076
-  _globals['_FORECAST_STEP']._serialized_start=1007
-  _globals['_FORECAST_STEP']._serialized_end=1076
-  _globals['_GETBUDGETREQUEST']._serialized_start=1078
-  _globals['_GETBUDGETREQUEST']._serialized_end=1152
-  _globals['_GETBUDGETRESPONSE']._serialized_start=1154
-  _globals['_GETBUDGETRESPONSE']._serialized_end=1267
-  _globals['_FORECASTORDERSREQUEST']._serialized_start=1269
-  _globals['_FORECASTORDERSREQUEST']._serialized_end=1372
-  _globals['_FORECASTORDERSRESPONSE']._serialized_start=1374
-  _globals['_FORECASTORDERSRESPONSE']._serialized_end=1467
-  _globals['_BUDGETSERVICE']._serialized_start=1633
-  _globals['_BUDGETSERVICE']._serialized_end=1819
+  _globals['_ISSUERBUDGET']._serialized_end=510
+  _globals['_LIMITBUDGET']._serialized_start=513
+  _globals['_LIMITBUDGET']._serialized_end=1042
+  _globals['_LIMITBUDGET_BUCKET']._serialized_start=785
+  _globals['_LIMITBUDGET_BUCKET']._serialized_end=1042
+  _globals['_FORECAST']._serialized_start=1045
+  _globals['_FORECAST']._serialized_end=1391
+  _globals['_FORECAST_STEP']._serialized_start=1304
+  _globals['_FORECAST_STEP']._serialized_end=1391
+  _globals['_GETBUDGETREQUEST']._serialized_start=1393
+  _globals['_GETBUDGETREQUEST']._serialized_end=1497
+  _globals['_GETBUDGETRESPONSE']._serialized_start=1500
+  _globals['_GETBUDGETRESPONSE']._serialized_end=1634
+  _globals['_FORECASTORDERSREQUEST']._serialized_start=1637
+  _globals['_FORECASTORDERSREQUEST']._serialized_end=1770
+  _globals['_FORECASTORDERSRESPONSE']._serialized_start=1772
+  _globals['_FORECASTORDERSRESPONSE']._serialized_end=1893
+  _globals['_BUDGETSERVICE']._serialized_start=2059
+  _globals['_BUDGETSERVICE']._serialized_end=2245
 # @@protoc_insertion_point(module_scope)

@@ -27,51 +27,52 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63\x65rtplane/v1/certificate.proto\x12\x0c\x63\x65rtplane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xda\x04\n\x05Order\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.certplane.v1.Order.State\x12\x0f\n\x07profile\x18\x03 \x01(\t\x12\x11\n\tdns_names\x18\x04 \x03(\t\x12\x19\n\x11public_key_sha256\x18\x05 \x01(\t\x12\x1f\n\x17replaces_certificate_id\x18\x06 \x01(\t\x12\x0e\n\x06issuer\x18\x07 \x01(\t\x12\x16\n\x0e\x63\x65rtificate_id\x18\x08 \x01(\t\x12!\n\x05\x65rror\x18\t \x01(\x0b\x32\x12.google.rpc.Status\x12.\n\nretry_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07trouble\x18\r \x01(\t\x12-\n\twait_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x97\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x14\n\x10STATE_AUTHORIZED\x10\x02\x12\x14\n\x10STATE_VALIDATING\x10\x03\x12\x14\n\x10STATE_FINALIZING\x10\x04\x12\x10\n\x0cSTATE_ISSUED\x10\x05\x12\x10\n\x0cSTATE_FAILED\x10\x06\"\xb2\x03\n\x0b\x43\x65rtificate\x12\x16\n\x0e\x63\x65rtificate_id\x18\x01 \x01(\t\x12\x0f\n\x07profile\x18\x02 \x01(\t\x12\x11\n\tdns_names\x18\x03 \x03(\t\x12\x15\n\rserial_number\x18\x04 \x01(\t\x12\x0e\n\x06issuer\x18\x05 \x01(\t\x12\x19\n\x11public_key_sha256\x18\x06 \x01(\t\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x07 \x01(\t\x12\x11\n\tchain_pem\x18\x08 \x01(\t\x12\x33\n\x0fnot_before_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0enot_after_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nrenew_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x81\x01\n\x17IssueCertificateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07profile\x18\x02 \x01(\t\x12\x0f\n\x07\x63sr_pem\x18\x03 \x01(\t\x12\x30\n\rwait_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x9f\x01\n\x18IssueCertificateResponse\x12\"\n\x05order\x18\x01 \x01(\x0b\x32\x13.certplane.v1.Order\x12.\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0b\x32\x19.certplane.v1.Certificate\x12/\n\x06source\x18\x03 \x01(\x0e\x32\x1f.certplane.v1.CertificateSource\"\x99\x01\n\x17RenewCertificateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x16\n\x0e\x63\x65rtificate_id\x18\x02 \x01(\t\x12\x0f\n\x07profile\x18\x03 \x01(\t\x12\x0f\n\x07\x63sr_pem\x18\x04 \x01(\t\x12\x30\n\rwait_duration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x9f\x01\n\x18RenewCertificateResponse\x12\"\n\x05order\x18\x01 \x01(\x0b\x32\x13.certplane.v1.Order\x12.\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0b\x32\x19.certplane.v1.Certificate\x12/\n\x06source\x18\x03 \x01(\x0e\x32\x1f.certplane.v1.CertificateSource\"7\n\x0fGetOrderRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08order_id\x18\x02 \x01(\t\"f\n\x10GetOrderResponse\x12\"\n\x05order\x18\x01 \x01(\x0b\x32\x13.certplane.v1.Order\x12.\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0b\x32\x19.certplane.v1.Certificate\"9\n\x11WatchOrderRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08order_id\x18\x02 \x01(\t\"h\n\x12WatchOrderResponse\x12\"\n\x05order\x18\x01 \x01(\x0b\x32\x13.certplane.v1.Order\x12.\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0b\x32\x19.certplane.v1.Certificate\"C\n\x15GetCertificateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x16\n\x0e\x63\x65rtificate_id\x18\x02 \x01(\t\"H\n\x16GetCertificateResponse\x12.\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0b\x32\x19.certplane.v1.Certificate\"\x7f\n\x17ListCertificatesRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07profile\x18\x02 \x01(\t\x12\x18\n\x10include_unusable\x18\x03 \x01(\x08\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"d\n\x18ListCertificatesResponse\x12/\n\x0c\x63\x65rtificates\x18\x01 \x03(\x0b\x32\x19.certplane.v1.Certificate\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"v\n\x18RevokeCertificateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x16\n\x0e\x63\x65rtificate_id\x18\x02 \x01(\t\x12.\n\x06reason\x18\x03 \x01(\x0e\x32\x1e.certplane.v1.RevocationReason\"K\n\x19RevokeCertificateResponse\x12.\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0b\x32\x19.certplane.v1.Certificate*\xd6\x01\n\x10RevocationReason\x12!\n\x1dREVOCATION_REASON_UNSPECIFIED\x10\x00\x12$\n REVOCATION_REASON_KEY_COMPROMISE\x10\x01\x12)\n%REVOCATION_REASON_AFFILIATION_CHANGED\x10\x03\x12 \n\x1cREVOCATION_REASON_SUPERSEDED\x10\x04\x12,\n(REVOCATION_REASON_CESSATION_OF_OPERATION\x10\x05*s\n\x11\x43\x65rtificateSource\x12\"\n\x1e\x43\x45RTIFICATE_SOURCE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43\x45RTIFICATE_SOURCE_CACHE\x10\x01\x12\x1c\n\x18\x43\x45RTIFICATE_SOURCE_ORDER\x10\x02\x32\x9e\x05\n\x12\x43\x65rtificateService\x12\x61\n\x10IssueCertificate\x12%.certplane.v1.IssueCertificateRequest\x1a&.certplane.v1.IssueCertificateResponse\x12\x61\n\x10RenewCertificate\x12%.certplane.v1.RenewCertificateRequest\x1a&.certplane.v1.RenewCertificateResponse\x12I\n\x08GetOrder\x12\x1d.certplane.v1.GetOrderRequest\x1a\x1e.certplane.v1.GetOrderResponse\x12Q\n\nWatchOrder\x12\x1f.certplane.v1.WatchOrderRequest\x1a .certplane.v1.WatchOrderResponse0\x01\x12[\n\x0eGetCertificate\x12#.certplane.v1.GetCertificateRequest\x1a$.certplane.v1.GetCertificateResponse\x12\x61\n\x10ListCertificates\x12%.certplane.v1.ListCertificatesRequest\x1a&.certplane.v1.ListCertificatesResponse\x12\x64\n\x11RevokeCertificate\x12&.certplane.v1.RevokeCertificateRequest\x1a\'.certplane.v1.RevokeCertificateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63\x65rtplane/v1/certificate.proto\x12\x0c\x63\x65rtplane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xf9\x05\n\x05Order\x12\x19\n\x08order_id\x18\x01 \x01(\tR\x07orderId\x12/\n\x05state\x18\x02 \x01(\x0e\x32\x19.certplane.v1.Order.StateR\x05state\x12\x18\n\x07profile\x18\x03 \x01(\tR\x07profile\x12\x1b\n\tdns_names\x18\x04 \x03(\tR\x08\x64nsNames\x12*\n\x11public_key_sha256\x18\x05 \x01(\tR\x0fpublicKeySha256\x12\x36\n\x17replaces_certificate_id\x18\x06 \x01(\tR\x15replacesCertificateId\x12\x16\n\x06issuer\x18\x07 \x01(\tR\x06issuer\x12%\n\x0e\x63\x65rtificate_id\x18\x08 \x01(\tR\rcertificateId\x12(\n\x05\x65rror\x18\t \x01(\x0b\x32\x12.google.rpc.StatusR\x05\x65rror\x12\x39\n\nretry_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tretryTime\x12;\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12;\n\x0bupdate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nupdateTime\x12\x18\n\x07trouble\x18\r \x01(\tR\x07trouble\x12\x37\n\twait_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08waitTime\"\x97\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x14\n\x10STATE_AUTHORIZED\x10\x02\x12\x14\n\x10STATE_VALIDATING\x10\x03\x12\x14\n\x10STATE_FINALIZING\x10\x04\x12\x10\n\x0cSTATE_ISSUED\x10\x05\x12\x10\n\x0cSTATE_FAILED\x10\x06\"\xd5\x04\n\x0b\x43\x65rtificate\x12%\n\x0e\x63\x65rtificate_id\x18\x01 \x01(\tR\rcertificateId\x12\x18\n\x07profile\x18\x02 \x01(\tR\x07profile\x12\x1b\n\tdns_names\x18\x03 \x03(\tR\x08\x64nsNames\x12#\n\rserial_number\x18\x04 \x01(\tR\x0cserialNumber\x12\x16\n\x06issuer\x18\x05 \x01(\tR\x06issuer\x12*\n\x11public_key_sha256\x18\x06 \x01(\tR\x0fpublicKeySha256\x12\'\n\x0f\x63\x65rtificate_pem\x18\x07 \x01(\tR\x0e\x63\x65rtificatePem\x12\x1b\n\tchain_pem\x18\x08 \x01(\tR\x08\x63hainPem\x12\x42\n\x0fnot_before_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampR\rnotBeforeTime\x12@\n\x0enot_after_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0cnotAfterTime\x12\x39\n\nrenew_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampR\trenewTime\x12;\n\x0brevoke_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nrevokeTime\x12;\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\"\xab\x01\n\x17IssueCertificateRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x18\n\x07profile\x18\x02 \x01(\tR\x07profile\x12\x17\n\x07\x63sr_pem\x18\x03 \x01(\tR\x06\x63srPem\x12>\n\rwait_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0cwaitDuration\"\xbb\x01\n\x18IssueCertificateResponse\x12)\n\x05order\x18\x01 \x01(\x0b\x32\x13.certplane.v1.OrderR\x05order\x12;\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0b\x32\x19.certplane.v1.CertificateR\x0b\x63\x65rtificate\x12\x37\n\x06source\x18\x03 \x01(\x0e\x32\x1f.certplane.v1.CertificateSourceR\x06source\"\xd2\x01\n\x17RenewCertificateRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12%\n\x0e\x63\x65rtificate_id\x18\x02 \x01(\tR\rcertificateId\x12\x18\n\x07profile\x18\x03 \x01(\tR\x07profile\x12\x17\n\x07\x63sr_pem\x18\x04 \x01(\tR\x06\x63srPem\x12>\n\rwait_duration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0cwaitDuration\"\xbb\x01\n\x18RenewCertificateResponse\x12)\n\x05order\x18\x01 \x01(\x0b\x32\x13.certplane.v1.OrderR\x05order\x12;\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0b\x32\x19.certplane.v1.CertificateR\x0b\x63\x65rtificate\x12\x37\n\x06source\x18\x03 \x01(\x0e\x32\x1f.certplane.v1.CertificateSourceR\x06source\"K\n\x0fGetOrderRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x19\n\x08order_id\x18\x02 \x01(\tR\x07orderId\"z\n\x10GetOrderResponse\x12)\n\x05order\x18\x01 \x01(\x0b\x32\x13.certplane.v1.OrderR\x05order\x12;\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0b\x32\x19.certplane.v1.CertificateR\x0b\x63\x65rtificate\"M\n\x11WatchOrderRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x19\n\x08order_id\x18\x02 \x01(\tR\x07orderId\"|\n\x12WatchOrderResponse\x12)\n\x05order\x18\x01 \x01(\x0b\x32\x13.certplane.v1.OrderR\x05order\x12;\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0b\x32\x19.certplane.v1.CertificateR\x0b\x63\x65rtificate\"]\n\x15GetCertificateRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12%\n\x0e\x63\x65rtificate_id\x18\x02 \x01(\tR\rcertificateId\"U\n\x16GetCertificateResponse\x12;\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0b\x32\x19.certplane.v1.CertificateR\x0b\x63\x65rtificate\"\xb9\x01\n\x17ListCertificatesRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x18\n\x07profile\x18\x02 \x01(\tR\x07profile\x12)\n\x10include_unusable\x18\x03 \x01(\x08R\x0fincludeUnusable\x12\x1b\n\tpage_size\x18\x04 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x05 \x01(\tR\tpageToken\"\x81\x01\n\x18ListCertificatesResponse\x12=\n\x0c\x63\x65rtificates\x18\x01 \x03(\x0b\x32\x19.certplane.v1.CertificateR\x0c\x63\x65rtificates\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x98\x01\n\x18RevokeCertificateRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12%\n\x0e\x63\x65rtificate_id\x18\x02 \x01(\tR\rcertificateId\x12\x36\n\x06reason\x18\x03 \x01(\x0e\x32\x1e.certplane.v1.RevocationReasonR\x06reason\"X\n\x19RevokeCertificateResponse\x12;\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0b\x32\x19.certplane.v1.CertificateR\x0b\x63\x65rtificate*\xd6\x01\n\x10RevocationReason\x12!\n\x1dREVOCATION_REASON_UNSPECIFIED\x10\x00\x12$\n REVOCATION_REASON_KEY_COMPROMISE\x10\x01\x12)\n%REVOCATION_REASON_AFFILIATION_CHANGED\x10\x03\x12 \n\x1cREVOCATION_REASON_SUPERSEDED\x10\x04\x12,\n(REVOCATION_REASON_CESSATION_OF_OPERATION\x10\x05*s\n\x11\x43\x65rtificateSource\x12\"\n\x1e\x43\x45RTIFICATE_SOURCE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43\x45RTIFICATE_SOURCE_CACHE\x10\x01\x12\x1c\n\x18\x43\x45RTIFICATE_SOURCE_ORDER\x10\x02\x32\x9e\x05\n\x12\x43\x65rtificateService\x12\x61\n\x10IssueCertificate\x12%.certplane.v1.IssueCertificateRequest\x1a&.certplane.v1.IssueCertificateResponse\x12\x61\n\x10RenewCertificate\x12%.certplane.v1.RenewCertificateRequest\x1a&.certplane.v1.RenewCertificateResponse\x12I\n\x08GetOrder\x12\x1d.certplane.v1.GetOrderRequest\x1a\x1e.certplane.v1.GetOrderResponse\x12Q\n\nWatchOrder\x12\x1f.certplane.v1.WatchOrderRequest\x1a .certplane.v1.WatchOrderResponse0\x01\x12[\n\x0eGetCertificate\x12#.certplane.v1.GetCertificateRequest\x1a$.certplane.v1.GetCertificateResponse\x12\x61\n\x10ListCertificates\x12%.certplane.v1.ListCertificatesRequest\x1a&.certplane.v1.ListCertificatesResponse\x12\x64\n\x11RevokeCertificate\x12&.certplane.v1.RevokeCertificateRequest\x1a\'.certplane.v1.RevokeCertificateResponseB*\n\x0c\x63\x65rtplane.v1P\x01Z\x18\x63\x65rtplane/v1;certplanev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'certplane.v1.certificate_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_REVOCATIONREASON']._serialized_start=2690
-  _globals['_REVOCATIONREASON']._serialized_end=2904
-  _globals['_CERTIFICATESOURCE']._serialized_start=2906
-  _globals['_CERTIFICATESOURCE']._serialized_end=3021
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\014certplane.v1P\001Z\030certplane/v1;certplanev1'
+  _globals['_REVOCATIONREASON']._serialized_start=3423
+  _globals['_REVOCATIONREASON']._serialized_end=3637
+  _globals['_CERTIFICATESOURCE']._serialized_start=3639
+  _globals['_CERTIFICATESOURCE']._serialized_end=3754
   _globals['_ORDER']._serialized_start=139
-  _globals['_ORDER']._serialized_end=741
-  _globals['_ORDER_STATE']._serialized_start=590
-  _globals['_ORDER_STATE']._serialized_end=741
-  _globals['_CERTIFICATE']._serialized_start=744
-  _globals['_CERTIFICATE']._serialized_end=1178
-  _globals['_ISSUECERTIFICATEREQUEST']._serialized_start=1181
-  _globals['_ISSUECERTIFICATEREQUEST']._serialized_end=1310
-  _globals['_ISSUECERTIFICATERESPONSE']._serialized_start=1313
-  _globals['_ISSUECERTIFICATERESPONSE']._serialized_end=1472
-  _globals['_RENEWCERTIFICATEREQUEST']._serialized_start=1475
-  _globals['_RENEWCERTIFICATEREQUEST']._serialized_end=1628
-  _globals['_RENEWCERTIFICATERESPONSE']._serialized_start=1631
-  _globals['_RENEWCERTIFICATERESPONSE']._serialized_end=1790
-  _globals['_GETORDERREQUEST']._serialized_start=1792
-  _globals['_GETORDERREQUEST']._serialized_end=1847
-  _globals['_GETORDERRESPONSE']._serialized_start=1849
-  _globals['_GETORDERRESPONSE']._serialized_end=1951
-  _globals['_WATCHORDERREQUEST']._serialized_start=1953
-  _globals['_WATCHORDERREQUEST']._serialized_end=2010
-  _globals['_WATCHORDERRESPONSE']._serialized_start=2012
-  _globals['_WATCHORDERRESPONSE']._serialized_end=2116
-  _globals['_GETCERTIFICATEREQUEST']._serialized_start=2118
-  _globals['_GETCERTIFICATEREQUEST']._serialized_end=2185
-  _globals['_GETCERTIFICATERESPONSE']._serialized_start=2187
-  _globals['_GETCERTIFICATERESPONSE']._serialized_end=2259
-  _globals['_LISTCERTIFICATESREQUEST']._serialized_start=2261
-  _globals['_LISTCERTIFICATESREQUEST']._serialized_end=2388
-  _globals['_LISTCERTIFICATESRESPONSE']._serialized_start=2390
-  _globals['_LISTCERTIFICATESRESPONSE']._serialized_end=2490
-  _globals['_REVOKECERTIFICATEREQUEST']._serialized_start=2492
-  _globals['_REVOKECERTIFICATEREQUEST']._serialized_end=2610
-  _globals['_REVOKECERTIFICATERESPONSE']._serialized_start=2612
-  _globals['_REVOKECERTIFICATERESPONSE']._serialized_end=2687
-  _globals['_CERTIFICATESERVICE']._serialized_start=3024
-  _globals['_CERTIFICATESERVICE']._serialized_end=3694
+  _globals['_ORDER']._serialized_end=900
+  _globals['_ORDER_STATE']._serialized_start=749
+  _globals['_ORDER_STATE']._serialized_end=900
+  _globals['_CERTIFICATE']._serialized_start=903
+  _globals['_CERTIFICATE']._serialized_end=1500
+  _globals['_ISSUECERTIFICATEREQUEST']._serialized_start=1503
+  _globals['_ISSUECERTIFICATEREQUEST']._serialized_end=1674
+  _globals['_ISSUECERTIFICATERESPONSE']._serialized_start=1677
+  _globals['_ISSUECERTIFICATERESPONSE']._serialized_end=1864
+  _globals['_RENEWCERTIFICATEREQUEST']._serialized_start=1867
+  _globals['_RENEWCERTIFICATEREQUEST']._serialized_end=2077
+  _globals['_RENEWCERTIFICATERESPONSE']._serialized_start=2080
+  _globals['_RENEWCERTIFICATERESPONSE']._serialized_end=2267
+  _globals['_GETORDERREQUEST']._serialized_start=2269
+  _globals['_GETORDERREQUEST']._serialized_end=2344
+  _globals['_GETORDERRESPONSE']._serialized_start=2346
+  _globals['_GETORDERRESPONSE']._serialized_end=2468
+  _globals['_WATCHORDERREQUEST']._serialized_start=2470
+  _globals['_WATCHORDERREQUEST']._serialized_end=2547
+  _globals['_WATCHORDERRESPONSE']._serialized_start=2549
+  _globals['_WATCHORDERRESPONSE']._serialized_end=2673
+  _globals['_GETCERTIFICATEREQUEST']._serialized_start=2675
+  _globals['_GETCERTIFICATEREQUEST']._serialized_end=2768
+  _globals['_GETCERTIFICATERESPONSE']._serialized_start=2770
+  _globals['_GETCERTIFICATERESPONSE']._serialized_end=2855
+  _globals['_LISTCERTIFICATESREQUEST']._serialized_start=2858
+  _globals['_LISTCERTIFICATESREQUEST']._serialized_end=3043
+  _globals['_LISTCERTIFICATESRESPONSE']._serialized_start=3046
+  _globals['_LISTCERTIFICATESRESPONSE']._serialized_end=3175
+  _globals['_REVOKECERTIFICATEREQUEST']._serialized_start=3178
+  _globals['_REVOKECERTIFICATEREQUEST']._serialized_end=3330
+  _globals['_REVOKECERTIFICATERESPONSE']._serialized_start=3332
+  _globals['_REVOKECERTIFICATERESPONSE']._serialized_end=3420
+  _globals['_CERTIFICATESERVICE']._serialized_start=3757
+  _globals['_CERTIFICATESERVICE']._serialized_end=4427
 # @@protoc_insertion_point(module_scope)

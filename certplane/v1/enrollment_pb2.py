@@ -25,35 +25,36 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63\x65rtplane/v1/enrollment.proto\x12\x0c\x63\x65rtplane.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe4\x02\n\x08Identity\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.certplane.v1.Identity.Kind\x12\r\n\x05label\x18\x03 \x01(\t\x12\x15\n\rserial_number\x18\x04 \x01(\t\x12\x0e\n\x06issuer\x18\x05 \x01(\t\x12\x13\n\x0bprovisioner\x18\x06 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08profiles\x18\x08 \x03(\t\x12\r\n\x05roles\x18\t \x03(\t\x12\x30\n\x0c\x63ontest_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"P\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_HOST\x10\x01\x12\x10\n\x0cKIND_SERVICE\x10\x02\x12\x11\n\rKIND_OPERATOR\x10\x03\"(\n\x12GetIdentityRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"1\n\x0eGrantedProfile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tdns_names\x18\x02 \x03(\t\"\xd5\x01\n\x13GetIdentityResponse\x12(\n\x08identity\x18\x01 \x01(\x0b\x32\x16.certplane.v1.Identity\x12/\n\x0b\x62roker_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bpolicy_hash\x18\x03 \x01(\t\x12\x16\n\x0e\x62roker_version\x18\x04 \x01(\t\x12\x36\n\x10granted_profiles\x18\x05 \x03(\x0b\x32\x1c.certplane.v1.GrantedProfile\"+\n\x15GetTrustBundleRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"[\n\x16GetTrustBundleResponse\x12\x1b\n\x13\x61gent_ca_bundle_pem\x18\x01 \x01(\t\x12$\n\x1cserver_certificate_chain_pem\x18\x02 \x01(\t\"\xe0\x01\n\x17ReportEnrollmentRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\ragent_version\x18\x02 \x01(\t\x12H\n\nhost_facts\x18\x03 \x03(\x0b\x32\x34.certplane.v1.ReportEnrollmentRequest.HostFactsEntry\x12\x1e\n\x16identity_serial_number\x18\x04 \x01(\t\x1a\x30\n\x0eHostFactsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"K\n\x18ReportEnrollmentResponse\x12/\n\x0brecord_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xa7\x02\n\x11\x45nrollmentService\x12R\n\x0bGetIdentity\x12 .certplane.v1.GetIdentityRequest\x1a!.certplane.v1.GetIdentityResponse\x12[\n\x0eGetTrustBundle\x12#.certplane.v1.GetTrustBundleRequest\x1a$.certplane.v1.GetTrustBundleResponse\x12\x61\n\x10ReportEnrollment\x12%.certplane.v1.ReportEnrollmentRequest\x1a&.certplane.v1.ReportEnrollmentResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63\x65rtplane/v1/enrollment.proto\x12\x0c\x63\x65rtplane.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc4\x03\n\x08Identity\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12/\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.certplane.v1.Identity.KindR\x04kind\x12\x14\n\x05label\x18\x03 \x01(\tR\x05label\x12#\n\rserial_number\x18\x04 \x01(\tR\x0cserialNumber\x12\x16\n\x06issuer\x18\x05 \x01(\tR\x06issuer\x12 \n\x0bprovisioner\x18\x06 \x01(\tR\x0bprovisioner\x12;\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\x12\x1a\n\x08profiles\x18\x08 \x03(\tR\x08profiles\x12\x14\n\x05roles\x18\t \x03(\tR\x05roles\x12=\n\x0c\x63ontest_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0b\x63ontestTime\"P\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_HOST\x10\x01\x12\x10\n\x0cKIND_SERVICE\x10\x02\x12\x11\n\rKIND_OPERATOR\x10\x03\"3\n\x12GetIdentityRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\"A\n\x0eGrantedProfile\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1b\n\tdns_names\x18\x02 \x03(\tR\x08\x64nsNames\"\x97\x02\n\x13GetIdentityResponse\x12\x32\n\x08identity\x18\x01 \x01(\x0b\x32\x16.certplane.v1.IdentityR\x08identity\x12;\n\x0b\x62roker_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nbrokerTime\x12\x1f\n\x0bpolicy_hash\x18\x03 \x01(\tR\npolicyHash\x12%\n\x0e\x62roker_version\x18\x04 \x01(\tR\rbrokerVersion\x12G\n\x10granted_profiles\x18\x05 \x03(\x0b\x32\x1c.certplane.v1.GrantedProfileR\x0fgrantedProfiles\"6\n\x15GetTrustBundleRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\"\x88\x01\n\x16GetTrustBundleResponse\x12-\n\x13\x61gent_ca_bundle_pem\x18\x01 \x01(\tR\x10\x61gentCaBundlePem\x12?\n\x1cserver_certificate_chain_pem\x18\x02 \x01(\tR\x19serverCertificateChainPem\"\xa6\x02\n\x17ReportEnrollmentRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12#\n\ragent_version\x18\x02 \x01(\tR\x0c\x61gentVersion\x12S\n\nhost_facts\x18\x03 \x03(\x0b\x32\x34.certplane.v1.ReportEnrollmentRequest.HostFactsEntryR\thostFacts\x12\x34\n\x16identity_serial_number\x18\x04 \x01(\tR\x14identitySerialNumber\x1a<\n\x0eHostFactsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"W\n\x18ReportEnrollmentResponse\x12;\n\x0brecord_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nrecordTime2\xa7\x02\n\x11\x45nrollmentService\x12R\n\x0bGetIdentity\x12 .certplane.v1.GetIdentityRequest\x1a!.certplane.v1.GetIdentityResponse\x12[\n\x0eGetTrustBundle\x12#.certplane.v1.GetTrustBundleRequest\x1a$.certplane.v1.GetTrustBundleResponse\x12\x61\n\x10ReportEnrollment\x12%.certplane.v1.ReportEnrollmentRequest\x1a&.certplane.v1.ReportEnrollmentResponseB*\n\x0c\x63\x65rtplane.v1P\x01Z\x18\x63\x65rtplane/v1;certplanev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'certplane.v1.enrollment_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\014certplane.v1P\001Z\030certplane/v1;certplanev1'
   _globals['_REPORTENROLLMENTREQUEST_HOSTFACTSENTRY']._loaded_options = None
   _globals['_REPORTENROLLMENTREQUEST_HOSTFACTSENTRY']._serialized_options = b'8\001'
   _globals['_IDENTITY']._serialized_start=81
-  _globals['_IDENTITY']._serialized_end=437
-  _globals['_IDENTITY_KIND']._serialized_start=357
-  _globals['_IDENTITY_KIND']._serialized_end=437
-  _globals['_GETIDENTITYREQUEST']._serialized_start=439
-  _globals['_GETIDENTITYREQUEST']._serialized_end=479
-  _globals['_GRANTEDPROFILE']._serialized_start=481
-  _globals['_GRANTEDPROFILE']._serialized_end=530
-  _globals['_GETIDENTITYRESPONSE']._serialized_start=533
-  _globals['_GETIDENTITYRESPONSE']._serialized_end=746
-  _globals['_GETTRUSTBUNDLEREQUEST']._serialized_start=748
-  _globals['_GETTRUSTBUNDLEREQUEST']._serialized_end=791
-  _globals['_GETTRUSTBUNDLERESPONSE']._serialized_start=793
-  _globals['_GETTRUSTBUNDLERESPONSE']._serialized_end=884
-  _globals['_REPORTENROLLMENTREQUEST']._serialized_start=887
-  _globals['_REPORTENROLLMENTREQUEST']._serialized_end=1111
-  _globals['_REPORTENROLLMENTREQUEST_HOSTFACTSENTRY']._serialized_start=1063
-  _globals['_REPORTENROLLMENTREQUEST_HOSTFACTSENTRY']._serialized_end=1111
-  _globals['_REPORTENROLLMENTRESPONSE']._serialized_start=1113
-  _globals['_REPORTENROLLMENTRESPONSE']._serialized_end=1188
-  _globals['_ENROLLMENTSERVICE']._serialized_start=1191
-  _globals['_ENROLLMENTSERVICE']._serialized_end=1486
+  _globals['_IDENTITY']._serialized_end=533
+  _globals['_IDENTITY_KIND']._serialized_start=453
+  _globals['_IDENTITY_KIND']._serialized_end=533
+  _globals['_GETIDENTITYREQUEST']._serialized_start=535
+  _globals['_GETIDENTITYREQUEST']._serialized_end=586
+  _globals['_GRANTEDPROFILE']._serialized_start=588
+  _globals['_GRANTEDPROFILE']._serialized_end=653
+  _globals['_GETIDENTITYRESPONSE']._serialized_start=656
+  _globals['_GETIDENTITYRESPONSE']._serialized_end=935
+  _globals['_GETTRUSTBUNDLEREQUEST']._serialized_start=937
+  _globals['_GETTRUSTBUNDLEREQUEST']._serialized_end=991
+  _globals['_GETTRUSTBUNDLERESPONSE']._serialized_start=994
+  _globals['_GETTRUSTBUNDLERESPONSE']._serialized_end=1130
+  _globals['_REPORTENROLLMENTREQUEST']._serialized_start=1133
+  _globals['_REPORTENROLLMENTREQUEST']._serialized_end=1427
+  _globals['_REPORTENROLLMENTREQUEST_HOSTFACTSENTRY']._serialized_start=1367
+  _globals['_REPORTENROLLMENTREQUEST_HOSTFACTSENTRY']._serialized_end=1427
+  _globals['_REPORTENROLLMENTRESPONSE']._serialized_start=1429
+  _globals['_REPORTENROLLMENTRESPONSE']._serialized_end=1516
+  _globals['_ENROLLMENTSERVICE']._serialized_start=1519
+  _globals['_ENROLLMENTSERVICE']._serialized_end=1814
 # @@protoc_insertion_point(module_scope)

@@ -26,25 +26,26 @@ from certplane.v1 import budget_pb2 as certplane_dot_v1_dot_budget__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63\x65rtplane/v1/incident.proto\x12\x0c\x63\x65rtplane.v1\x1a\x19\x63\x65rtplane/v1/budget.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb9\x04\n\x08Incident\x12\x13\n\x0bincident_id\x18\x01 \x01(\t\x12\x0e\n\x06issuer\x18\x02 \x01(\t\x12+\n\x05state\x18\x03 \x01(\x0e\x32\x1c.certplane.v1.Incident.State\x12-\n\topen_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nclose_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x64\x65\x61\x64line\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x65xplanation_url\x18\x07 \x01(\t\x12\x19\n\x11\x63\x65rtificate_count\x18\x08 \x01(\x05\x12\x14\n\x0cholder_count\x18\t \x01(\x05\x12\x16\n\x0ereplaced_count\x18\n \x01(\x05\x12\x14\n\x0cin_use_count\x18\x0b \x01(\x05\x12\x12\n\nhurt_count\x18\x0c \x01(\x05\x12\x15\n\rfailing_count\x18\r \x01(\x05\x12(\n\x08\x66orecast\x18\x0e \x01(\x0b\x32\x16.certplane.v1.Forecast\x12\x0c\n\x04late\x18\x0f \x01(\x08\x12\x12\n\nrollout_id\x18\x10 \x01(\t\x12\x0e\n\x06remedy\x18\x11 \x01(\t\x12\r\n\x05hosts\x18\x12 \x03(\t\"@\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0e\n\nSTATE_OPEN\x10\x01\x12\x10\n\x0cSTATE_CLOSED\x10\x02\"d\n\x14ListIncidentsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\topen_only\x18\x02 \x01(\x08\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"[\n\x15ListIncidentsResponse\x12)\n\tincidents\x18\x01 \x03(\x0b\x32\x16.certplane.v1.Incident\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"=\n\x12GetIncidentRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0bincident_id\x18\x02 \x01(\t\"?\n\x13GetIncidentResponse\x12(\n\x08incident\x18\x01 \x01(\x0b\x32\x16.certplane.v1.Incident2\xbf\x01\n\x0fIncidentService\x12X\n\rListIncidents\x12\".certplane.v1.ListIncidentsRequest\x1a#.certplane.v1.ListIncidentsResponse\x12R\n\x0bGetIncident\x12 .certplane.v1.GetIncidentRequest\x1a!.certplane.v1.GetIncidentResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63\x65rtplane/v1/incident.proto\x12\x0c\x63\x65rtplane.v1\x1a\x19\x63\x65rtplane/v1/budget.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x06\n\x08Incident\x12\x1f\n\x0bincident_id\x18\x01 \x01(\tR\nincidentId\x12\x16\n\x06issuer\x18\x02 \x01(\tR\x06issuer\x12\x32\n\x05state\x18\x03 \x01(\x0e\x32\x1c.certplane.v1.Incident.StateR\x05state\x12\x37\n\topen_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08openTime\x12\x39\n\nclose_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tcloseTime\x12\x36\n\x08\x64\x65\x61\x64line\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08\x64\x65\x61\x64line\x12\'\n\x0f\x65xplanation_url\x18\x07 \x01(\tR\x0e\x65xplanationUrl\x12+\n\x11\x63\x65rtificate_count\x18\x08 \x01(\x05R\x10\x63\x65rtificateCount\x12!\n\x0cholder_count\x18\t \x01(\x05R\x0bholderCount\x12%\n\x0ereplaced_count\x18\n \x01(\x05R\rreplacedCount\x12 \n\x0cin_use_count\x18\x0b \x01(\x05R\ninUseCount\x12\x1d\n\nhurt_count\x18\x0c \x01(\x05R\thurtCount\x12#\n\rfailing_count\x18\r \x01(\x05R\x0c\x66\x61ilingCount\x12\x32\n\x08\x66orecast\x18\x0e \x01(\x0b\x32\x16.certplane.v1.ForecastR\x08\x66orecast\x12\x12\n\x04late\x18\x0f \x01(\x08R\x04late\x12\x1d\n\nrollout_id\x18\x10 \x01(\tR\trolloutId\x12\x16\n\x06remedy\x18\x11 \x01(\tR\x06remedy\x12\x14\n\x05hosts\x18\x12 \x03(\tR\x05hosts\"@\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0e\n\nSTATE_OPEN\x10\x01\x12\x10\n\x0cSTATE_CLOSED\x10\x02\"\x8e\x01\n\x14ListIncidentsRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x1b\n\topen_only\x18\x02 \x01(\x08R\x08openOnly\x12\x1b\n\tpage_size\x18\x03 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x04 \x01(\tR\tpageToken\"u\n\x15ListIncidentsResponse\x12\x34\n\tincidents\x18\x01 \x03(\x0b\x32\x16.certplane.v1.IncidentR\tincidents\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"T\n\x12GetIncidentRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x1f\n\x0bincident_id\x18\x02 \x01(\tR\nincidentId\"I\n\x13GetIncidentResponse\x12\x32\n\x08incident\x18\x01 \x01(\x0b\x32\x16.certplane.v1.IncidentR\x08incident2\xbf\x01\n\x0fIncidentService\x12X\n\rListIncidents\x12\".certplane.v1.ListIncidentsRequest\x1a#.certplane.v1.ListIncidentsResponse\x12R\n\x0bGetIncident\x12 .certplane.v1.GetIncidentRequest\x1a!.certplane.v1.GetIncidentResponseB*\n\x0c\x63\x65rtplane.v1P\x01Z\x18\x63\x65rtplane/v1;certplanev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'certplane.v1.incident_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\014certplane.v1P\001Z\030certplane/v1;certplanev1'
   _globals['_INCIDENT']._serialized_start=106
-  _globals['_INCIDENT']._serialized_end=675
-  _globals['_INCIDENT_STATE']._serialized_start=611
-  _globals['_INCIDENT_STATE']._serialized_end=675
-  _globals['_LISTINCIDENTSREQUEST']._serialized_start=677
-  _globals['_LISTINCIDENTSREQUEST']._serialized_end=777
-  _globals['_LISTINCIDENTSRESPONSE']._serialized_start=779
-  _globals['_LISTINCIDENTSRESPONSE']._serialized_end=870
-  _globals['_GETINCIDENTREQUEST']._serialized_start=872
-  _globals['_GETINCIDENTREQUEST']._serialized_end=933
-  _globals['_GETINCIDENTRESPONSE']._serialized_start=935
-  _globals['_GETINCIDENTRESPONSE']._serialized_end=998
-  _globals['_INCIDENTSERVICE']._serialized_start=1001
-  _globals['_INCIDENTSERVICE']._serialized_end=1192
+  _globals['_INCIDENT']._serialized_end=874
+  _globals['_INCIDENT_STATE']._serialized_start=810
+  _globals['_INCIDENT_STATE']._serialized_end=874
+  _globals['_LISTINCIDENTSREQUEST']._serialized_start=877
+  _globals['_LISTINCIDENTSREQUEST']._serialized_end=1019
+  _globals['_LISTINCIDENTSRESPONSE']._serialized_start=1021
+  _globals['_LISTINCIDENTSRESPONSE']._serialized_end=1138
+  _globals['_GETINCIDENTREQUEST']._serialized_start=1140
+  _globals['_GETINCIDENTREQUEST']._serialized_end=1224
+  _globals['_GETINCIDENTRESPONSE']._serialized_start=1226
+  _globals['_GETINCIDENTRESPONSE']._serialized_end=1299
+  _globals['_INCIDENTSERVICE']._serialized_start=1302
+  _globals['_INCIDENTSERVICE']._serialized_end=1493
 # @@protoc_insertion_point(module_scope)

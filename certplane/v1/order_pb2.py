@@ -27,27 +27,28 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63\x65rtplane/v1/order.proto\x12\x0c\x63\x65rtplane.v1\x1a\x1e\x63\x65rtplane/v1/certificate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf8\x01\n\x0bOrderFilter\x12\x11\n\torder_ids\x18\x01 \x03(\t\x12)\n\x06states\x18\x02 \x03(\x0e\x32\x19.certplane.v1.Order.State\x12\x11\n\topen_only\x18\x03 \x01(\x08\x12\x12\n\nidentities\x18\x04 \x03(\t\x12\x10\n\x08profiles\x18\x05 \x03(\t\x12\x0f\n\x07issuers\x18\x06 \x03(\t\x12\x11\n\tdns_names\x18\x07 \x03(\t\x12\x0f\n\x07reasons\x18\x08 \x03(\t\x12)\n\x06within\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\n \x01(\t\"\xd6\x02\n\x0bOrderStatus\x12\"\n\x05order\x18\x01 \x01(\x0b\x32\x13.certplane.v1.Order\x12\x10\n\x08identity\x18\x02 \x01(\t\x12\r\n\x05\x63\x61use\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x0c\n\x04step\x18\x05 \x01(\t\x12\x15\n\rstep_failures\x18\x06 \x01(\x05\x12-\n\tstep_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11next_attempt_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bwait_reason\x18\t \x01(\t\x12\x0e\n\x06\x62udget\x18\n \x01(\t\x12\x11\n\tbroker_id\x18\x0b \x01(\t\x12\x13\n\x0b\x62roker_name\x18\x0c \x01(\t\x12\x16\n\x0e\x61\x63me_order_url\x18\r \x01(\t\"y\n\x11ListOrdersRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x19.certplane.v1.OrderFilter\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"r\n\x12ListOrdersResponse\x12)\n\x06orders\x18\x01 \x03(\x0b\x32\x19.certplane.v1.OrderStatus\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x18\n\x10open_order_count\x18\x03 \x01(\x05\"S\n\x12WatchOrdersRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x19.certplane.v1.OrderFilter\"\xe5\x01\n\x13WatchOrdersResponse\x12.\n\nevent_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x05order\x18\x02 \x01(\x0b\x32\x19.certplane.v1.OrderStatusH\x00\x12\x45\n\x0csnapshot_end\x18\x03 \x01(\x0b\x32-.certplane.v1.WatchOrdersResponse.SnapshotEndH\x00\x1a\"\n\x0bSnapshotEnd\x12\x13\n\x0border_count\x18\x01 \x01(\x05\x42\x07\n\x05\x65vent2\xb5\x01\n\x0cOrderService\x12O\n\nListOrders\x12\x1f.certplane.v1.ListOrdersRequest\x1a .certplane.v1.ListOrdersResponse\x12T\n\x0bWatchOrders\x12 .certplane.v1.WatchOrdersRequest\x1a!.certplane.v1.WatchOrdersResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63\x65rtplane/v1/order.proto\x12\x0c\x63\x65rtplane.v1\x1a\x1e\x63\x65rtplane/v1/certificate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd9\x02\n\x0bOrderFilter\x12\x1b\n\torder_ids\x18\x01 \x03(\tR\x08orderIds\x12\x31\n\x06states\x18\x02 \x03(\x0e\x32\x19.certplane.v1.Order.StateR\x06states\x12\x1b\n\topen_only\x18\x03 \x01(\x08R\x08openOnly\x12\x1e\n\nidentities\x18\x04 \x03(\tR\nidentities\x12\x1a\n\x08profiles\x18\x05 \x03(\tR\x08profiles\x12\x18\n\x07issuers\x18\x06 \x03(\tR\x07issuers\x12\x1b\n\tdns_names\x18\x07 \x03(\tR\x08\x64nsNames\x12\x18\n\x07reasons\x18\x08 \x03(\tR\x07reasons\x12\x31\n\x06within\x18\t \x01(\x0b\x32\x19.google.protobuf.DurationR\x06within\x12\x1d\n\nrequest_id\x18\n \x01(\tR\trequestId\"\xe0\x03\n\x0bOrderStatus\x12)\n\x05order\x18\x01 \x01(\x0b\x32\x13.certplane.v1.OrderR\x05order\x12\x1a\n\x08identity\x18\x02 \x01(\tR\x08identity\x12\x14\n\x05\x63\x61use\x18\x03 \x01(\tR\x05\x63\x61use\x12\x1d\n\nrequest_id\x18\x04 \x01(\tR\trequestId\x12\x12\n\x04step\x18\x05 \x01(\tR\x04step\x12#\n\rstep_failures\x18\x06 \x01(\x05R\x0cstepFailures\x12\x37\n\tstep_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08stepTime\x12\x46\n\x11next_attempt_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0fnextAttemptTime\x12\x1f\n\x0bwait_reason\x18\t \x01(\tR\nwaitReason\x12\x16\n\x06\x62udget\x18\n \x01(\tR\x06\x62udget\x12\x1b\n\tbroker_id\x18\x0b \x01(\tR\x08\x62rokerId\x12\x1f\n\x0b\x62roker_name\x18\x0c \x01(\tR\nbrokerName\x12$\n\x0e\x61\x63me_order_url\x18\r \x01(\tR\x0c\x61\x63meOrderUrl\"\xa1\x01\n\x11ListOrdersRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x31\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x19.certplane.v1.OrderFilterR\x06\x66ilter\x12\x1b\n\tpage_size\x18\x03 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x04 \x01(\tR\tpageToken\"\x99\x01\n\x12ListOrdersResponse\x12\x31\n\x06orders\x18\x01 \x03(\x0b\x32\x19.certplane.v1.OrderStatusR\x06orders\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12(\n\x10open_order_count\x18\x03 \x01(\x05R\x0eopenOrderCount\"f\n\x12WatchOrdersRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x31\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x19.certplane.v1.OrderFilterR\x06\x66ilter\"\x90\x02\n\x13WatchOrdersResponse\x12\x39\n\nevent_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\teventTime\x12\x31\n\x05order\x18\x02 \x01(\x0b\x32\x19.certplane.v1.OrderStatusH\x00R\x05order\x12R\n\x0csnapshot_end\x18\x03 \x01(\x0b\x32-.certplane.v1.WatchOrdersResponse.SnapshotEndH\x00R\x0bsnapshotEnd\x1a.\n\x0bSnapshotEnd\x12\x1f\n\x0border_count\x18\x01 \x01(\x05R\norderCountB\x07\n\x05\x65vent2\xb5\x01\n\x0cOrderService\x12O\n\nListOrders\x12\x1f.certplane.v1.ListOrdersRequest\x1a .certplane.v1.ListOrdersResponse\x12T\n\x0bWatchOrders\x12 .certplane.v1.WatchOrdersRequest\x1a!.certplane.v1.WatchOrdersResponse0\x01\x42*\n\x0c\x63\x65rtplane.v1P\x01Z\x18\x63\x65rtplane/v1;certplanev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'certplane.v1.order_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\014certplane.v1P\001Z\030certplane/v1;certplanev1'
   _globals['_ORDERFILTER']._serialized_start=140
-  _globals['_ORDERFILTER']._serialized_end=388
-  _globals['_ORDERSTATUS']._serialized_start=391
-  _globals['_ORDERSTATUS']._serialized_end=733
-  _globals['_LISTORDERSREQUEST']._serialized_start=735
-  _globals['_LISTORDERSREQUEST']._serialized_end=856
-  _globals['_LISTORDERSRESPONSE']._serialized_start=858
-  _globals['_LISTORDERSRESPONSE']._serialized_end=972
-  _globals['_WATCHORDERSREQUEST']._serialized_start=974
-  _globals['_WATCHORDERSREQUEST']._serialized_end=1057
-  _globals['_WATCHORDERSRESPONSE']._serialized_start=1060
-  _globals['_WATCHORDERSRESPONSE']._serialized_end=1289
-  _globals['_WATCHORDERSRESPONSE_SNAPSHOTEND']._serialized_start=1246
-  _globals['_WATCHORDERSRESPONSE_SNAPSHOTEND']._serialized_end=1280
-  _globals['_ORDERSERVICE']._serialized_start=1292
-  _globals['_ORDERSERVICE']._serialized_end=1473
+  _globals['_ORDERFILTER']._serialized_end=485
+  _globals['_ORDERSTATUS']._serialized_start=488
+  _globals['_ORDERSTATUS']._serialized_end=968
+  _globals['_LISTORDERSREQUEST']._serialized_start=971
+  _globals['_LISTORDERSREQUEST']._serialized_end=1132
+  _globals['_LISTORDERSRESPONSE']._serialized_start=1135
+  _globals['_LISTORDERSRESPONSE']._serialized_end=1288
+  _globals['_WATCHORDERSREQUEST']._serialized_start=1290
+  _globals['_WATCHORDERSREQUEST']._serialized_end=1392
+  _globals['_WATCHORDERSRESPONSE']._serialized_start=1395
+  _globals['_WATCHORDERSRESPONSE']._serialized_end=1667
+  _globals['_WATCHORDERSRESPONSE_SNAPSHOTEND']._serialized_start=1612
+  _globals['_WATCHORDERSRESPONSE_SNAPSHOTEND']._serialized_end=1658
+  _globals['_ORDERSERVICE']._serialized_start=1670
+  _globals['_ORDERSERVICE']._serialized_end=1851
 # @@protoc_insertion_point(module_scope)

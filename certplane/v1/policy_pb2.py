@@ -26,47 +26,48 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63\x65rtplane/v1/policy.proto\x12\x0c\x63\x65rtplane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"V\n\x19ListPolicyVersionsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"d\n\x1aListPolicyVersionsResponse\x12-\n\x08versions\x18\x01 \x03(\x0b\x32\x1b.certplane.v1.PolicyVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xbf\x01\n\rPolicyVersion\x12\x13\n\x0bpolicy_hash\x18\x01 \x01(\t\x12-\n\tload_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tloaded_by\x18\x03 \x01(\t\x12\x13\n\x0b\x62roker_name\x18\x04 \x01(\t\x12)\n\x06\x63ounts\x18\x05 \x03(\x0b\x32\x19.certplane.v1.PolicyCount\x12\x17\n\x0ftext_size_bytes\x18\x06 \x01(\x03\"\xac\x01\n\x0cLoadedPolicy\x12\x13\n\x0bpolicy_hash\x18\x01 \x01(\t\x12-\n\tload_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tloaded_by\x18\x03 \x01(\t\x12\x0c\n\x04\x66ile\x18\x04 \x01(\t\x12\x0f\n\x07refusal\x18\x05 \x01(\t\x12\x11\n\tbroker_id\x18\x06 \x01(\t\x12\x13\n\x0b\x62roker_name\x18\x07 \x01(\t\"[\n\x0bPolicyCount\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\x05\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\x05\x12\x0e\n\x06gained\x18\x04 \x01(\x05\x12\x0c\n\x04lost\x18\x05 \x01(\x05\"p\n\x0cPolicyChange\x12\x0e\n\x06\x63hange\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x10\n\x08identity\x18\x03 \x01(\t\x12\x0f\n\x07profile\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\"z\n\x0ePolicyMismatch\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\t\x12\x0f\n\x07profile\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x13\n\x0brefused_now\x18\x06 \x01(\x08\"P\n\rPolicyProblem\x12\x0c\n\x04line\x18\x01 \x01(\x05\x12\x10\n\x08key_path\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0e\n\x06remedy\x18\x04 \x01(\t\"Q\n\x10GetPolicyRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0cwithout_text\x18\x02 \x01(\x08\x12\x13\n\x0bpolicy_hash\x18\x03 \x01(\t\"T\n\x11GetPolicyResponse\x12*\n\x06policy\x18\x01 \x01(\x0b\x32\x1a.certplane.v1.LoadedPolicy\x12\x13\n\x0bpolicy_text\x18\x02 \x01(\t\"\x8a\x01\n\x11PlanPolicyRequest\x12\x36\n\x05hello\x18\x01 \x01(\x0b\x32%.certplane.v1.PlanPolicyRequest.HelloH\x00\x12\x15\n\x0bpolicy_text\x18\x02 \x01(\tH\x00\x1a\x1b\n\x05Hello\x12\x12\n\nrequest_id\x18\x01 \x01(\tB\t\n\x07message\"\x8e\x06\n\x12PlanPolicyResponse\x12\x39\n\x07summary\x18\x01 \x01(\x0b\x32(.certplane.v1.PlanPolicyResponse.Summary\x12+\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x1a.certplane.v1.PolicyChange\x12\x30\n\nmismatches\x18\x03 \x03(\x0b\x32\x1c.certplane.v1.PolicyMismatch\x12-\n\x08problems\x18\x04 \x03(\x0b\x32\x1b.certplane.v1.PolicyProblem\x1a\xe9\x02\n\x07Summary\x12*\n\x06policy\x18\x01 \x01(\x0b\x32\x1a.certplane.v1.LoadedPolicy\x12\x13\n\x0bpolicy_hash\x18\x02 \x01(\t\x12)\n\x06\x63ounts\x18\x03 \x03(\x0b\x32\x19.certplane.v1.PolicyCount\x12\x14\n\x0c\x63hange_count\x18\x04 \x01(\x05\x12\x1a\n\x12issued_again_count\x18\x05 \x01(\x05\x12\x14\n\x0c\x63onfirmation\x18\x06 \x01(\t\x12\x13\n\x0border_count\x18\x07 \x01(\x05\x12\x31\n\x0eorder_duration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\"\n\x1a\x63onnected_hosts_lost_count\x18\t \x01(\x05\x12>\n\nsame_names\x18\n \x03(\x0b\x32*.certplane.v1.PlanPolicyResponse.SameNames\x1a\xc2\x01\n\tSameNames\x12\x0f\n\x07profile\x18\x01 \x01(\t\x12\x11\n\tdns_names\x18\x02 \x03(\t\x12\x16\n\x0eidentity_count\x18\x03 \x01(\x05\x12\x0e\n\x06\x61mount\x18\x04 \x01(\x03\x12&\n\x03per\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0eorder_duration\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06remedy\x18\x07 \x01(\t\":\n\x13ReloadPolicyRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63onfirm\x18\x02 \x01(\x08\"\xab\x01\n\x14ReloadPolicyResponse\x12\x0e\n\x06loaded\x18\x01 \x01(\x08\x12\x1d\n\x15\x63onfirmation_required\x18\x02 \x01(\x08\x12\r\n\x05lines\x18\x03 \x03(\t\x12*\n\x06policy\x18\x04 \x01(\x0b\x32\x1a.certplane.v1.LoadedPolicy\x12)\n\x06\x63ounts\x18\x05 \x03(\x0b\x32\x19.certplane.v1.PolicyCount2\xf4\x02\n\rPolicyService\x12N\n\tGetPolicy\x12\x1e.certplane.v1.GetPolicyRequest\x1a\x1f.certplane.v1.GetPolicyResponse0\x01\x12S\n\nPlanPolicy\x12\x1f.certplane.v1.PlanPolicyRequest\x1a .certplane.v1.PlanPolicyResponse(\x01\x30\x01\x12U\n\x0cReloadPolicy\x12!.certplane.v1.ReloadPolicyRequest\x1a\".certplane.v1.ReloadPolicyResponse\x12g\n\x12ListPolicyVersions\x12\'.certplane.v1.ListPolicyVersionsRequest\x1a(.certplane.v1.ListPolicyVersionsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63\x65rtplane/v1/policy.proto\x12\x0c\x63\x65rtplane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"v\n\x19ListPolicyVersionsRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x1b\n\tpage_size\x18\x02 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\"}\n\x1aListPolicyVersionsResponse\x12\x37\n\x08versions\x18\x01 \x03(\x0b\x32\x1b.certplane.v1.PolicyVersionR\x08versions\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x82\x02\n\rPolicyVersion\x12\x1f\n\x0bpolicy_hash\x18\x01 \x01(\tR\npolicyHash\x12\x37\n\tload_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08loadTime\x12\x1b\n\tloaded_by\x18\x03 \x01(\tR\x08loadedBy\x12\x1f\n\x0b\x62roker_name\x18\x04 \x01(\tR\nbrokerName\x12\x31\n\x06\x63ounts\x18\x05 \x03(\x0b\x32\x19.certplane.v1.PolicyCountR\x06\x63ounts\x12&\n\x0ftext_size_bytes\x18\x06 \x01(\x03R\rtextSizeBytes\"\xf1\x01\n\x0cLoadedPolicy\x12\x1f\n\x0bpolicy_hash\x18\x01 \x01(\tR\npolicyHash\x12\x37\n\tload_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08loadTime\x12\x1b\n\tloaded_by\x18\x03 \x01(\tR\x08loadedBy\x12\x12\n\x04\x66ile\x18\x04 \x01(\tR\x04\x66ile\x12\x18\n\x07refusal\x18\x05 \x01(\tR\x07refusal\x12\x1b\n\tbroker_id\x18\x06 \x01(\tR\x08\x62rokerId\x12\x1f\n\x0b\x62roker_name\x18\x07 \x01(\tR\nbrokerName\"\x81\x01\n\x0bPolicyCount\x12\x18\n\x07subject\x18\x01 \x01(\tR\x07subject\x12\x16\n\x06\x62\x65\x66ore\x18\x02 \x01(\x05R\x06\x62\x65\x66ore\x12\x14\n\x05\x61\x66ter\x18\x03 \x01(\x05R\x05\x61\x66ter\x12\x16\n\x06gained\x18\x04 \x01(\x05R\x06gained\x12\x12\n\x04lost\x18\x05 \x01(\x05R\x04lost\"\xa2\x01\n\x0cPolicyChange\x12\x16\n\x06\x63hange\x18\x01 \x01(\tR\x06\x63hange\x12\x18\n\x07subject\x18\x02 \x01(\tR\x07subject\x12\x1a\n\x08identity\x18\x03 \x01(\tR\x08identity\x12\x18\n\x07profile\x18\x04 \x01(\tR\x07profile\x12\x12\n\x04name\x18\x05 \x01(\tR\x04name\x12\x16\n\x06\x64\x65tail\x18\x06 \x01(\tR\x06\x64\x65tail\"\xb3\x01\n\x0ePolicyMismatch\x12\x12\n\x04host\x18\x01 \x01(\tR\x04host\x12 \n\x0b\x63\x65rtificate\x18\x02 \x01(\tR\x0b\x63\x65rtificate\x12\x18\n\x07profile\x18\x03 \x01(\tR\x07profile\x12\x16\n\x06reason\x18\x04 \x01(\tR\x06reason\x12\x18\n\x07message\x18\x05 \x01(\tR\x07message\x12\x1f\n\x0brefused_now\x18\x06 \x01(\x08R\nrefusedNow\"p\n\rPolicyProblem\x12\x12\n\x04line\x18\x01 \x01(\x05R\x04line\x12\x19\n\x08key_path\x18\x02 \x01(\tR\x07keyPath\x12\x18\n\x07message\x18\x03 \x01(\tR\x07message\x12\x16\n\x06remedy\x18\x04 \x01(\tR\x06remedy\"u\n\x10GetPolicyRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12!\n\x0cwithout_text\x18\x02 \x01(\x08R\x0bwithoutText\x12\x1f\n\x0bpolicy_hash\x18\x03 \x01(\tR\npolicyHash\"h\n\x11GetPolicyResponse\x12\x32\n\x06policy\x18\x01 \x01(\x0b\x32\x1a.certplane.v1.LoadedPolicyR\x06policy\x12\x1f\n\x0bpolicy_text\x18\x02 \x01(\tR\npolicyText\"\xa8\x01\n\x11PlanPolicyRequest\x12=\n\x05hello\x18\x01 \x01(\x0b\x32%.certplane.v1.PlanPolicyRequest.HelloH\x00R\x05hello\x12!\n\x0bpolicy_text\x18\x02 \x01(\tH\x00R\npolicyText\x1a&\n\x05Hello\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestIdB\t\n\x07message\"\x84\x08\n\x12PlanPolicyResponse\x12\x42\n\x07summary\x18\x01 \x01(\x0b\x32(.certplane.v1.PlanPolicyResponse.SummaryR\x07summary\x12\x34\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x1a.certplane.v1.PolicyChangeR\x07\x63hanges\x12<\n\nmismatches\x18\x03 \x03(\x0b\x32\x1c.certplane.v1.PolicyMismatchR\nmismatches\x12\x37\n\x08problems\x18\x04 \x03(\x0b\x32\x1b.certplane.v1.PolicyProblemR\x08problems\x1a\xf1\x03\n\x07Summary\x12\x32\n\x06policy\x18\x01 \x01(\x0b\x32\x1a.certplane.v1.LoadedPolicyR\x06policy\x12\x1f\n\x0bpolicy_hash\x18\x02 \x01(\tR\npolicyHash\x12\x31\n\x06\x63ounts\x18\x03 \x03(\x0b\x32\x19.certplane.v1.PolicyCountR\x06\x63ounts\x12!\n\x0c\x63hange_count\x18\x04 \x01(\x05R\x0b\x63hangeCount\x12,\n\x12issued_again_count\x18\x05 \x01(\x05R\x10issuedAgainCount\x12\"\n\x0c\x63onfirmation\x18\x06 \x01(\tR\x0c\x63onfirmation\x12\x1f\n\x0border_count\x18\x07 \x01(\x05R\norderCount\x12@\n\x0eorder_duration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.DurationR\rorderDuration\x12;\n\x1a\x63onnected_hosts_lost_count\x18\t \x01(\x05R\x17\x63onnectedHostsLostCount\x12I\n\nsame_names\x18\n \x03(\x0b\x32*.certplane.v1.PlanPolicyResponse.SameNamesR\tsameNames\x1a\x88\x02\n\tSameNames\x12\x18\n\x07profile\x18\x01 \x01(\tR\x07profile\x12\x1b\n\tdns_names\x18\x02 \x03(\tR\x08\x64nsNames\x12%\n\x0eidentity_count\x18\x03 \x01(\x05R\ridentityCount\x12\x16\n\x06\x61mount\x18\x04 \x01(\x03R\x06\x61mount\x12+\n\x03per\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationR\x03per\x12@\n\x0eorder_duration\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationR\rorderDuration\x12\x16\n\x06remedy\x18\x07 \x01(\tR\x06remedy\"N\n\x13ReloadPolicyRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x18\n\x07\x63onfirm\x18\x02 \x01(\x08R\x07\x63onfirm\"\xe0\x01\n\x14ReloadPolicyResponse\x12\x16\n\x06loaded\x18\x01 \x01(\x08R\x06loaded\x12\x33\n\x15\x63onfirmation_required\x18\x02 \x01(\x08R\x14\x63onfirmationRequired\x12\x14\n\x05lines\x18\x03 \x03(\tR\x05lines\x12\x32\n\x06policy\x18\x04 \x01(\x0b\x32\x1a.certplane.v1.LoadedPolicyR\x06policy\x12\x31\n\x06\x63ounts\x18\x05 \x03(\x0b\x32\x19.certplane.v1.PolicyCountR\x06\x63ounts2\xf4\x02\n\rPolicyService\x12N\n\tGetPolicy\x12\x1e.certplane.v1.GetPolicyRequest\x1a\x1f.certplane.v1.GetPolicyResponse0\x01\x12S\n\nPlanPolicy\x12\x1f.certplane.v1.PlanPolicyRequest\x1a .certplane.v1.PlanPolicyResponse(\x01\x30\x01\x12U\n\x0cReloadPolicy\x12!.certplane.v1.ReloadPolicyRequest\x1a\".certplane.v1.ReloadPolicyResponse\x12g\n\x12ListPolicyVersions\x12\'.certplane.v1.ListPolicyVersionsRequest\x1a(.certplane.v1.ListPolicyVersionsResponseB*\n\x0c\x63\x65rtplane.v1P\x01Z\x18\x63\x65rtplane/v1;certplanev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'certplane.v1.policy_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\014certplane.v1P\001Z\030certplane/v1;certplanev1'
   _globals['_LISTPOLICYVERSIONSREQUEST']._serialized_start=108
-  _globals['_LISTPOLICYVERSIONSREQUEST']._serialized_end=194
-  _globals['_LISTPOLICYVERSIONSRESPONSE']._serialized_start=196
-  _globals['_LISTPOLICYVERSIONSRESPONSE']._serialized_end=296
-  _globals['_POLICYVERSION']._serialized_start=299
-  _globals['_POLICYVERSION']._serialized_end=490
-  _globals['_LOADEDPOLICY']._serialized_start=493
-  _globals['_LOADEDPOLICY']._serialized_end=665
-  _globals['_POLICYCOUNT']._serialized_start=667
-  _globals['_POLICYCOUNT']._serialized_end=758
-  _globals['_POLICYCHANGE']._serialized_start=760
-  _globals['_POLICYCHANGE']._serialized_end=872
-  _globals['_POLICYMISMATCH']._serialized_start=874
-  _globals['_POLICYMISMATCH']._serialized_end=996
-  _globals['_POLICYPROBLEM']._serialized_start=998
-  _globals['_POLICYPROBLEM']._serialized_end=1078
-  _globals['_GETPOLICYREQUEST']._serialized_start=1080
-  _globals['_GETPOLICYREQUEST']._serialized_end=1161
-  _globals['_GETPOLICYRESPONSE']._serialized_start=1163
-  _globals['_GETPOLICYRESPONSE']._serialized_end=1247
-  _globals['_PLANPOLICYREQUEST']._serialized_start=1250
-  _globals['_PLANPOLICYREQUEST']._serialized_end=1388
-  _globals['_PLANPOLICYREQUEST_HELLO']._serialized_start=1350
-  _globals['_PLANPOLICYREQUEST_HELLO']._serialized_end=1377
-  _globals['_PLANPOLICYRESPONSE']._serialized_start=1391
-  _globals['_PLANPOLICYRESPONSE']._serialized_end=2173
-  _globals['_PLANPOLICYRESPONSE_SUMMARY']._serialized_start=1615
-  _globals['_PLANPOLICYRESPONSE_SUMMARY']._serialized_end=1976
-  _globals['_PLANPOLICYRESPONSE_SAMENAMES']._serialized_start=1979
-  _globals['_PLANPOLICYRESPONSE_SAMENAMES']._serialized_end=2173
-  _globals['_RELOADPOLICYREQUEST']._serialized_start=2175
-  _globals['_RELOADPOLICYREQUEST']._serialized_end=2233
-  _globals['_RELOADPOLICYRESPONSE']._serialized_start=2236
-  _globals['_RELOADPOLICYRESPONSE']._serialized_end=2407
-  _globals['_POLICYSERVICE']._serialized_start=2410
-  _globals['_POLICYSERVICE']._serialized_end=2782
+  _globals['_LISTPOLICYVERSIONSREQUEST']._serialized_end=226
+  _globals['_LISTPOLICYVERSIONSRESPONSE']._serialized_start=228
+  _globals['_LISTPOLICYVERSIONSRESPONSE']._serialized_end=353
+  _globals['_POLICYVERSION']._serialized_start=356
+  _globals['_POLICYVERSION']._serialized_end=614
+  _globals['_LOADEDPOLICY']._serialized_start=617
+  _globals['_LOADEDPOLICY']._serialized_end=858
+  _globals['_POLICYCOUNT']._serialized_start=861
+  _globals['_POLICYCOUNT']._serialized_end=990
+  _globals['_POLICYCHANGE']._serialized_start=993
+  _globals['_POLICYCHANGE']._serialized_end=1155
+  _globals['_POLICYMISMATCH']._serialized_start=1158
+  _globals['_POLICYMISMATCH']._serialized_end=1337
+  _globals['_POLICYPROBLEM']._serialized_start=1339
+  _globals['_POLICYPROBLEM']._serialized_end=1451
+  _globals['_GETPOLICYREQUEST']._serialized_start=1453
+  _globals['_GETPOLICYREQUEST']._serialized_end=1570
+  _globals['_GETPOLICYRESPONSE']._serialized_start=1572
+  _globals['_GETPOLICYRESPONSE']._serialized_end=1676
+  _globals['_PLANPOLICYREQUEST']._serialized_start=1679
+  _globals['_PLANPOLICYREQUEST']._serialized_end=1847
+  _globals['_PLANPOLICYREQUEST_HELLO']._serialized_start=1798
+  _globals['_PLANPOLICYREQUEST_HELLO']._serialized_end=1836
+  _globals['_PLANPOLICYRESPONSE']._serialized_start=1850
+  _globals['_PLANPOLICYRESPONSE']._serialized_end=2878
+  _globals['_PLANPOLICYRESPONSE_SUMMARY']._serialized_start=2114
+  _globals['_PLANPOLICYRESPONSE_SUMMARY']._serialized_end=2611
+  _globals['_PLANPOLICYRESPONSE_SAMENAMES']._serialized_start=2614
+  _globals['_PLANPOLICYRESPONSE_SAMENAMES']._serialized_end=2878
+  _globals['_RELOADPOLICYREQUEST']._serialized_start=2880
+  _globals['_RELOADPOLICYREQUEST']._serialized_end=2958
+  _globals['_RELOADPOLICYRESPONSE']._serialized_start=2961
+  _globals['_RELOADPOLICYRESPONSE']._serialized_end=3185
+  _globals['_POLICYSERVICE']._serialized_start=3188
+  _globals['_POLICYSERVICE']._serialized_end=3560
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor
+from google.protobuf.descriptor_pb2 import FileOptions
 
 from certplane.rpc import protoset
 
@@ -98,3 +99,11 @@ def test_each_rpc_has_messages_of_its_own() -> None:
                     assert first.name == "hello"
                     first = first.message_type.fields[0]
                 assert first.name == "request_id"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_generated_packages_keep_their_names(file: FileDescriptor) -> None:
+    """Stubs for Go and Java land in the packages that they have always had: callers' imports stay as they are."""
+    options = FileOptions.FromString(file.GetOptions().SerializeToString())
+    names = options.go_package, options.java_package, options.java_multiple_files
+    assert names == ("certplane/v1;certplanev1", "certplane.v1", True)
