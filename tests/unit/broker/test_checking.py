@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import sqlite3
@@ -231,6 +232,15 @@ def test_secret_of_profiles_that_name_none(
     assert f"issuer.acme.{key}" not in {at.key for at in secret_names(settings, prepared).values()}
     files.policy.write_text(re.sub(r", credentials: [^,}]+", "", files.policy.read_text()))
     assert f"issuer.acme.{key}" in {at.key for at in secret_names(settings, prepare(settings)).values()}
+
+
+async def test_a_provider_whose_package_is_not_installed(files: BrokerFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cloudflare's SDK is installed only where it is used: without it the line and the file to install are told."""
+    files.settings["issuer"]["acme"]["dns_provider"] = "cloudflare"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    found = await _problems(files)
+    assert re.match(rf"{files.config}:\d+: issuer\.acme\.cloudflare: needs Cloudflare's SDK", found)
+    assert "broker-cloudflare.txt" in found
 
 
 async def test_root_is_told_that_it_is_root(files: BrokerFiles, monkeypatch: pytest.MonkeyPatch) -> None:

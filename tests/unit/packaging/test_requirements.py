@@ -19,6 +19,7 @@ EXTRAS = PROJECT["project"]["optional-dependencies"]
 BUILD = PROJECT["build-system"]["requires"]
 AGENT = PROJECT["project"]["dependencies"]
 BROKER = [*AGENT, *EXTRAS["broker"]]
+AT_CLOUDFLARE = [*BROKER, *EXTRAS["cloudflare"]]
 _ENTRY = re.compile(r"(?P<requirement>[^#\s][^\\\n]*?) \\\n(?P<hashes>(?: +--hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)")
 
 
@@ -68,12 +69,13 @@ def test_every_line_has_one_version_and_hashes(path: Path) -> None:
     [
         pytest.param("agent", AGENT, id="agent"),
         pytest.param("broker", BROKER, id="broker"),
+        pytest.param("broker-cloudflare", AT_CLOUDFLARE, id="broker-cloudflare"),
         pytest.param(
             "optional",
             [*BROKER, *(each for extra in EXTRAS.keys() - {"broker", "dev"} for each in EXTRAS[extra])],
             id="all-optional",
         ),
-        pytest.param("dev", [*BROKER, *EXTRAS["dev"], *BUILD], id="dev"),
+        pytest.param("dev", [*AT_CLOUDFLARE, *EXTRAS["dev"], *BUILD], id="dev"),
         pytest.param("build", [*BUILD, "build"], id="build"),
         pytest.param("acme2certifier", [f"acme2certifier=={PINS['ACME2CERTIFIER_VERSION']}"], id="acme2certifier"),
         pytest.param(
@@ -96,7 +98,7 @@ def test_what_is_wanted_is_locked(name: str, wanted: list[str]) -> None:
 @pytest.mark.parametrize(
     ("name", "wanted"),
     [pytest.param("agent", AGENT, id="agent"), pytest.param("broker", BROKER, id="broker"),
-     pytest.param("dev", [*BROKER, *EXTRAS["dev"], *BUILD], id="dev")],
+     pytest.param("dev", [*AT_CLOUDFLARE, *EXTRAS["dev"], *BUILD], id="dev")],
 )  # fmt: skip
 def test_what_those_want_is_locked_too(name: str, wanted: list[str]) -> None:
     """Dependencies of dependencies, as the packages that run this test tell them."""
@@ -125,11 +127,12 @@ def needed(wanted: Iterator[Requirement], seen: set[tuple[str, str]]) -> Iterato
 def test_one_version_for_all_machines() -> None:
     """What is tested is what hosts and brokers get, to the hash."""
     everything = {**of("optional"), **of("dev")}
-    for name in ("agent", "broker", "optional", "build"):
+    for name in ("agent", "broker", "broker-cloudflare", "optional", "build"):
         for package, locked in of(name).items():
             assert locked.version == everything[package].version
             assert locked.hashes == everything[package].hashes
-    assert set(of("agent")) < set(of("broker")) < set(of("optional"))
+    assert set(of("agent")) < set(of("broker")) < set(of("broker-cloudflare")) < set(of("optional"))
+    assert "cloudflare" not in of("broker"), "its SDK is as large as all the rest"
 
 
 PLACES = {

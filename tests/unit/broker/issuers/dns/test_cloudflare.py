@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
 import random
 from collections.abc import AsyncIterator
@@ -540,3 +541,12 @@ async def test_fifty_orders_in_one_zone(
     writes = sum(call.method != "GET" for call in api.calls)
     assert not api.records("certplane.test")
     assert writes <= 10
+
+
+def test_the_sdk_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The optional package is missed at the start, with the way to get it."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ConfigurationError) as caught:
+        Settings().make(FakeSecretSource({}), SystemClock(), random.Random(1))
+    (problem,) = caught.value.problems
+    assert (problem.key, "broker-cloudflare.txt" in problem.remedy) == ("issuer.acme.cloudflare", True)
