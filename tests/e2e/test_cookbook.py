@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -35,6 +36,16 @@ _POLICY = {
     "hosts": {"web1": {"identity": "web1.certplane.test", "profiles": ["web"]}},
     "operators": {"alice": {"identity": "alice.certplane.test", "roles": ["operator"]}},
 }
+
+
+_NOT_OURS = "grpc.health.v1.Health"
+"""What the proto files don't have."""
+
+
+def without_reflection() -> str:
+    """The document's commands that take the place of reflection."""
+    section = _DOCUMENT.read_text(encoding="utf-8").partition("\n## grpcurl without")[2]
+    return next(match["commands"] for match in _BLOCK.finditer(section) if "-proto " in match["commands"])
 
 
 def blocks() -> list[tuple[str, str]]:
@@ -88,8 +99,9 @@ async def deployment(tmp_path: Path) -> AsyncIterator[Deployment]:
         yield running
 
 
-async def test_commands_work_as_they_stand(deployment: Deployment, tmp_path: Path) -> None:
-    """Each command of the cookbook, in its order, answers what the document shows."""
+@pytest.mark.parametrize("reflection", [True, False], ids=["reflection", "proto-files"])
+async def test_commands_work_as_they_stand(deployment: Deployment, tmp_path: Path, reflection: bool) -> None:
+    """Each command of the cookbook, in its order, answers what the document shows; with proto files too."""
     need_part("openssl")
     grpcurl = need_part("grpcurl")
     operator = Operator(deployment, "alice.certplane.test")
@@ -110,6 +122,13 @@ async def test_commands_work_as_they_stand(deployment: Deployment, tmp_path: Pat
     preparation = re.sub(
         r"^(\w+)=(?!\().*$", lambda match: f"{match[1]}={values[match[1]]}", first[0], flags=re.MULTILINE
     )
+    if not reflection:
+        python = tmp_path / "python"
+        python.mkdir()
+        (python / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        (python / "python3").chmod(0o755)
+        preparation += f"{{ PATH={python}:$PATH; {without_reflection()} }} >&2\n"
+        others = [(commands, shown) for commands, shown in others if _NOT_OURS not in commands + shown]
     script = preparation + "".join(f"{commands}\necho '{_MARK}'\n" for commands, _ in others)
     work = tmp_path / "work"
     work.mkdir()

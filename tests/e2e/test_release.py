@@ -50,6 +50,21 @@ def test_a_release_installs_by_hash_and_nothing_else_does(tmp_path: Path) -> Non
     done = install("good")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "good" / "certplane" / "agent" / "app.py").exists()
+    laid = subprocess.run(
+        [sys.executable, "-m", "certplane.rpc.protos", tmp_path / "protos"],
+        cwd=tmp_path / "good",
+        env={"PYTHONPATH": str(tmp_path / "good"), "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        timeout=HANG,
+        check=False,
+    )
+    assert laid.returncode == 0, laid.stderr
+    for proto in (ROOT / "proto/certplane/v1").glob("*.proto"):
+        assert (tmp_path / "good/certplane/v1" / proto.name).read_bytes() == proto.read_bytes()
+        assert (tmp_path / "protos/certplane/v1" / proto.name).read_bytes() == proto.read_bytes()
+    metadata = (tmp_path / "good" / f"certplane-{__version__}.dist-info" / "METADATA").read_text()
+    assert f"\nVersion: {__version__}\n" in metadata
     with wheel.open("ab") as file:
         file.write(b"\0")
     assert install("changed").returncode != 0

@@ -66,11 +66,14 @@ def test_a_plugin_that_fails_is_an_error_with_its_reason(clone: Path) -> None:
 
 
 def test_what_is_imported_is_what_the_python_package_has() -> None:
-    """third_party/googleapis is the file of googleapis-common-protos in the locked version, with its licence."""
+    """third_party/googleapis has the files of googleapis-common-protos in the locked version, with its licence."""
     found = importlib.util.find_spec("google.rpc")
     assert found is not None
     assert found.submodule_search_locations is not None
-    packaged = Path(next(iter(found.submodule_search_locations)), "status.proto")
+    packaged = Path(next(iter(found.submodule_search_locations)))
     ours = ROOT / "third_party" / "googleapis"
-    assert (ours / "google/rpc/status.proto").read_bytes() == packaged.read_bytes()
+    names = sorted(path.name for path in ours.rglob("*.proto"))
+    assert names == ["error_details.proto", "status.proto"]
+    for name in names:
+        assert (ours / "google/rpc" / name).read_bytes() == (packaged / name).read_bytes()
     assert "Apache License" in (ours / "LICENSE").read_text(encoding="utf-8")

@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 from typing_extensions import override
 
+from certplane import __version__
 from certplane.agent.link.ending import StreamEnd
 from certplane.agent.link.open_stream import OpenStream, StreamParts
 from certplane.agent.link.state import LinkFile, LinkPhase, LinkState
@@ -196,7 +197,7 @@ async def test_hello_tells_all_that_there_is(world: World) -> None:
         await until(lambda: bool(server.streams))
         hello = server.last.hello
         assert list(hello.certificate_names) == ["identity", "web"]
-        assert (hello.epoch, hello.agent_version) == (world.spool.epoch, "0.1.0")
+        assert (hello.epoch, hello.agent_version) == (world.spool.epoch, __version__)
         assert [each.sequence for each in hello.reports] == [1, 2]
         assert hello.host_time.ToDatetime(tzinfo=UTC) == NOW
         await until(lambda: not world.spool.unacknowledged)
