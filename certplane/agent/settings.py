@@ -24,6 +24,7 @@ from certplane.config.document import Document, Source
 from certplane.config.tracing import TracingSettings
 from certplane.config.values import (
     DnsName,
+    Fingerprint,
     HostPort,
     HttpsUrl,
     IdentityName,
@@ -69,22 +70,6 @@ class LineageName(str):
         if _LINEAGE_NAME.fullmatch(text) is None:
             raise ValueError("must be 1 to 64 of a-z, 0-9, '.', '_', '-', not beginning with '.'")
         return cls(text)
-
-
-class Fingerprint(str):
-    """SHA-256 of the root certificate's DER, lower-case hexadecimal."""
-
-    __slots__ = ()
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """As `step certificate fingerprint` prints it; case, dashes, colons and `sha256:` before it don't matter."""
-        digits = text.lower().replace("-", "").replace(":", "").removeprefix("sha256").removeprefix("=")
-        if re.fullmatch(r"[0-9a-f]{64}", digits, re.ASCII) is None:
-            raise ValueError(
-                "must be a SHA-256 in hexadecimal, as `step certificate fingerprint root_ca.crt` prints it"
-            )
-        return cls(digits)
 
 
 class AccountName(str):

@@ -24,6 +24,7 @@ from certplane.broker.background import check_directories, running, watch_dns_ac
 from certplane.broker.broker_desk import BrokersDesk
 from certplane.broker.budget_desk import budget_service, budget_watch, forecasts_of
 from certplane.broker.configured import secret_source
+from certplane.broker.enrollment_desk import enrollment_service
 from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.audience import TrustAudience
 from certplane.broker.fleet.elsewhere import follow_others
@@ -57,7 +58,6 @@ from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.rollout_desk import RolloutParts, rollout_parts
 from certplane.broker.services.brokers import BrokerServicer
 from certplane.broker.services.certificates import CertificateServicer
-from certplane.broker.services.enrollment import EnrollmentServicer
 from certplane.broker.services.incident_forecasts import ForecastsOfIncidents
 from certplane.broker.services.incidents import IncidentServicer
 from certplane.broker.services.interceptors.edge import Edge
@@ -253,11 +253,12 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             settings,
             trust,
             edge,
-            EnrollmentServicer(
+            enrollment_service(
+                stores,
+                secrets,
+                prepared.identity_ca,
                 trust=trust,
                 policy=prepared.policy,
-                enrollments=stores.enrollments,
-                identities=stores.identities,
                 repeats=repeats,
                 clock=clock,
                 trail=trail,

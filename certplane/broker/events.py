@@ -55,6 +55,7 @@ class AuditEventType(StrEnum):
     CERTIFICATE_ISSUED = "certificate_issued"
     CERTIFICATE_ISSUE_FAILED = "certificate_issue_failed"
     ACCOUNT_KEY_CHANGED = "account_key_changed"
+    BOOTSTRAP_TOKEN_CREATED = "bootstrap_token_created"  # noqa: S105 - an event
     BROKER_DRAINED = "broker_drained"
     BROKER_RESUMED = "broker_resumed"
     BROKER_STOPPED = "broker_stopped"
@@ -102,6 +103,7 @@ class AuditEventType(StrEnum):
 CHANGE_EVENTS: Final = frozenset(
     {
         AuditEventType.ACCOUNT_KEY_CHANGED,
+        AuditEventType.BOOTSTRAP_TOKEN_CREATED,
         AuditEventType.BROKER_DRAINED,
         AuditEventType.BROKER_RESUMED,
         AuditEventType.BROKER_STARTED,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pwd
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +17,8 @@ import yaml
 
 from certplane.broker.accounts.seal import HOW_TO_MAKE, SealError, SealKeys
 from certplane.broker.configured import locating
+from certplane.broker.enrolling import provisioner_key
+from certplane.broker.enrolling.provisioner_key import ProvisionerKey, ProvisionerKeyError
 from certplane.broker.ports import SecretSource
 from certplane.broker.prepared import Prepared
 from certplane.broker.proof.checkpoints import CheckpointKeyError, Signer
@@ -41,25 +43,39 @@ async def unreadable_secrets(
     if not isinstance(secrets, EnvSecrets | FileSecrets):
         return []
     problems = []
-    keys = {ca.account_key.secret for ca in settings.cas.values()}
+    readers = _readers(settings)
     for name, at in secret_names(settings, prepared).items():
+        read, remedy = readers.get(name, (_anything, ""))
         try:
-            secret = await secrets.read(name)
-            if name == settings.store.seal_secret:
-                SealKeys(secret)
-            elif name == settings.audit.checkpoint_key_secret:
-                Signer(secret)
-            elif name in keys:
-                load_private_key(secret.encode())
+            read(await secrets.read(name))
         except RefusalError as error:
             problems.append(dataclasses.replace(at, message=error.refusal.message))
-        except (SealError, CheckpointKeyError) as error:
-            message = f"the secret {name!r} {error}"
-            problems.append(dataclasses.replace(at, message=message, remedy=HOW_TO_MAKE))
+        except (SealError, CheckpointKeyError, ProvisionerKeyError) as error:
+            problems.append(dataclasses.replace(at, message=f"the secret {name!r} {error}", remedy=remedy))
         except PrivateKeyError as error:
             message = f"the secret {name!r} can't be used: {error}"
-            problems.append(dataclasses.replace(at, message=message, remedy="put the account's key there, PEM"))
+            problems.append(dataclasses.replace(at, message=message, remedy=remedy))
     return problems
+
+
+def _readers(settings: BrokerSettings) -> dict[str, tuple[Callable[[str], object], str]]:
+    """What reads the secrets that must have a form, by name, and the remedy for one that hasn't."""
+
+    def account_key(text: str) -> object:
+        return load_private_key(text.encode())
+
+    readers: dict[str, tuple[Callable[[str], object], str]] = {
+        ca.account_key.secret: (account_key, "put the account's key there, PEM") for ca in settings.cas.values()
+    }
+    if settings.bootstrap is not None:
+        readers[settings.bootstrap.key_secret] = (ProvisionerKey, provisioner_key.HOW_TO_MAKE)
+    readers[settings.audit.checkpoint_key_secret] = (Signer, HOW_TO_MAKE)
+    readers[settings.store.seal_secret] = (SealKeys, HOW_TO_MAKE)
+    return readers
+
+
+def _anything(_: str) -> None:
+    """Of a secret without a form, that it can be read is all that is asked."""
 
 
 def secret_names(settings: BrokerSettings, prepared: Prepared | None) -> dict[str, ConfigurationProblem]:
@@ -73,6 +89,7 @@ def secret_names(settings: BrokerSettings, prepared: Prepared | None) -> dict[st
     note(settings.store.password_secret, "store.password_secret")
     note(settings.store.seal_secret, "store.seal_secret")
     note(settings.audit.checkpoint_key_secret, "audit.checkpoint_key_secret")
+    note(getattr(settings.bootstrap, "key_secret", ""), "bootstrap.key_secret")
     for issuer, ca in settings.cas.items():
         note(ca.account_key.secret, f"{settings.ca_section(issuer)}.account_key.secret")
         if ca.eab is not None:

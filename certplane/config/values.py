@@ -184,6 +184,22 @@ class IdentityName(str):
         return cls(canonical_identity_name(text))
 
 
+class Fingerprint(str):
+    """SHA-256 of the root certificate's DER, lower-case hexadecimal."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """As `step certificate fingerprint` prints it; case, dashes, colons and `sha256:` before it don't matter."""
+        digits = text.lower().replace("-", "").replace(":", "").removeprefix("sha256").removeprefix("=")
+        if re.fullmatch(r"[0-9a-f]{64}", digits, re.ASCII) is None:
+            raise ValueError(
+                "must be a SHA-256 in hexadecimal, as `step certificate fingerprint root_ca.crt` prints it"
+            )
+        return cls(digits)
+
+
 def canonical_identity_name(text: str) -> str:
     """The identity's name as a certificate's SAN would show it.
 

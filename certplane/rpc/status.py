@@ -70,6 +70,7 @@ CODES: Final[dict[Reason, Row]] = {
     Reason.DRAINING: Row(grpc.StatusCode.UNAVAILABLE, timedelta(seconds=10)),
     Reason.ISSUER_REJECTED: Row(grpc.StatusCode.FAILED_PRECONDITION),
     Reason.DNS_REJECTED: Row(grpc.StatusCode.FAILED_PRECONDITION),
+    Reason.BOOTSTRAP_NOT_CONFIGURED: Row(grpc.StatusCode.FAILED_PRECONDITION),
     Reason.ORDER_NOT_FOUND: Row(grpc.StatusCode.NOT_FOUND),
     Reason.CERTIFICATE_NOT_FOUND: Row(grpc.StatusCode.NOT_FOUND),
     Reason.HOST_NOT_FOUND: Row(grpc.StatusCode.NOT_FOUND),

@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63\x65rtplane/v1/enrollment.proto\x12\x0c\x63\x65rtplane.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc4\x03\n\x08Identity\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12/\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.certplane.v1.Identity.KindR\x04kind\x12\x14\n\x05label\x18\x03 \x01(\tR\x05label\x12#\n\rserial_number\x18\x04 \x01(\tR\x0cserialNumber\x12\x16\n\x06issuer\x18\x05 \x01(\tR\x06issuer\x12 \n\x0bprovisioner\x18\x06 \x01(\tR\x0bprovisioner\x12;\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\x12\x1a\n\x08profiles\x18\x08 \x03(\tR\x08profiles\x12\x14\n\x05roles\x18\t \x03(\tR\x05roles\x12=\n\x0c\x63ontest_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0b\x63ontestTime\"P\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_HOST\x10\x01\x12\x10\n\x0cKIND_SERVICE\x10\x02\x12\x11\n\rKIND_OPERATOR\x10\x03\"3\n\x12GetIdentityRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\"A\n\x0eGrantedProfile\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1b\n\tdns_names\x18\x02 \x03(\tR\x08\x64nsNames\"\x97\x02\n\x13GetIdentityResponse\x12\x32\n\x08identity\x18\x01 \x01(\x0b\x32\x16.certplane.v1.IdentityR\x08identity\x12;\n\x0b\x62roker_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nbrokerTime\x12\x1f\n\x0bpolicy_hash\x18\x03 \x01(\tR\npolicyHash\x12%\n\x0e\x62roker_version\x18\x04 \x01(\tR\rbrokerVersion\x12G\n\x10granted_profiles\x18\x05 \x03(\x0b\x32\x1c.certplane.v1.GrantedProfileR\x0fgrantedProfiles\"6\n\x15GetTrustBundleRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\"\x88\x01\n\x16GetTrustBundleResponse\x12-\n\x13\x61gent_ca_bundle_pem\x18\x01 \x01(\tR\x10\x61gentCaBundlePem\x12?\n\x1cserver_certificate_chain_pem\x18\x02 \x01(\tR\x19serverCertificateChainPem\"\xa6\x02\n\x17ReportEnrollmentRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12#\n\ragent_version\x18\x02 \x01(\tR\x0c\x61gentVersion\x12S\n\nhost_facts\x18\x03 \x03(\x0b\x32\x34.certplane.v1.ReportEnrollmentRequest.HostFactsEntryR\thostFacts\x12\x34\n\x16identity_serial_number\x18\x04 \x01(\tR\x14identitySerialNumber\x1a<\n\x0eHostFactsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"W\n\x18ReportEnrollmentResponse\x12;\n\x0brecord_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nrecordTime2\xa7\x02\n\x11\x45nrollmentService\x12R\n\x0bGetIdentity\x12 .certplane.v1.GetIdentityRequest\x1a!.certplane.v1.GetIdentityResponse\x12[\n\x0eGetTrustBundle\x12#.certplane.v1.GetTrustBundleRequest\x1a$.certplane.v1.GetTrustBundleResponse\x12\x61\n\x10ReportEnrollment\x12%.certplane.v1.ReportEnrollmentRequest\x1a&.certplane.v1.ReportEnrollmentResponseB*\n\x0c\x63\x65rtplane.v1P\x01Z\x18\x63\x65rtplane/v1;certplanev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63\x65rtplane/v1/enrollment.proto\x12\x0c\x63\x65rtplane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc4\x03\n\x08Identity\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12/\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.certplane.v1.Identity.KindR\x04kind\x12\x14\n\x05label\x18\x03 \x01(\tR\x05label\x12#\n\rserial_number\x18\x04 \x01(\tR\x0cserialNumber\x12\x16\n\x06issuer\x18\x05 \x01(\tR\x06issuer\x12 \n\x0bprovisioner\x18\x06 \x01(\tR\x0bprovisioner\x12;\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\x12\x1a\n\x08profiles\x18\x08 \x03(\tR\x08profiles\x12\x14\n\x05roles\x18\t \x03(\tR\x05roles\x12=\n\x0c\x63ontest_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0b\x63ontestTime\"P\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_HOST\x10\x01\x12\x10\n\x0cKIND_SERVICE\x10\x02\x12\x11\n\rKIND_OPERATOR\x10\x03\"3\n\x12GetIdentityRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\"A\n\x0eGrantedProfile\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1b\n\tdns_names\x18\x02 \x03(\tR\x08\x64nsNames\"\x97\x02\n\x13GetIdentityResponse\x12\x32\n\x08identity\x18\x01 \x01(\x0b\x32\x16.certplane.v1.IdentityR\x08identity\x12;\n\x0b\x62roker_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nbrokerTime\x12\x1f\n\x0bpolicy_hash\x18\x03 \x01(\tR\npolicyHash\x12%\n\x0e\x62roker_version\x18\x04 \x01(\tR\rbrokerVersion\x12G\n\x10granted_profiles\x18\x05 \x03(\x0b\x32\x1c.certplane.v1.GrantedProfileR\x0fgrantedProfiles\"6\n\x15GetTrustBundleRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\"\x88\x01\n\x16GetTrustBundleResponse\x12-\n\x13\x61gent_ca_bundle_pem\x18\x01 \x01(\tR\x10\x61gentCaBundlePem\x12?\n\x1cserver_certificate_chain_pem\x18\x02 \x01(\tR\x19serverCertificateChainPem\"\xa6\x02\n\x17ReportEnrollmentRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12#\n\ragent_version\x18\x02 \x01(\tR\x0c\x61gentVersion\x12S\n\nhost_facts\x18\x03 \x03(\x0b\x32\x34.certplane.v1.ReportEnrollmentRequest.HostFactsEntryR\thostFacts\x12\x34\n\x16identity_serial_number\x18\x04 \x01(\tR\x14identitySerialNumber\x1a<\n\x0eHostFactsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"W\n\x18ReportEnrollmentResponse\x12;\n\x0brecord_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nrecordTime\"\xa8\x01\n\x1b\x43reateBootstrapTokenRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x1a\n\x08identity\x18\x02 \x01(\tR\x08identity\x12\x35\n\x08lifetime\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\x08lifetime\x12\x17\n\x07\x64ry_run\x18\x04 \x01(\x08R\x06\x64ryRun\"\xf6\x01\n\x1c\x43reateBootstrapTokenResponse\x12\x14\n\x05token\x18\x01 \x01(\tR\x05token\x12;\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\x12\x15\n\x06\x63\x61_url\x18\x03 \x01(\tR\x05\x63\x61Url\x12.\n\x13\x63\x61_root_fingerprint\x18\x04 \x01(\tR\x11\x63\x61RootFingerprint\x12 \n\x0bprovisioner\x18\x05 \x01(\tR\x0bprovisioner\x12\x1a\n\x08identity\x18\x06 \x01(\tR\x08identity\"\xba\x02\n\x13\x44\x65nyIdentityRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x1a\n\x08identity\x18\x02 \x01(\tR\x08identity\x12=\n\x05scope\x18\x03 \x01(\x0e\x32\'.certplane.v1.DenyIdentityRequest.ScopeR\x05scope\x12\x16\n\x06reason\x18\x04 \x01(\tR\x06reason\x12\x30\n\x14\x61\x63tive_serial_number\x18\x05 \x01(\tR\x12\x61\x63tiveSerialNumber\x12\x17\n\x07\x64ry_run\x18\x06 \x01(\x08R\x06\x64ryRun\"F\n\x05Scope\x12\x15\n\x11SCOPE_UNSPECIFIED\x10\x00\x12\x0e\n\nSCOPE_NAME\x10\x01\x12\x16\n\x12SCOPE_CERTIFICATES\x10\x02\"\xc1\x01\n\x0e\x44\x65niedIdentity\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n\x06issuer\x18\x02 \x01(\tR\x06issuer\x12#\n\rserial_number\x18\x03 \x01(\tR\x0cserialNumber\x12\x37\n\tdeny_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08\x64\x65nyTime\x12%\n\x0e\x61lready_denied\x18\x05 \x01(\x08R\ralreadyDenied\"\xec\x01\n\x14\x44\x65nyIdentityResponse\x12\x34\n\x06\x64\x65nied\x18\x01 \x03(\x0b\x32\x1c.certplane.v1.DeniedIdentityR\x06\x64\x65nied\x12\x30\n\x14\x61\x63tive_serial_number\x18\x02 \x01(\tR\x12\x61\x63tiveSerialNumber\x12\x34\n\x16\x61\x63tive_replaces_denied\x18\x03 \x01(\x08R\x14\x61\x63tiveReplacesDenied\x12\x36\n\x17valid_certificate_count\x18\x04 \x01(\x05R\x15validCertificateCount2\xed\x03\n\x11\x45nrollmentService\x12R\n\x0bGetIdentity\x12 .certplane.v1.GetIdentityRequest\x1a!.certplane.v1.GetIdentityResponse\x12[\n\x0eGetTrustBundle\x12#.certplane.v1.GetTrustBundleRequest\x1a$.certplane.v1.GetTrustBundleResponse\x12\x61\n\x10ReportEnrollment\x12%.certplane.v1.ReportEnrollmentRequest\x1a&.certplane.v1.ReportEnrollmentResponse\x12m\n\x14\x43reateBootstrapToken\x12).certplane.v1.CreateBootstrapTokenRequest\x1a*.certplane.v1.CreateBootstrapTokenResponse\x12U\n\x0c\x44\x65nyIdentity\x12!.certplane.v1.DenyIdentityRequest\x1a\".certplane.v1.DenyIdentityResponseB*\n\x0c\x63\x65rtplane.v1P\x01Z\x18\x63\x65rtplane/v1;certplanev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,26 +36,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\014certplane.v1P\001Z\030certplane/v1;certplanev1'
   _globals['_REPORTENROLLMENTREQUEST_HOSTFACTSENTRY']._loaded_options = None
   _globals['_REPORTENROLLMENTREQUEST_HOSTFACTSENTRY']._serialized_options = b'8\001'
-  _globals['_IDENTITY']._serialized_start=81
-  _globals['_IDENTITY']._serialized_end=533
-  _globals['_IDENTITY_KIND']._serialized_start=453
-  _globals['_IDENTITY_KIND']._serialized_end=533
-  _globals['_GETIDENTITYREQUEST']._serialized_start=535
-  _globals['_GETIDENTITYREQUEST']._serialized_end=586
-  _globals['_GRANTEDPROFILE']._serialized_start=588
-  _globals['_GRANTEDPROFILE']._serialized_end=653
-  _globals['_GETIDENTITYRESPONSE']._serialized_start=656
-  _globals['_GETIDENTITYRESPONSE']._serialized_end=935
-  _globals['_GETTRUSTBUNDLEREQUEST']._serialized_start=937
-  _globals['_GETTRUSTBUNDLEREQUEST']._serialized_end=991
-  _globals['_GETTRUSTBUNDLERESPONSE']._serialized_start=994
-  _globals['_GETTRUSTBUNDLERESPONSE']._serialized_end=1130
-  _globals['_REPORTENROLLMENTREQUEST']._serialized_start=1133
-  _globals['_REPORTENROLLMENTREQUEST']._serialized_end=1427
-  _globals['_REPORTENROLLMENTREQUEST_HOSTFACTSENTRY']._serialized_start=1367
-  _globals['_REPORTENROLLMENTREQUEST_HOSTFACTSENTRY']._serialized_end=1427
-  _globals['_REPORTENROLLMENTRESPONSE']._serialized_start=1429
-  _globals['_REPORTENROLLMENTRESPONSE']._serialized_end=1516
-  _globals['_ENROLLMENTSERVICE']._serialized_start=1519
-  _globals['_ENROLLMENTSERVICE']._serialized_end=1814
+  _globals['_IDENTITY']._serialized_start=113
+  _globals['_IDENTITY']._serialized_end=565
+  _globals['_IDENTITY_KIND']._serialized_start=485
+  _globals['_IDENTITY_KIND']._serialized_end=565
+  _globals['_GETIDENTITYREQUEST']._serialized_start=567
+  _globals['_GETIDENTITYREQUEST']._serialized_end=618
+  _globals['_GRANTEDPROFILE']._serialized_start=620
+  _globals['_GRANTEDPROFILE']._serialized_end=685
+  _globals['_GETIDENTITYRESPONSE']._serialized_start=688
+  _globals['_GETIDENTITYRESPONSE']._serialized_end=967
+  _globals['_GETTRUSTBUNDLEREQUEST']._serialized_start=969
+  _globals['_GETTRUSTBUNDLEREQUEST']._serialized_end=1023
+  _globals['_GETTRUSTBUNDLERESPONSE']._serialized_start=1026
+  _globals['_GETTRUSTBUNDLERESPONSE']._serialized_end=1162
+  _globals['_REPORTENROLLMENTREQUEST']._serialized_start=1165
+  _globals['_REPORTENROLLMENTREQUEST']._serialized_end=1459
+  _globals['_REPORTENROLLMENTREQUEST_HOSTFACTSENTRY']._serialized_start=1399
+  _globals['_REPORTENROLLMENTREQUEST_HOSTFACTSENTRY']._serialized_end=1459
+  _globals['_REPORTENROLLMENTRESPONSE']._serialized_start=1461
+  _globals['_REPORTENROLLMENTRESPONSE']._serialized_end=1548
+  _globals['_CREATEBOOTSTRAPTOKENREQUEST']._serialized_start=1551
+  _globals['_CREATEBOOTSTRAPTOKENREQUEST']._serialized_end=1719
+  _globals['_CREATEBOOTSTRAPTOKENRESPONSE']._serialized_start=1722
+  _globals['_CREATEBOOTSTRAPTOKENRESPONSE']._serialized_end=1968
+  _globals['_DENYIDENTITYREQUEST']._serialized_start=1971
+  _globals['_DENYIDENTITYREQUEST']._serialized_end=2285
+  _globals['_DENYIDENTITYREQUEST_SCOPE']._serialized_start=2215
+  _globals['_DENYIDENTITYREQUEST_SCOPE']._serialized_end=2285
+  _globals['_DENIEDIDENTITY']._serialized_start=2288
+  _globals['_DENIEDIDENTITY']._serialized_end=2481
+  _globals['_DENYIDENTITYRESPONSE']._serialized_start=2484
+  _globals['_DENYIDENTITYRESPONSE']._serialized_end=2720
+  _globals['_ENROLLMENTSERVICE']._serialized_start=2723
+  _globals['_ENROLLMENTSERVICE']._serialized_end=3216
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ it an identity.
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -344,3 +345,239 @@ class ReportEnrollmentResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportEnrollmentResponse: _TypeAlias = ReportEnrollmentResponse  # noqa: Y015
+
+@_typing.final
+class CreateBootstrapTokenRequest(_message.Message):
+    """Request of CreateBootstrapToken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    LIFETIME_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Optional. As in GetIdentityRequest."""
+    identity: _builtins.str
+    """Required. Name of the identity, as policy has the host or service: the name that its certificate is for. Or a host's
+    label in the policy.
+    """
+    dry_run: _builtins.bool
+    """Optional. Check all of it, the broker's key too, and make no token: it is empty in the answer."""
+    @_builtins.property
+    def lifetime(self) -> _duration_pb2.Duration:
+        """Optional. For how long the token holds, at least 10 seconds and at most what broker.yml says
+        (`bootstrap.max_lifetime`), which is the default.
+        """
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        identity: _builtins.str = ...,
+        lifetime: _duration_pb2.Duration | None = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lifetime", b"lifetime"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "identity", b"identity", "lifetime", b"lifetime", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateBootstrapTokenRequest: _TypeAlias = CreateBootstrapTokenRequest  # noqa: Y015
+
+@_typing.final
+class CreateBootstrapTokenResponse(_message.Message):
+    """Response of CreateBootstrapToken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    CA_URL_FIELD_NUMBER: _builtins.int
+    CA_ROOT_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    PROVISIONER_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    """The token, a JWT as `step ca token` makes it. Whoever has it first is the identity: hand it to the new machine alone."""
+    ca_url: _builtins.str
+    """Where the CA is, without a slash at the end."""
+    ca_root_fingerprint: _builtins.str
+    """SHA-256 of the DER of the CA's root certificate, 64 lower-case hexadecimal digits."""
+    provisioner: _builtins.str
+    """The CA's provisioner that the token is of."""
+    identity: _builtins.str
+    """Name of the identity that it is for."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ends."""
+
+    def __init__(
+        self,
+        *,
+        token: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        ca_url: _builtins.str = ...,
+        ca_root_fingerprint: _builtins.str = ...,
+        provisioner: _builtins.str = ...,
+        identity: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_root_fingerprint", b"ca_root_fingerprint", "ca_url", b"ca_url", "expire_time", b"expire_time", "identity", b"identity", "provisioner", b"provisioner", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateBootstrapTokenResponse: _TypeAlias = CreateBootstrapTokenResponse  # noqa: Y015
+
+@_typing.final
+class DenyIdentityRequest(_message.Message):
+    """Request of DenyIdentity."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Scope:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[DenyIdentityRequest._Scope.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        SCOPE_UNSPECIFIED: DenyIdentityRequest._Scope.ValueType  # 0
+        """Not allowed."""
+        SCOPE_NAME: DenyIdentityRequest._Scope.ValueType  # 1
+        """The name: whatever certificate it uses, from now on."""
+        SCOPE_CERTIFICATES: DenyIdentityRequest._Scope.ValueType  # 2
+        """The certificates that are known of the name now: that in use, and of a contested identity that of the other holder
+        too, which ends the contest. Another certificate of the name is let in.
+        """
+
+    class Scope(_Scope, metaclass=_ScopeEnumTypeWrapper):
+        """What is shut out."""
+
+    SCOPE_UNSPECIFIED: DenyIdentityRequest.Scope.ValueType  # 0
+    """Not allowed."""
+    SCOPE_NAME: DenyIdentityRequest.Scope.ValueType  # 1
+    """The name: whatever certificate it uses, from now on."""
+    SCOPE_CERTIFICATES: DenyIdentityRequest.Scope.ValueType  # 2
+    """The certificates that are known of the name now: that in use, and of a contested identity that of the other holder
+    too, which ends the contest. Another certificate of the name is let in.
+    """
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ACTIVE_SERIAL_NUMBER_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Optional. As in GetIdentityRequest."""
+    identity: _builtins.str
+    """Required. Name of the identity. It need not be in the policy any more. Not the caller's own."""
+    scope: Global___DenyIdentityRequest.Scope.ValueType
+    """Required. What is shut out."""
+    reason: _builtins.str
+    """Required. Why: for the audit log and the deny-list. Printable, at most 256 bytes."""
+    active_serial_number: _builtins.str
+    """Optional. With SCOPE_CERTIFICATES: only if this is the serial number of the certificate in use, as lower-case
+    hexadecimal digits. It is required where the certificate in use has just taken the place of a denied one, so that
+    a call that is repeated doesn't shut out the new machine.
+    """
+    dry_run: _builtins.bool
+    """Optional. Answer what would be done, and do nothing."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        identity: _builtins.str = ...,
+        scope: Global___DenyIdentityRequest.Scope.ValueType = ...,
+        reason: _builtins.str = ...,
+        active_serial_number: _builtins.str = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_serial_number", b"active_serial_number", "dry_run", b"dry_run", "identity", b"identity", "reason", b"reason", "request_id", b"request_id", "scope", b"scope"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DenyIdentityRequest: _TypeAlias = DenyIdentityRequest  # noqa: Y015
+
+@_typing.final
+class DeniedIdentity(_message.Message):
+    """An entry of the broker's deny-list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ISSUER_FIELD_NUMBER: _builtins.int
+    SERIAL_NUMBER_FIELD_NUMBER: _builtins.int
+    DENY_TIME_FIELD_NUMBER: _builtins.int
+    ALREADY_DENIED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The name that is shut out; empty where a certificate alone is."""
+    issuer: _builtins.str
+    """Subject of the CA that issued the certificate, RFC 4514; empty where a name is."""
+    serial_number: _builtins.str
+    """Its serial number, lower-case hexadecimal digits; empty where a name is."""
+    already_denied: _builtins.bool
+    """Whether it was there before this call."""
+    @_builtins.property
+    def deny_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when; with dry_run not set for one that isn't there yet."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        issuer: _builtins.str = ...,
+        serial_number: _builtins.str = ...,
+        deny_time: _timestamp_pb2.Timestamp | None = ...,
+        already_denied: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deny_time", b"deny_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_denied", b"already_denied", "deny_time", b"deny_time", "issuer", b"issuer", "name", b"name", "serial_number", b"serial_number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeniedIdentity: _TypeAlias = DeniedIdentity  # noqa: Y015
+
+@_typing.final
+class DenyIdentityResponse(_message.Message):
+    """Response of DenyIdentity."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DENIED_FIELD_NUMBER: _builtins.int
+    ACTIVE_SERIAL_NUMBER_FIELD_NUMBER: _builtins.int
+    ACTIVE_REPLACES_DENIED_FIELD_NUMBER: _builtins.int
+    VALID_CERTIFICATE_COUNT_FIELD_NUMBER: _builtins.int
+    active_serial_number: _builtins.str
+    """Serial number of the certificate in use; empty where none is known. If `active_replaces_denied`, it is not among
+    `denied`.
+    """
+    active_replaces_denied: _builtins.bool
+    """Whether the certificate in use has taken the place of one that is denied, and nothing was done since the request
+    didn't name it.
+    """
+    valid_certificate_count: _builtins.int
+    """How many of the identity's certificates for services are valid still. They are until they are revoked."""
+    @_builtins.property
+    def denied(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeniedIdentity]:
+        """What this call has shut out, and what was shut out before. None where no certificate of the identity is known."""
+
+    def __init__(
+        self,
+        *,
+        denied: _abc.Iterable[Global___DeniedIdentity] | None = ...,
+        active_serial_number: _builtins.str = ...,
+        active_replaces_denied: _builtins.bool = ...,
+        valid_certificate_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_replaces_denied", b"active_replaces_denied", "active_serial_number", b"active_serial_number", "denied", b"denied", "valid_certificate_count", b"valid_certificate_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DenyIdentityResponse: _TypeAlias = DenyIdentityResponse  # noqa: Y015

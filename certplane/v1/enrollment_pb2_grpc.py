@@ -50,6 +50,16 @@ class EnrollmentServiceStub:
                 request_serializer=certplane_dot_v1_dot_enrollment__pb2.ReportEnrollmentRequest.SerializeToString,
                 response_deserializer=certplane_dot_v1_dot_enrollment__pb2.ReportEnrollmentResponse.FromString,
                 _registered_method=True)
+        self.CreateBootstrapToken = channel.unary_unary(
+                '/certplane.v1.EnrollmentService/CreateBootstrapToken',
+                request_serializer=certplane_dot_v1_dot_enrollment__pb2.CreateBootstrapTokenRequest.SerializeToString,
+                response_deserializer=certplane_dot_v1_dot_enrollment__pb2.CreateBootstrapTokenResponse.FromString,
+                _registered_method=True)
+        self.DenyIdentity = channel.unary_unary(
+                '/certplane.v1.EnrollmentService/DenyIdentity',
+                request_serializer=certplane_dot_v1_dot_enrollment__pb2.DenyIdentityRequest.SerializeToString,
+                response_deserializer=certplane_dot_v1_dot_enrollment__pb2.DenyIdentityResponse.FromString,
+                _registered_method=True)
 
 
 class EnrollmentServiceServicer:
@@ -82,6 +92,27 @@ class EnrollmentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateBootstrapToken(self, request, context):
+        """CreateBootstrapToken makes a one-time token with which a new host or service gets its first identity certificate at
+        the internal CA: it holds for the CA once, for a few minutes, and for this name alone. Each call makes another one.
+        Refused with BOOTSTRAP_NOT_CONFIGURED where broker.yml has no section `bootstrap`; an identity that policy doesn't
+        have as a host or service, that is denied, or that is contested gets none. Audited, without the token. A call costs
+        as much as twenty others.
+        Callers: operators, with the role admin.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DenyIdentity(self, request, context):
+        """DenyIdentity shuts out an identity by its name, or the identity certificates alone that are known of it, so that
+        a machine that takes its place can use the name. Its open orders end, and its stream. Safe to repeat. Audited.
+        Callers: operators, with the role admin.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EnrollmentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -99,6 +130,16 @@ def add_EnrollmentServiceServicer_to_server(servicer, server):
                     servicer.ReportEnrollment,
                     request_deserializer=certplane_dot_v1_dot_enrollment__pb2.ReportEnrollmentRequest.FromString,
                     response_serializer=certplane_dot_v1_dot_enrollment__pb2.ReportEnrollmentResponse.SerializeToString,
+            ),
+            'CreateBootstrapToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateBootstrapToken,
+                    request_deserializer=certplane_dot_v1_dot_enrollment__pb2.CreateBootstrapTokenRequest.FromString,
+                    response_serializer=certplane_dot_v1_dot_enrollment__pb2.CreateBootstrapTokenResponse.SerializeToString,
+            ),
+            'DenyIdentity': grpc.unary_unary_rpc_method_handler(
+                    servicer.DenyIdentity,
+                    request_deserializer=certplane_dot_v1_dot_enrollment__pb2.DenyIdentityRequest.FromString,
+                    response_serializer=certplane_dot_v1_dot_enrollment__pb2.DenyIdentityResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -183,6 +224,60 @@ class EnrollmentService:
             '/certplane.v1.EnrollmentService/ReportEnrollment',
             certplane_dot_v1_dot_enrollment__pb2.ReportEnrollmentRequest.SerializeToString,
             certplane_dot_v1_dot_enrollment__pb2.ReportEnrollmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateBootstrapToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/certplane.v1.EnrollmentService/CreateBootstrapToken',
+            certplane_dot_v1_dot_enrollment__pb2.CreateBootstrapTokenRequest.SerializeToString,
+            certplane_dot_v1_dot_enrollment__pb2.CreateBootstrapTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DenyIdentity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/certplane.v1.EnrollmentService/DenyIdentity',
+            certplane_dot_v1_dot_enrollment__pb2.DenyIdentityRequest.SerializeToString,
+            certplane_dot_v1_dot_enrollment__pb2.DenyIdentityResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -32,6 +32,19 @@ class EnrollmentServiceStub:
     Idempotent. Audited.
     Callers: any identity that policy knows.
     """
+    CreateBootstrapToken: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.CreateBootstrapTokenRequest, _enrollment_pb2.CreateBootstrapTokenResponse]
+    """CreateBootstrapToken makes a one-time token with which a new host or service gets its first identity certificate at
+    the internal CA: it holds for the CA once, for a few minutes, and for this name alone. Each call makes another one.
+    Refused with BOOTSTRAP_NOT_CONFIGURED where broker.yml has no section `bootstrap`; an identity that policy doesn't
+    have as a host or service, that is denied, or that is contested gets none. Audited, without the token. A call costs
+    as much as twenty others.
+    Callers: operators, with the role admin.
+    """
+    DenyIdentity: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.DenyIdentityRequest, _enrollment_pb2.DenyIdentityResponse]
+    """DenyIdentity shuts out an identity by its name, or the identity certificates alone that are known of it, so that
+    a machine that takes its place can use the name. Its open orders end, and its stream. Safe to repeat. Audited.
+    Callers: operators, with the role admin.
+    """
 
 class EnrollmentServiceServicer(metaclass=_abc_1.ABCMeta):
     """EnrollmentService tells an enrolled caller how the broker sees it. Enrolment itself happens at the internal CA."""
@@ -66,6 +79,31 @@ class EnrollmentServiceServicer(metaclass=_abc_1.ABCMeta):
         """ReportEnrollment records what the caller runs. The latest report of an identity replaces the one before.
         Idempotent. Audited.
         Callers: any identity that policy knows.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateBootstrapToken(
+        self,
+        request: _enrollment_pb2.CreateBootstrapTokenRequest,
+        context: _aio.ServicerContext[_enrollment_pb2.CreateBootstrapTokenRequest, _abc.Awaitable[_enrollment_pb2.CreateBootstrapTokenResponse]],
+    ) -> _abc.Awaitable[_enrollment_pb2.CreateBootstrapTokenResponse]:
+        """CreateBootstrapToken makes a one-time token with which a new host or service gets its first identity certificate at
+        the internal CA: it holds for the CA once, for a few minutes, and for this name alone. Each call makes another one.
+        Refused with BOOTSTRAP_NOT_CONFIGURED where broker.yml has no section `bootstrap`; an identity that policy doesn't
+        have as a host or service, that is denied, or that is contested gets none. Audited, without the token. A call costs
+        as much as twenty others.
+        Callers: operators, with the role admin.
+        """
+
+    @_abc_1.abstractmethod
+    def DenyIdentity(
+        self,
+        request: _enrollment_pb2.DenyIdentityRequest,
+        context: _aio.ServicerContext[_enrollment_pb2.DenyIdentityRequest, _abc.Awaitable[_enrollment_pb2.DenyIdentityResponse]],
+    ) -> _abc.Awaitable[_enrollment_pb2.DenyIdentityResponse]:
+        """DenyIdentity shuts out an identity by its name, or the identity certificates alone that are known of it, so that
+        a machine that takes its place can use the name. Its open orders end, and its stream. Safe to repeat. Audited.
+        Callers: operators, with the role admin.
         """
 
 def add_EnrollmentServiceServicer_to_server(servicer: EnrollmentServiceServicer, server: _aio.Server) -> None: ...

@@ -15,6 +15,8 @@ import grpc
 
 from certplane.broker import metrics
 from certplane.broker.budget.model import IssuerLimits
+from certplane.broker.enrolling.tokens import IdentityCa
+from certplane.broker.enrollment_desk import enrollment_service
 from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.elsewhere import follow_others
 from certplane.broker.fleet.followed import FollowedRequests
@@ -42,7 +44,6 @@ from certplane.broker.services.audit import AuditServicer
 from certplane.broker.services.brokers import BrokerServicer
 from certplane.broker.services.budget import BudgetServicer
 from certplane.broker.services.certificates import CertificateServicer
-from certplane.broker.services.enrollment import EnrollmentServicer
 from certplane.broker.services.fleet import FleetServicer
 from certplane.broker.services.fleet_lists import FleetLists
 from certplane.broker.services.incidents import IncidentServicer
@@ -68,6 +69,7 @@ from tests.fakes.orders import NoOrdersHere
 from tests.fakes.policy import FakePolicy, FakePolicySource
 from tests.fakes.policy_desk import FakePolicyDesk
 from tests.fakes.renewal import FakeActivations
+from tests.fakes.secrets import FakeSecretSource
 from tests.support.ca import Leaf, PrivateCa
 from tests.support.memory_store import MemoryStores
 
@@ -126,6 +128,9 @@ class EdgeServer:
     name: str = "machine"
     stopping: bool = False
     """Whether those who follow the audit log are sent away."""
+    identity_ca: IdentityCa | None = None
+    """That tokens are made for, with a key of `secrets`."""
+    secrets: FakeSecretSource = field(default_factory=FakeSecretSource)
     stores: Any = None
     """Of a database that it shares with others; else it has one in memory."""
 
@@ -233,11 +238,12 @@ class EdgeServer:
             tls=self.trust.tls,
             edge=self.edge,
             servicers=[
-                EnrollmentServicer(
+                enrollment_service(
+                    self.stores,
+                    self.secrets,
+                    self.identity_ca,
                     trust=self.trust,
                     policy=self.policy,
-                    enrollments=self.stores.enrollments,
-                    identities=self.stores.identities,
                     repeats=FakeEventRecorder(self.stores.audit),
                     clock=self.clock,
                     trail=trail,

@@ -34,7 +34,8 @@ class Access:
 
 _ANYONE: Final = Access(frozenset(IdentityKind))
 _HOLDERS: Final = frozenset({IdentityKind.HOST, IdentityKind.SERVICE})
-_OPERATORS: Final = Access(frozenset({IdentityKind.OPERATOR}))
+_OPERATOR_KIND: Final = frozenset({IdentityKind.OPERATOR})
+_OPERATORS: Final = Access(_OPERATOR_KIND)
 _STAFF: Final = frozenset({IdentityKind.OPERATOR, IdentityKind.SERVICE})
 _VIEWERS: Final = Access(_STAFF, roles=frozenset({"viewer", "operator"}))
 """An operator may do what a viewer may."""
@@ -52,6 +53,8 @@ METHODS: Final[Mapping[str, Access]] = {
             "GetIdentity": _ANYONE,
             "GetTrustBundle": _ANYONE,
             "ReportEnrollment": _ANYONE,
+            "CreateBootstrapToken": Access(_OPERATOR_KIND, cost=20, roles=frozenset({"admin"})),
+            "DenyIdentity": Access(_OPERATOR_KIND, roles=frozenset({"admin"})),
         },
     ),
     **_rows(

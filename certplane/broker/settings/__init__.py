@@ -15,6 +15,7 @@ the format's one exception.
 | `secrets` | beside its adapters, in `certplane.broker.secrets` |
 | `notifications` | `certplane.broker.notify.receivers`, and `.settings` for the rules |
 | `store`, `audit`, `rate_limits` | `records` |
+| `bootstrap` | `certplane.broker.enrolling.settings` |
 
 What an adapter takes stands beside the adapter, so that nothing is copied from one class into another; adapters never
 import this package.

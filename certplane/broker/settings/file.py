@@ -10,6 +10,7 @@ from pathlib import Path
 from certplane.broker.accounts.seal import HOW_TO_MAKE
 from certplane.broker.budget.model import IssuerLimits
 from certplane.broker.budget.published import limits_of
+from certplane.broker.enrolling.settings import BootstrapSettings
 from certplane.broker.issuers.acme_settings import AcmeCaSettings
 from certplane.broker.issuers.challenge_kinds import ChallengeKind
 from certplane.broker.issuers.dns.settings import DnsSettings
@@ -44,6 +45,7 @@ class BrokerSettings:
     logging: LoggingSettings = field(default_factory=LoggingSettings)
     tracing: TracingSettings = field(default_factory=TracingSettings)
     notifications: Mapping[str, NotifierSettings] = field(default_factory=dict)
+    bootstrap: BootstrapSettings | None = None
     source: Source = field(kw_only=True)
 
     def problems(self) -> Iterator[KeyProblem]:

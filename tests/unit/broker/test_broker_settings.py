@@ -113,6 +113,12 @@ EXPECTED = {
     "metrics.address": ListenAddress("127.0.0.1", 9464),
     "metrics.certificates_up_to_hosts": 500,
     "metrics.host_labels": ("ring", "dc"),
+    "bootstrap.ca_url": "https://ca.internal.example:8443",
+    "bootstrap.provisioner": "certplane-broker",
+    "bootstrap.key_secret": "bootstrap-key",
+    "bootstrap.root_ca_bundle": None,
+    "bootstrap.fingerprint": "3d1a63e1bf9c7b8b6f4e9a2d5c7f0e1122334455667788990011223344556677",
+    "bootstrap.max_lifetime": timedelta(minutes=10),
     "tracing.endpoint": OtlpUrl("https://otlp.example:4317"),
     "tracing.ca_bundle": Path("/etc/certplane/otlp-ca.pem"),
     "tracing.per_cent": 10,
@@ -368,6 +374,7 @@ def test_every_key_of_the_format() -> None:
         "notifications.oncall.mail",
         "notifications.oncall.apprise",
         "notifications.oncall.webhook.url_secret",
+        "bootstrap.root_ca_bundle",
     }
     assert unwritten - written - one_of_three - not_beside == {"secrets.vault.token"}
     assert settings.hash == hashlib.sha256(EXAMPLE.read_bytes()).hexdigest()

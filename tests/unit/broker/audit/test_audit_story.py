@@ -26,6 +26,8 @@ from certplane.broker import account_commands, copy_command, identity_commands
 from certplane.broker.announced import start_events
 from certplane.broker.audit import DenialCoalescer, RepeatCoalescer
 from certplane.broker.control import ReloadRequest
+from certplane.broker.enrolling.tokens import IdentityCa
+from certplane.broker.enrollment_desk import enrollment_service
 from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditTrail
 from certplane.broker.fleet.events import report_events
 from certplane.broker.fleet.forgetting import HostForgetting
@@ -41,7 +43,7 @@ from certplane.broker.incidents.model import Figures, Incident
 from certplane.broker.incidents.watch import IncidentWatch
 from certplane.broker.issuance.events import denied_order
 from certplane.broker.members.requests import BrokerCommand, BrokerRequest
-from certplane.broker.model import DenyEntry, IdentityUse, KnownIdentity, RevocationReason
+from certplane.broker.model import DenyEntry, Grant, IdentityKind, IdentityUse, KnownIdentity, RevocationReason
 from certplane.broker.out_of_service import OutOfService
 from certplane.broker.reload import Reloader
 from certplane.broker.renewal.model import InForce, RenewalPlan, Selection
@@ -61,7 +63,6 @@ from certplane.broker.rollouts.model import (
     Step,
 )
 from certplane.broker.services.calls import serving
-from certplane.broker.services.enrollment import EnrollmentServicer
 from certplane.broker.soundness import SoundnessWatch
 from certplane.broker.stopping import Stopping
 from certplane.broker.store.copying import CopiedTable
@@ -74,11 +75,13 @@ from certplane.fleet_report.model import (
     RenewalStep,
     Report,
 )
+from certplane.sandbox.tokens import ProvisionerKey
 from certplane.v1 import enrollment_pb2 as pb
 from tests.fakes.audit import FakeDenialRecorder, FakeEventRecorder, FakeMeter
 from tests.fakes.clock import ManualClock
 from tests.fakes.issuer import FakeIssuer
 from tests.fakes.policy import FakePolicy, FakePolicySource
+from tests.fakes.secrets import FakeSecretSource
 from tests.support.issuance import NO_WAIT, World, caller, issue, kill_all, lose_order, unavailable
 from tests.support.memory_store import MemoryStores
 
@@ -210,7 +213,7 @@ async def coalesced() -> list[AuditEvent]:
 
 @story
 async def edge() -> list[AuditEvent]:
-    """What the edge records: a first use, a retired certificate, a refused call, an enrollment."""
+    """What the edge records: a first use, a retired certificate, a refused call, an enrollment, a token, a replacement."""
     clock, stores, numbers = ManualClock(), MemoryStores.open(ManualClock()), count(1)
 
     trail = AuditTrail(clock, lambda: f"event-{next(numbers)}")
@@ -233,11 +236,14 @@ async def edge() -> list[AuditEvent]:
     await Denials(denied, trail).note(call, caught.value, by_edge=False)
     unknown = Call(control, call.method, None, peer, "req-1", is_stream=False)  # type: ignore[arg-type]
     await Denials(denied, trail).note(unknown, RefusalError(Reason.RATE_LIMITED, "too fast"), by_edge=False)
-    servicer = EnrollmentServicer(
+    grant = Grant("web9.test", IdentityKind.HOST, "web9")
+    ca = IdentityCa("https://ca.test", "ab" * 32, "broker", "key", timedelta(minutes=5))
+    servicer = enrollment_service(
+        stores,
+        FakeSecretSource({"key": json.dumps(ProvisionerKey.generate().private_jwk)}),
+        ca,
         trust=SimpleNamespace(),  # type: ignore[arg-type]  # not asked
-        policy=SimpleNamespace(),  # type: ignore[arg-type]  # not asked
-        enrollments=stores.enrollments,
-        identities=stores.identities,
+        policy=FakePolicySource(FakePolicy.of([grant])),
         repeats=FakeEventRecorder(stores.audit),
         clock=clock,
         trail=trail,
@@ -247,6 +253,13 @@ async def edge() -> list[AuditEvent]:
         pb.ReportEnrollmentRequest(agent_version="1.2", identity_serial_number="a1"),
         None,  # type: ignore[arg-type]  # not used
     )
+    call.caller = caller("admin.test")
+    context: Any = None  # not used
+    await servicer.CreateBootstrapToken(pb.CreateBootstrapTokenRequest(identity="web9.test"), context)
+    shut = pb.DenyIdentityRequest(
+        identity="web1.test", scope=pb.DenyIdentityRequest.SCOPE_CERTIFICATES, reason="replaced"
+    )
+    await servicer.DenyIdentity(shut, context)
     serving.reset(token)
     return [*stores.database.events, *denied.events]
 

@@ -38,6 +38,7 @@ ROLES = {
     "": frozenset[str](),
     "operator": frozenset({"operator"}),
     "viewer or operator": frozenset({"viewer", "operator"}),
+    "admin": frozenset({"admin"}),
 }
 
 
@@ -124,6 +125,16 @@ def test_check(method: str, kind: IdentityKind, allowed: bool) -> None:
         pytest.param("RolloutService/CreateRollout", IdentityKind.SERVICE, ("admin",), True, id="admin-rolls-out"),
         pytest.param("FleetService/ListHosts", IdentityKind.OPERATOR, ("admin",), True, id="admin-lists"),
         pytest.param("FleetService/ListHosts", IdentityKind.HOST, ("admin",), False, id="a-host-is-no-admin"),
+        pytest.param(
+            "EnrollmentService/CreateBootstrapToken", IdentityKind.OPERATOR, ("admin",), True, id="admin-token"
+        ),
+        pytest.param(
+            "EnrollmentService/CreateBootstrapToken", IdentityKind.OPERATOR, ("operator",), False, id="no-token"
+        ),
+        pytest.param(
+            "EnrollmentService/CreateBootstrapToken", IdentityKind.SERVICE, ("admin",), False, id="no-service"
+        ),
+        pytest.param("EnrollmentService/DenyIdentity", IdentityKind.OPERATOR, ("operator",), False, id="no-denying"),
     ],
 )
 def test_roles(method: str, kind: IdentityKind, roles: tuple[str, ...], allowed: bool) -> None:
