@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class EnrollmentServiceStub:
-    """EnrollmentService tells an enrolled caller how the broker sees it. Enrolment itself happens at the internal CA.
+    """EnrollmentService tells an enrolled caller how the broker sees it. Enrolment itself happens at the internal CA; for it
+    the broker makes one-time tokens, where it is configured to.
     """
 
     def __init__(self, channel):
@@ -63,7 +64,8 @@ class EnrollmentServiceStub:
 
 
 class EnrollmentServiceServicer:
-    """EnrollmentService tells an enrolled caller how the broker sees it. Enrolment itself happens at the internal CA.
+    """EnrollmentService tells an enrolled caller how the broker sees it. Enrolment itself happens at the internal CA; for it
+    the broker makes one-time tokens, where it is configured to.
     """
 
     def GetIdentity(self, request, context):
@@ -150,7 +152,8 @@ def add_EnrollmentServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EnrollmentService:
-    """EnrollmentService tells an enrolled caller how the broker sees it. Enrolment itself happens at the internal CA.
+    """EnrollmentService tells an enrolled caller how the broker sees it. Enrolment itself happens at the internal CA; for it
+    the broker makes one-time tokens, where it is configured to.
     """
 
     @staticmethod

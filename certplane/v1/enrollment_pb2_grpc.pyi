@@ -15,7 +15,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class EnrollmentServiceStub:
-    """EnrollmentService tells an enrolled caller how the broker sees it. Enrolment itself happens at the internal CA."""
+    """EnrollmentService tells an enrolled caller how the broker sees it. Enrolment itself happens at the internal CA; for it
+    the broker makes one-time tokens, where it is configured to.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetIdentity: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.GetIdentityRequest, _enrollment_pb2.GetIdentityResponse]
@@ -47,7 +49,9 @@ class EnrollmentServiceStub:
     """
 
 class EnrollmentServiceServicer(metaclass=_abc_1.ABCMeta):
-    """EnrollmentService tells an enrolled caller how the broker sees it. Enrolment itself happens at the internal CA."""
+    """EnrollmentService tells an enrolled caller how the broker sees it. Enrolment itself happens at the internal CA; for it
+    the broker makes one-time tokens, where it is configured to.
+    """
 
     @_abc_1.abstractmethod
     def GetIdentity(
