@@ -74,6 +74,7 @@ class SqlIdentityLedger(IdentityLedger, ChangeFollower):
         self._audit = audit
         self._meter = meter
         self._changes = changes
+        self._feed = feed
         self._known: dict[str, KnownIdentity] = {}
         self._packed: dict[str, bytes] = {}
         """Rows as they were read, of those that nobody has asked for since; of no name that `_known` has."""
@@ -194,6 +195,8 @@ class SqlIdentityLedger(IdentityLedger, ChangeFollower):
             return [event for entry in denied for event in self._deny_rows.insert(session, entry)]
 
         known = await self._change(seen.name, decide, events, beside)
+        if denied or allowed:  # our own changes aren't told, and are seen before they are acknowledged
+            await self._feed.reread(ChangeKind.DENY_ENTRY)
         return known is not None and _same_certificates(known, settled)
 
     async def _change(

@@ -501,6 +501,32 @@ def _with(**replaced: str) -> str:
     return text
 
 
+BOOTSTRAP = {"ca_url": "https://ca", "provisioner": "p", "key_secret": "k", "fingerprint": "ab" * 32}
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        pytest.param({"fingerprint": None}, "bootstrap.fingerprint: or `root_ca_bundle` is required", id="no-root"),
+        pytest.param({"root_ca_bundle": "/r.pem"}, "doesn't go with `root_ca_bundle`", id="two-roots"),
+        pytest.param({"fingerprint": "ab"}, "bootstrap.fingerprint: must be a SHA-256", id="no-fingerprint"),
+        pytest.param({"ca_url": "http://ca"}, "bootstrap.ca_url: ", id="plain-http"),
+        pytest.param({"ca_url": "https://ca/?x=1"}, "bootstrap.ca_url: must have no query", id="a-query"),
+        pytest.param({"provisioner": None}, "bootstrap.provisioner: is required", id="no-provisioner"),
+        pytest.param({"key_secret": None}, "bootstrap.key_secret: is required", id="no-key"),
+        pytest.param({"max_lifetime": "5s"}, "bootstrap.max_lifetime: must be from 10s to 24h", id="short"),
+        pytest.param({"max_lifetime": "25h"}, "bootstrap.max_lifetime: must be from 10s to 24h", id="long"),
+        pytest.param({"key": "x"}, "bootstrap.key: ", id="unknown-key"),
+    ],
+)
+def test_tokens_need_a_ca_a_root_and_a_key(tmp_path: Path, changes: dict[str, str | None], problem: str) -> None:
+    """What is wrong with the section `bootstrap` is told by its key."""
+    section = {key: value for key, value in {**BOOTSTRAP, **changes}.items() if value is not None}
+    lines = "".join(f"  {key}: {value}\n" for key, value in section.items())
+    (found,) = _problems(tmp_path, f"{MINIMAL}bootstrap:\n{lines}")
+    assert problem in found
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

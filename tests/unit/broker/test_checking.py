@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import sqlite3
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 
 from certplane.broker import surroundings
 from certplane.broker.checking import check
@@ -24,6 +27,7 @@ from certplane.broker.store.schema import APPLICATION_ID
 from certplane.broker.surroundings import secret_names
 from certplane.config.files import read_private_file, read_service_key
 from certplane.errors import ConfigurationError
+from certplane.sandbox.tokens import ProvisionerKey
 from tests.support.broker_files import BrokerFiles
 from tests.support.bundles import DAY, named_root, pem
 
@@ -347,3 +351,49 @@ async def test_what_notifies_and_copies_is_looked_at(files: BrokerFiles, tmp_pat
     del files.settings["notifications"]["post"]
     _, doubts = await check(_settings(files), offline=True)
     assert any("notifications.oncall.webhook.signing_secret: there is no secret" in doubt for doubt in doubts), doubts
+
+
+def _bootstrap(files: BrokerFiles, key: str) -> None:
+    folder = files.directory / "secrets"
+    for name, content in (("dns/tsig", "c2VjcmV0"), ("cloudflare/api-token", "x"), ("bootstrap-key", key)):
+        if content:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(content)
+            (folder / name).chmod(0o600)
+    files.settings["secrets"] = {"provider": "file", "file": {"directory": str(folder)}}
+    files.settings["bootstrap"] = {
+        "ca_url": "https://ca.certplane.test:8443/",
+        "root_ca_bundle": str(files.directory / "agent-ca.pem"),
+        "provisioner": "certplane-broker",
+        "key_secret": "bootstrap-key",
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        pytest.param("", r"bootstrap\.key_secret: the secret 'bootstrap-key' can't be read", id="none"),
+        pytest.param("tell", "the secret 'bootstrap-key' can't be used: not a private key in PEM", id="no-key"),
+        pytest.param('{"tell": 1}', "the secret 'bootstrap-key' isn't an EC key", id="another-kind"),
+        pytest.param("tell.a.b.c.d", "is encrypted: decrypt it with `step crypto jwe decrypt`; put", id="encrypted"),
+    ],
+)
+async def test_the_key_of_tokens_is_looked_at(files: BrokerFiles, key: str, said: str) -> None:
+    """A key that could sign nothing is told with its line, and not shown."""
+    _bootstrap(files, key)
+    found = await _problems(files)
+    assert re.search(said, found)
+    assert re.match(rf"{files.config}:\d+: ", found)
+    assert "tell" not in found
+
+
+async def test_new_hosts_know_the_ca_by_its_root(files: BrokerFiles) -> None:
+    """The fingerprint is that of the bundle's first certificate; a bundle that can't be read is told with its line."""
+    _bootstrap(files, json.dumps(ProvisionerKey.generate().private_jwk))
+    prepared, _ = await check(_settings(files), offline=True)
+    assert prepared.identity_ca is not None
+    assert prepared.identity_ca.url == "https://ca.certplane.test:8443"
+    root = x509.load_pem_x509_certificate(files.ca.root_pem)
+    assert prepared.identity_ca.root_fingerprint == root.fingerprint(hashes.SHA256()).hex()
+    files.settings["bootstrap"]["root_ca_bundle"] = str(files.directory / "nowhere.pem")
+    assert re.search(rf"{files.config}:\d+: bootstrap\.root_ca_bundle: .*nowhere\.pem", await _problems(files))
