@@ -21,6 +21,8 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Final
 
+from typing_extensions import override
+
 
 class Reason(StrEnum):
     """`ErrorInfo.reason` of a refusal, domain `certplane`. docs/errors.md describes each with its remedy."""
@@ -98,7 +100,22 @@ class Refusal:
 
 
 class CertplaneError(Exception):
-    """Root of everything that Certplane raises on purpose."""
+    """Root of everything that Certplane raises on purpose; what a caller may ask of each is here."""
+
+    @property
+    def reason(self) -> Reason | None:
+        """Why a broker, or an order, refused (docs/errors.md); None where none did."""
+        return None
+
+    @property
+    def retry_after(self) -> timedelta | None:
+        """How long to wait before asking again is of use, from when it was raised; None where nobody said."""
+        return None
+
+    @property
+    def request_id(self) -> str:
+        """How the broker's log knows the call; empty where no broker has refused."""
+        return ""
 
 
 class RefusalError(CertplaneError):
@@ -122,6 +139,21 @@ class RefusalError(CertplaneError):
         error = RefusalError(refusal.reason, refusal.message)
         error.refusal = refusal
         return error
+
+    @property
+    @override
+    def reason(self) -> Reason:
+        return self.refusal.reason
+
+    @property
+    @override
+    def retry_after(self) -> timedelta | None:
+        return self.refusal.retry_after
+
+    @property
+    @override
+    def request_id(self) -> str:
+        return self.refusal.request_id
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -156,4 +188,9 @@ class OperationError(CertplaneError):
         super().__init__(f"{message}; {remedy}" if remedy else message)
         self.message = message
         self.remedy = remedy
-        self.retry_after = retry_after
+        self._retry_after = retry_after
+
+    @property
+    @override
+    def retry_after(self) -> timedelta | None:
+        return self._retry_after

@@ -8,15 +8,16 @@ Certplane broker, too late) escape.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final, Self, TypeVar
-from urllib.parse import urlsplit
 
 import grpc
 
 from certplane import __version__
+from certplane.caller.unreachable import CallerFiles, why_unreachable
 from certplane.config.bundles import read_ca_bundle, require_in_force
 from certplane.config.files import read_file, read_private_file
 from certplane.ctl.settings import Context
@@ -32,25 +33,12 @@ from certplane.pki.bundle import presentable
 from certplane.rpc.channel import open_channel
 from certplane.rpc.credentials import PairError, channel_credentials, client_pair
 from certplane.rpc.failures import failed_call, words_of
-from certplane.rpc.handshake import handshake_failure
-from certplane.rpc.proxy import ProxyUse, proxy_for
 from certplane.rpc.status import refusal_from_error
 from certplane.runtime.clock import SystemClock
-from certplane.runtime.connection import ConnectionFailure
 from certplane.runtime.pool import BlockingPool
 
 T = TypeVar("T")
 
-_REMEDIES: Final = {
-    ConnectionFailure.NOT_FOUND: "check broker.url and this machine's resolver",
-    ConnectionFailure.UNREACHABLE: "check that the broker runs and its port is open",
-    ConnectionFailure.PROXY: "correct the proxy variables, put the broker into no_proxy, or drop broker.proxy",
-    ConnectionFailure.TIMEOUT: "check the network between here and the broker",
-    ConnectionFailure.NO_TLS: "check that broker.url is the broker's own port",
-    ConnectionFailure.UNTRUSTED: "check broker.server_ca_bundle against the CA of the broker's certificate",
-    ConnectionFailure.WRONG_NAME: "use a name of the broker's certificate in broker.url",
-    ConnectionFailure.WRONG_TIME: "check this machine's clock first, then the broker's own certificate",
-}
 _OPERATORS_REMEDIES: Final = {
     Reason.ROLE_REQUIRED: "use another identity in ctl.yml, or give this one the role in policy.yml",
     Reason.IDENTITY_UNKNOWN: "add it to the operators in policy.yml, with a role",
@@ -75,24 +63,26 @@ class Connection:
         """
         settings = context.settings
         self._context = context
-        self._key = context.path(settings.identity.key)
-        self._chain = context.path(settings.identity.cert)
-        self._bundle = context.path(settings.broker.server_ca_bundle)
+        self._paths = paths = CallerFiles(
+            chain=context.path(settings.identity.cert),
+            key=context.path(settings.identity.key),
+            server_cas=context.path(settings.broker.server_ca_bundle),
+        )
         self._proxy = settings.broker.proxy
         now = SystemClock().now()
-        key_pem = read_private_file(self._key, at=context.problem("identity.key", ""))
-        chain_pem = presentable(read_file(self._chain, at=context.problem("identity.cert", "")), now)
+        key_pem = read_private_file(paths.key, at=context.problem("identity.key", ""))
+        chain_pem = presentable(read_file(paths.chain, at=context.problem("identity.cert", "")), now)
         try:
             pair = client_pair(key_pem, chain_pem)
         except PairError as error:
             key, path, why = (
-                ("identity.key", self._key, error.key) if error.key else ("identity.cert", self._chain, error.chain)
+                ("identity.key", paths.key, error.key) if error.key else ("identity.cert", paths.chain, error.chain)
             )
             remedy = "put the identity's certificate with its chain and its private key, in PEM, into the two files"
             raise ConfigurationError([context.problem(key, f"{path} {why}", remedy)]) from error
         at = context.problem("broker.server_ca_bundle", "")
-        bundle = read_ca_bundle(self._bundle, at=at, only_cas=False)
-        require_in_force(bundle, now, self._bundle, at=at)
+        bundle = read_ca_bundle(paths.server_cas, at=at, only_cas=False)
+        require_in_force(bundle, now, paths.server_cas, at=at)
         self._server_ca_pem = bundle.pem(now)
         self._credentials = channel_credentials(self._server_ca_pem, pair)
         self._files = BlockingPool("ctl-files", 1)
@@ -193,29 +183,12 @@ class Connection:
                 remedy = None  # it is the certificate or the connection, and what to do about it is said there
             return RefusalError.of(replace(refusal, message=f"{refusal.message}; {remedy}") if remedy else refusal)
         if error.code() is grpc.StatusCode.UNAVAILABLE:
-            return await self._files.run(self._why_unreachable, self.url, words_of(error))
+            look = functools.partial(
+                why_unreachable, self.url, self._paths, self._server_ca_pem, said=words_of(error), proxy=self._proxy
+            )
+            return await self._files.run(look)
         late = "check the broker's log and its load, or raise timeout in ctl.yml"
         return failed_call(error, self.url, late=late)
-
-    def _why_unreachable(self, url: str, said: str) -> CertplaneError:
-        broker = f"the broker at {url}"
-        failure = handshake_failure(
-            url, server_ca_pem=self._server_ca_pem, chain=self._chain, key=self._key, proxy=self._proxy
-        )
-        if failure is None:
-            remedy = "try again; if it keeps failing, see the broker's log"
-            return OperationError(
-                f"the connection to {broker} has ended{_way(url, self._proxy)} "
-                f"({said}), though a TLS handshake there succeeds",
-                remedy=remedy,
-            )
-        if failure.refused:
-            remedy = f"check that {self._chain} hasn't expired and comes from the CA in the broker's agent_ca_bundle"
-            return OperationError(f"{broker} doesn't accept this identity", remedy=remedy)
-        if failure.kind is None:
-            remedy = f"check {self._bundle}, {self._chain} and {self._key}"
-            return OperationError(f"the files for the connection can't be used: {failure.phrase}", remedy=remedy)
-        return OperationError(f"{broker} {failure.phrase}", remedy=_REMEDIES[failure.kind])
 
 
 def _one_of(failed: Sequence[CertplaneError]) -> CertplaneError:
@@ -229,8 +202,3 @@ def _one_of(failed: Sequence[CertplaneError]) -> CertplaneError:
         return (refusals or failed)[0]
     text = "; ".join(f"({number}) {error}" for number, error in enumerate(failed, 1))
     return OperationError(f"none of {len(failed)} brokers takes the call: {text}")
-
-
-def _way(url: str, use: ProxyUse) -> str:
-    proxy = proxy_for(urlsplit(url).hostname or "", use)
-    return "" if proxy is None else f" through the proxy {proxy}"

@@ -8,53 +8,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
-from certplane.config.broker_urls import BrokerUrl, all_urls, url_problems
-from certplane.config.decoding import KeyProblem, RelativePath, decode
+from certplane.caller.settings import BrokerLinkSettings, IdentitySettings
+from certplane.config.decoding import KeyProblem, decode
 from certplane.config.document import Document, Source
 from certplane.config.files import is_there
 from certplane.config.values import PositiveSpan
 from certplane.errors import ConfigurationError, ConfigurationProblem
-from certplane.rpc.proxy import ProxyUse
 
 _VARIABLE = "CERTPLANECTL_CONFIG"
 _SYSTEM_FILE = Path("/etc/certplane/ctl.yml")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class BrokerLinkSettings:
-    """The broker, or several of one fleet; `server_ca_bundle` has the CAs of their certificates, PEM.
-
-    `proxy` says whether calls go through the environment's proxy.
-    """
-
-    server_ca_bundle: RelativePath
-    url: BrokerUrl | None = None
-    urls: tuple[BrokerUrl, ...] = ()
-    proxy: ProxyUse = ProxyUse.NONE
-
-    @property
-    def all_urls(self) -> tuple[BrokerUrl, ...]:
-        """Where the brokers are; one or more."""
-        return all_urls(self.url, self.urls)
-
-    def problems(self) -> Iterable[KeyProblem]:
-        """There is one URL, or there are several different ones."""
-        return url_problems(self.url, self.urls)
-
-
-@dataclass(frozen=True, slots=True)
-class IdentitySettings:
-    """The caller: `cert` is the identity's certificate with its chain, PEM, and `key` its private key."""
-
-    cert: RelativePath
-    key: RelativePath
 
 
 @dataclass(frozen=True, slots=True)

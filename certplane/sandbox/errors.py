@@ -22,7 +22,7 @@ class PartMissingError(SandboxError):
     def __init__(self, part: str, reason: str) -> None:
         super().__init__(f"{part} is left out: {reason}")
         self.part = part
-        self.reason = reason
+        self.why = reason
 
 
 class ServerStartError(SandboxError):

@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack
 import pytest
 import pytest_asyncio
 
-from certplane.agent.link.choice import AVOID
+from certplane.rpc.choice import AVOID
 from tests.support.crowd import Crowd, crowd_policy, names_of
 from tests.support.database_servers import ServerPair, server_pair
 from tests.support.fleet import OPERATOR, Fleet

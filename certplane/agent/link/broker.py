@@ -23,7 +23,6 @@ import grpc
 from typing_extensions import override
 
 from certplane import __version__
-from certplane.agent.link.choice import AVOID, BrokerChoice
 from certplane.agent.link.convert import identity_view, moment, order_view
 from certplane.agent.link.diagnosis import expired_identity, none_reachable, unreachable
 from certplane.agent.link.host_facts import host_facts
@@ -33,6 +32,7 @@ from certplane.agent.ports import Broker, CertificateLookup, OrderFollower
 from certplane.errors import OF_ONE_BROKER, CertplaneError, OperationError, RefusalError
 from certplane.pki.bundle import presentable
 from certplane.rpc.channel import open_channel
+from certplane.rpc.choice import AVOID, BrokerChoice
 from certplane.rpc.credentials import PairError, channel_credentials, client_pair
 from certplane.rpc.failures import failed_call, is_cancelled, words_of
 from certplane.rpc.proxy import ProxyUse

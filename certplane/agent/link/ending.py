@@ -8,8 +8,8 @@ from typing import Final, Self
 
 import grpc
 
-from certplane.agent.link.choice import AVOID
 from certplane.errors import OF_ONE_BROKER, Refusal
+from certplane.rpc.choice import AVOID
 from certplane.rpc.failures import words_of
 from certplane.rpc.status import refusal_from_error
 from certplane.rpc.times import span_of

@@ -18,7 +18,7 @@ import pytest_asyncio
 
 from certplane.agent.link import broker
 from certplane.agent.link.broker import GrpcBroker
-from certplane.agent.link.choice import AVOID
+from certplane.rpc.choice import AVOID
 from certplane.agent.link.diagnosis import IdentityNotAcceptedError, connection_error
 from certplane.agent.link.ending import StreamEnd
 from certplane.agent.renewal.due import RenewReason

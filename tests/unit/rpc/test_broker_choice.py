@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from datetime import timedelta
 
-from certplane.agent.link.choice import AVOID, BrokerChoice
+from certplane.rpc.choice import AVOID, BrokerChoice
 
 URLS = ["https://a:1", "https://b:1", "https://c:1"]
 SECOND = timedelta(seconds=1)
