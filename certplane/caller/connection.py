@@ -158,7 +158,7 @@ class Connection:
         """
         until = self.clock.monotonic() + (timeout or self.timeout).total_seconds()
         failures = here = 0
-        wait = timedelta()
+        pause = timedelta()
         while True:
             channel, url = await self.channel(), self._url
             try:
@@ -172,16 +172,16 @@ class Connection:
                 told = self._wait(error, failures, timedelta(seconds=until - self.clock.monotonic()))
                 if told is None:
                     raise await self.error(error, url) from error
-                wait = told
+                pause = told
                 logger.info("%s doesn't take a call (%s); trying again", url, words_of(error))
             except asyncio.CancelledError:
                 if is_cancelled():
                     raise
-                wait = timedelta()  # the channel was closed, since another one is in use
+                pause = timedelta()  # the channel was closed, since another one is in use
             else:
                 self._choice.answered(url)
                 return answer
-            await self.clock.sleep(wait)
+            await self.clock.sleep(pause)
 
     async def stream(self, call: Callable[[grpc.aio.Channel], Any]) -> AsyncGenerator[Any, None]:
         """The messages of a call whose answer is a stream. It isn't repeated: its caller knows where to go on.

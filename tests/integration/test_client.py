@@ -1,0 +1,228 @@
+"""certplane.client at a real broker: Pebble, step-ca and the broker as processes, mTLS between them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from certplane.client import (
+    Certificate,
+    CertificateKeeper,
+    Client,
+    KeyType,
+    OperationError,
+    Reason,
+    RefusalError,
+    RevocationReason,
+    SyncCertificateKeeper,
+    SyncClient,
+)
+from certplane.pki.keys import load_private_key, public_key_sha256
+from tests.support.deployed_broker import DeployedBroker
+from tests.support.waiting import no_hang, until
+
+pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
+
+POLICY: dict[str, Any] = {
+    "hosts": {"web1": {"identity": "web1.certplane.test", "profiles": ["web"]}},
+    "services": {"api": {"identity": "api.certplane.test", "profiles": ["api", "wide"]}},
+    "profiles": {
+        "web": {"type": "multi_san", "dns_names": ["web.example.test"]},
+        "api": {"type": "multi_san", "dns_names": ["api.example.test"]},
+        "wide": {"type": "multi_san", "dns_names": ["a.api.example.test", "b.api.example.test"]},
+    },
+}
+
+NO_LIMITS = {"new_keys_per_identity_profile_per_day": 0, "certificates_per_identity_profile_per_day": 0}
+
+
+class Site:
+    """A broker, and clients of its identities from files."""
+
+    def __init__(self, folder: Path, broker: DeployedBroker) -> None:
+        self.folder, self.broker = folder, broker
+
+    async def config(self, name: str = "api.certplane.test") -> Path:
+        """client.yml of an identity, beside its files."""
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        (await self.broker.identity(name)).write(folder, "identity")
+        deployment = self.broker.deployment
+        file = folder / "client.yml"
+        file.write_text(
+            f'broker: {{url: "https://localhost:{deployment.broker_port}", '
+            f"server_ca_bundle: {deployment.broker_folder / 'root.crt'}}}\n"
+            "identity: {cert: identity.crt, key: identity.key}\n"
+        )
+        return file
+
+    @asynccontextmanager
+    async def client(self, name: str = "api.certplane.test") -> AsyncIterator[Client]:
+        async with Client.from_config(await self.config(name)) as client:
+            yield client
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
+    folder = tmp_path_factory.mktemp("client")
+    async with DeployedBroker.running(folder / "site", POLICY, rate_limits=NO_LIMITS) as broker:
+        yield Site(folder, broker)
+
+
+async def test_a_caller_learns_who_it_is(site: Site) -> None:
+    """The names of its profiles come with it, so that nobody writes them twice."""
+    async with site.client() as client:
+        me = await client.identity()
+    assert (me.name, me.kind, me.label, me.profiles) == ("api.certplane.test", "service", "api", ("api", "wide"))
+    assert me.dns_names["wide"] == ("a.api.example.test", "b.api.example.test")
+
+
+async def test_issue(site: Site) -> None:
+    """One line brings a certificate of the profile's names for a key that was made here."""
+    async with site.client() as client:
+        issued = await client.issue(profile="api")
+        leaf = x509.load_pem_x509_certificates(issued.fullchain_pem.encode())[0]
+        key = load_private_key(issued.private_key_pem)
+        assert public_key_sha256(key.public_key()) == public_key_sha256(leaf.public_key())
+        assert issued.certificate.dns_names == ("api.example.test",)
+        assert issued.certificate.renew_time is not None
+        assert b"PRIVATE" not in repr(issued).encode()
+        again = await client.certificate(issued.certificate.certificate_id)
+        assert again.fullchain_pem == issued.fullchain_pem
+
+
+async def test_lists_page_by_page(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list goes on over its pages; what isn't usable is in it on request."""
+    monkeypatch.setattr("certplane.caller.calls._PAGE", 1)
+    async with site.client() as client:
+        first, second = [(await client.issue(profile="wide")).certificate for _ in range(2)]
+        await client.revoke(first.certificate_id, RevocationReason.SUPERSEDED)
+
+        async def listed(**wanted: Any) -> list[Certificate]:
+            return [each async for each in client.certificates(profile="wide", **wanted)]
+
+        assert [each.certificate_id for each in await listed()] == [second.certificate_id]
+        ids = [each.certificate_id for each in await listed(include_unusable=True)]
+        assert ids == [second.certificate_id, first.certificate_id]
+
+
+async def test_refusals_say_why(site: Site) -> None:
+    """A profile that policy doesn't give is refused with its reason, by this side and by the broker."""
+    async with site.client() as client:
+        with pytest.raises(RefusalError, match="api, wide, and not web") as own:
+            await client.issue(profile="web")
+        assert own.value.reason is Reason.PROFILE_NOT_ALLOWED
+        with pytest.raises(RefusalError) as brokers:
+            await client.issue(profile="web", dns_names=["web.example.test"])
+        assert (brokers.value.reason, brokers.value.retry_after) == (Reason.PROFILE_NOT_ALLOWED, None)
+        assert brokers.value.request_id
+        with pytest.raises(RefusalError) as order:
+            await client.order("none")
+        assert order.value.reason is Reason.ORDER_NOT_FOUND
+
+
+async def test_a_renewed_identity_is_used(site: Site) -> None:
+    """The next call after the files were replaced is made with the new certificate; half of a pair changes nothing."""
+    async with site.client() as client:
+        before = (await client.identity()).serial_number
+        folder = site.folder / "api.certplane.test"
+        renewed = await site.broker.deployment.identity_ca.issue("api.certplane.test")
+        (folder / "identity.crt").write_bytes(renewed.chain_pem)
+        client._connection._looked = float("-inf")
+        assert (await client.identity()).serial_number == before
+        renewed.write(folder, "identity")
+        client._connection._looked = float("-inf")
+        assert (await client.identity()).serial_number == format(renewed.certificate.serial_number, "x")
+    site.broker.identities["api.certplane.test"] = renewed
+
+
+async def test_a_broker_that_is_restarted(site: Site) -> None:
+    """A call that meets no broker is repeated until it is back."""
+    async with site.client() as client:
+        await client.identity()
+        await site.broker.deployment.stop_broker()
+        asking = asyncio.create_task(client.identity())
+        await asyncio.sleep(0)
+        await site.broker.deployment.start_broker()
+        async with no_hang():
+            assert (await asking).label == "api"
+
+
+async def test_no_broker_at_all(site: Site) -> None:
+    """When the time is over the error says what a handshake finds, and what to do."""
+    config = await site.config()
+    port = site.broker.deployment.broker_port
+    config.write_text(config.read_text().replace(f":{port}", ":1") + "timeout: 500ms\n")
+    async with Client.from_config(config) as client:
+        with pytest.raises(OperationError, match="check that the broker runs and its port is open"):
+            await client.identity()
+
+
+async def test_keys_of_other_kinds(site: Site) -> None:
+    """RSA for what still needs it."""
+    async with site.client() as client:
+        issued = await client.issue(profile="api", key_type=KeyType.RSA_2048)
+    assert load_private_key(issued.private_key_pem).key_size == 2048
+
+
+def handshake(port: int, roots: Path) -> x509.Certificate:
+    """What a server presents to a client that checks it."""
+    context = ssl.create_default_context(cafile=roots)
+    with (
+        socket.create_connection(("127.0.0.1", port)) as plain,
+        context.wrap_socket(plain, server_hostname="api.example.test") as tls,
+    ):
+        return x509.load_der_x509_certificate(tls.getpeercert(binary_form=True) or b"")
+
+
+async def test_keep_and_renew(site: Site, tmp_path: Path) -> None:
+    """A server's context presents the new certificate from the next connection on; the callback hears of it."""
+    heard = []
+    async with site.client() as client, CertificateKeeper(client, profile="api", folder=tmp_path / "tls") as keeper:
+        context = keeper.ssl_context()
+        keeper.on_change(heard.append)
+        server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context)
+        port = server.sockets[0].getsockname()[1]
+        roots = tmp_path / "roots.pem"
+        roots.write_bytes((await site.broker.deployment.pebble.root()).public_bytes(Encoding.PEM))
+        first = await asyncio.to_thread(handshake, port, roots)
+        keeper.renew()
+        async with no_hang():
+            await until(lambda: heard, what="the new certificate")
+        second = await asyncio.to_thread(handshake, port, roots)
+        server.close()
+        assert (format(second.serial_number, "x"), second.serial_number != first.serial_number) == (
+            keeper.current.certificate.serial_number,
+            True,
+        )
+        assert (tmp_path / "tls/current/fullchain.pem").read_text() == keeper.current.fullchain_pem
+
+
+async def test_the_same_without_a_loop(site: Site, tmp_path: Path) -> None:
+    """SyncClient and its keeper, on threads."""
+    config = await site.config()
+
+    def use() -> None:
+        with SyncClient.from_config(config) as client:
+            assert client.identity().label == "api"
+            issued = client.issue(profile="api")
+            newest = next(iter(client.certificates(profile="api")))
+            assert newest.certificate_id == issued.certificate.certificate_id
+            with SyncCertificateKeeper(client, profile="api", folder=tmp_path / "tls") as keeper:
+                assert keeper.current.certificate.dns_names == ("api.example.test",)
+                assert keeper.next_renewal > keeper.current.certificate.not_before
+                assert keeper.last_error is None
+                assert isinstance(keeper.ssl_context(), ssl.SSLContext)
+
+    async with no_hang():
+        await asyncio.to_thread(use)
