@@ -43,7 +43,11 @@ POLICY: dict[str, Any] = {
     },
 }
 
-NO_LIMITS = {"new_keys_per_identity_profile_per_day": 0, "certificates_per_identity_profile_per_day": 0}
+NO_LIMITS = {
+    "new_keys_per_identity_profile_per_day": 0,
+    "certificates_per_identity_profile_per_day": 0,
+    "certificates_per_name_set_per_week": 0,
+}
 
 
 class Site:

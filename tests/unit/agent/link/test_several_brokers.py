@@ -18,7 +18,6 @@ import pytest_asyncio
 
 from certplane.agent.link import broker
 from certplane.agent.link.broker import GrpcBroker
-from certplane.rpc.choice import AVOID
 from certplane.agent.link.diagnosis import IdentityNotAcceptedError, connection_error
 from certplane.agent.link.ending import StreamEnd
 from certplane.agent.renewal.due import RenewReason
@@ -26,6 +25,7 @@ from certplane.agent.renewal.plan import Request
 from certplane.agent.request import BrokerRequest
 from certplane.errors import OperationError, Reason, Refusal, RefusalError
 from certplane.pki.csr import build_csr
+from certplane.rpc.choice import AVOID
 from certplane.runtime.clock import SystemClock
 from certplane.runtime.pool import BlockingPool
 from certplane.runtime.progress import SilentProgress
