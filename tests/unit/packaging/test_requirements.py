@@ -77,7 +77,6 @@ def test_every_line_has_one_version_and_hashes(path: Path) -> None:
         ),
         pytest.param("dev", [*AT_CLOUDFLARE, *EXTRAS["dev"], *BUILD], id="dev"),
         pytest.param("build", [*BUILD, "build"], id="build"),
-        pytest.param("ansible", [f"ansible-core=={PINS['ANSIBLE_VERSION']}"], id="ansible"),
         pytest.param("acme2certifier", [f"acme2certifier=={PINS['ACME2CERTIFIER_VERSION']}"], id="acme2certifier"),
         pytest.param(
             "certbot",
@@ -138,7 +137,7 @@ def test_one_version_for_all_machines() -> None:
 
 PLACES = {
     "scripts": [path for path in sorted((ROOT / "scripts").iterdir()) if path.is_file()],
-    "documents": [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))],
+    "documents": [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))],
     "messages": sorted((ROOT / "certplane").rglob("*.py")),
     "units": [path for path in sorted((ROOT / "packaging").rglob("*")) if path.is_file()],
 }
