@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from certplane import __version__
+from certplane.agent.init import parser as init
 from certplane.errors import CertplaneError, ConfigurationError, OperationError
 from certplane.runtime import command
 from certplane.runtime.command import FAILED, OK, interruptible
@@ -45,6 +46,10 @@ def _command(options: argparse.Namespace) -> int:
     # The parts of a command are imported when it runs: `status` needs no gRPC, `--help` nothing at all.
     from certplane.agent.settings import load_settings  # noqa: PLC0415
 
+    if options.command == "init":  # there is no agent.yml yet
+        from certplane.agent.init.command import run  # noqa: PLC0415
+
+        return run(options, _config(options))
     try:
         settings = load_settings(_config(options))
     except ConfigurationError:
@@ -76,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"certplane-agent {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
+    init.add_parser(commands, [common])
     enroll = commands.add_parser(
         "enroll", parents=[common, output], help="get this host's identity from the internal CA with a one-time token"
     )

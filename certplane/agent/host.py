@@ -357,8 +357,13 @@ class Host:
             rekey=self.settings.identity.rekey,
         )
 
-    async def enroll(self, progress: Progress, *, force: bool) -> Version:
-        """Get the identity with the configured token, then remove the token. Under the lock.
+    async def enroll(self, progress: Progress, *, force: bool, token: str = "") -> Version:
+        """Get the identity with a one-time token. Under the lock.
+
+        Args:
+            progress: told each step.
+            force: as of `HostIdentity.enroll`.
+            token: the token; empty for that in the configured file, which is removed once it is used.
 
         Raises:
             ConfigurationError: no token is configured, or its file can't be used.
@@ -367,9 +372,11 @@ class Host:
         from certplane.agent.enrollment.tokenfile import read_token_file, remove_token_file  # noqa: PLC0415
 
         problem = self.settings.source.problem
-        path = self.settings.identity.bootstrap_token
+        path = None if token else self.settings.identity.bootstrap_token
 
-        def token() -> str:
+        def given() -> str:
+            if token:
+                return token
             if path is None:
                 raise ConfigurationError(
                     [problem("identity.bootstrap_token", "is required to enroll", "give the path of the token's file")]
@@ -380,7 +387,7 @@ class Host:
         authority = self.authority()
         try:
             identity = await self.host_identity(authority).enroll(
-                token, force=force, report=lambda text: progress.step(IDENTITY, text)
+                given, force=force, report=lambda text: progress.step(IDENTITY, text)
             )
         finally:
             authority.close()

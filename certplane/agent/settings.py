@@ -177,10 +177,19 @@ class ActivateSettings:
             )
 
 
+class StartTls(StrEnum):
+    """Which protocol a service speaks before its TLS begins."""
+
+    SMTP = "smtp"
+    IMAP = "imap"
+    POP3 = "pop3"
+
+
 @dataclass(frozen=True, slots=True)
 class VerifySettings:
     """Where the service that serves the certificate is, to see whether it does.
 
+    `starttls` is for one that begins in plain text, and is asked for TLS there; unset, TLS comes first.
     `timeout` is for one handshake; up to `attempts` of them are made, `interval` apart; a service that was well is
     looked at again after `every`.
     """
@@ -191,6 +200,7 @@ class VerifySettings:
     attempts: PositiveNumber = 6
     interval: PositiveSpan = timedelta(seconds=1)
     every: PositiveSpan = timedelta(hours=6)
+    starttls: StartTls | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,7 +363,16 @@ def load_settings(path: Path) -> AgentSettings:
     Raises:
         ConfigurationError: everything that is wrong with it.
     """
-    settings = decode(Document.read(path), AgentSettings)
+    return settings_of(Document.read(path))
+
+
+def settings_of(document: Document) -> AgentSettings:
+    """The settings of an agent.yml that was read, or is yet to be written.
+
+    Raises:
+        ConfigurationError: everything that is wrong with it.
+    """
+    settings = decode(document, AgentSettings)
     certificates = tuple(  # names are a set: what is written twice is there once
         replace(each, dns_names=tuple(dict.fromkeys(each.dns_names))) for each in settings.certificates
     )

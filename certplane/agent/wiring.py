@@ -108,6 +108,7 @@ def probe_of(settings: CertificateSettings, clock: Clock) -> TlsProbe | None:
         attempts=verify.attempts,
         interval=verify.interval,
         clock=clock,
+        starttls="" if verify.starttls is None else verify.starttls.value,
     )
 
 

@@ -7,6 +7,7 @@ can't be read, since this user may not, differs too, and the finding says so.
 from __future__ import annotations
 
 import difflib
+import os
 import stat
 from dataclasses import dataclass
 from enum import StrEnum
@@ -86,7 +87,7 @@ def _folder(step: MakeFolder, above: Directory) -> Finding:
         return Finding(step, State.MAKE)
     if not stat.S_ISDIR(status.st_mode):
         return Finding(step, State.DIFFERS, "is no folder", in_the_way=True)
-    why = _permission(status.st_mode, Owner(status.st_uid, status.st_gid), step.mode, step.owner) if step.exact else ""
+    why = _permission(status, step) if step.exact else ""
     return Finding(step, State.DIFFERS if why else State.KEEP, why)
 
 
@@ -103,20 +104,21 @@ def _file(step: WriteFile, folder: Directory) -> Finding:
         there = folder.read(step.path.name)
     except PermissionError:
         return Finding(step, State.DIFFERS, "can't be read by this user, so nobody knows whether it is the same")
-    why = _permission(status.st_mode, Owner(status.st_uid, status.st_gid), step.mode, step.owner)
+    why = _permission(status, step)
     if there == step.text.encode():
         return Finding(step, State.DIFFERS if why else State.KEEP, why)
     what = "has another text" + (f", and {why}" if why else "")
     return Finding(step, State.DIFFERS, what, () if step.secret else _diff(step.path, there, step.text))
 
 
-def _permission(mode: int, owner: Owner, wanted: int, wanted_owner: Owner | None) -> str:
-    """How mode and owner differ, in words; empty if they don't."""
+def _permission(status: os.stat_result, step: MakeFolder | WriteFile) -> str:
+    """How mode and owner differ, in words; empty if they don't. What is more closed is somebody's choice."""
     parts = []
-    if wanted_owner is not None and owner != wanted_owner:
-        parts.append(f"belongs to {_owner_text(owner)} instead of {_owner_text(wanted_owner)}")
-    if (own := stat.S_IMODE(mode)) != wanted:
-        parts.append(f"has the mode {own:04o} instead of {wanted:04o}")
+    owner, mode = Owner(status.st_uid, status.st_gid), stat.S_IMODE(status.st_mode)
+    if step.owner is not None and owner != step.owner:
+        parts.append(f"belongs to {_owner_text(owner)} instead of {_owner_text(step.owner)}")
+    if mode & ~step.mode:
+        parts.append(f"has the mode {mode:04o} instead of {step.mode:04o}")
     return " and ".join(parts)
 
 

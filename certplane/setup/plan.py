@@ -16,8 +16,8 @@ class MakeFolder:
         path: absolute, without `..`.
         mode: permission bits of a new one.
         owner: of a new one; None for who runs the program.
-        exact: whether one that is there has to have this mode and owner too. Where it is false, what others made is
-            used as it is: a folder that several programs share.
+        exact: whether one that is there has to belong to this owner and be no more open than this mode. Where it is
+            false, what others made is used as it is: a folder that several programs share.
     """
 
     path: Path
@@ -28,7 +28,7 @@ class MakeFolder:
 
 @dataclass(frozen=True, slots=True)
 class WriteFile:
-    """A file with this text; the same text under another mode or owner is another file.
+    """A file with this text; the same text of another owner, or more open than this mode, is another file.
 
     Attributes:
         path: absolute, without `..`.

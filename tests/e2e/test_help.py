@@ -29,7 +29,7 @@ def _parts(name: str) -> list[str]:
 
 
 _COMMANDS = {
-    "certplane.agent": ["", "enroll", "run", "check", "status", "renew", "activate", "reload"],
+    "certplane.agent": ["", "init", "enroll", "run", "check", "status", "renew", "activate", "reload"],
     "certplane.broker": [
         "",
         "serve",

@@ -5,8 +5,9 @@ service that serves the wrong one must be seen too. Names and dates don't matter
 handshake is complete with TLS 1.3 before a service that wants client certificates can object; one that insists on
 TLS 1.2 and client certificates can't be looked at.
 
-Each attempt has a deadline, from the first packet to the end of the handshake: a service that accepts and then says
-nothing costs that and no more. A reload is asynchronous, so that a wrong answer is asked again for a while.
+A service that begins in plain text (`verify.starttls`) is asked for TLS first. Each attempt has a deadline, from the
+first packet to the end of the handshake: a service that accepts and then says nothing costs that and no more. A reload
+is asynchronous, so that a wrong answer is asked again for a while.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from datetime import timedelta
 from cryptography import x509
 from typing_extensions import override
 
+from certplane.agent.install.starttls import TALKS, StartTlsError
 from certplane.agent.model import ServedLeaf, ServiceView, Version
 from certplane.agent.ports import ServiceProbe
 from certplane.pki.keys import public_key_sha256
@@ -40,6 +42,7 @@ class TlsProbe(ServiceProbe):
         attempts: int,
         interval: timedelta,
         clock: Clock,
+        starttls: str = "",
     ) -> None:
         """Nothing is connected yet.
 
@@ -51,6 +54,7 @@ class TlsProbe(ServiceProbe):
             attempts: How many.
             interval: Between them.
             clock: For the interval.
+            starttls: A key of `starttls.TALKS`, for a service that begins in plain text; empty where TLS comes first.
         """
         self._host = host
         self._port = port
@@ -59,6 +63,7 @@ class TlsProbe(ServiceProbe):
         self._attempts = attempts
         self._interval = interval
         self._clock = clock
+        self._starttls = starttls
         self._context = _context()
 
     @override
@@ -78,11 +83,8 @@ class TlsProbe(ServiceProbe):
                 der = await self._handshake()
         except TimeoutError:
             return ServiceView(None, f"{where} completes no TLS handshake in {self._timeout.total_seconds():g} s")
-        except ssl.SSLError as error:
-            reason = (error.reason or "no reason given").replace("_", " ").lower()
-            return ServiceView(None, f"{where} refuses the TLS handshake: {reason}")
-        except (OSError, UnicodeError) as error:
-            return ServiceView(None, f"{where} can't be reached: {_why(error)}")
+        except (StartTlsError, OSError, UnicodeError) as error:
+            return ServiceView(None, f"{where} {_failure(error)}")
         try:
             leaf = _leaf(der)
         except READ_ERRORS:
@@ -94,14 +96,21 @@ class TlsProbe(ServiceProbe):
 
     async def _handshake(self) -> bytes:
         """The leaf that is presented, DER."""
-        _, writer = await asyncio.open_connection(
-            self._host,
-            self._port,
-            ssl=self._context,
-            server_hostname=self._server_name,
-            ssl_handshake_timeout=self._timeout.total_seconds(),
-        )
+        seconds = self._timeout.total_seconds()
+        if not self._starttls:
+            _, writer = await asyncio.open_connection(
+                self._host,
+                self._port,
+                ssl=self._context,
+                server_hostname=self._server_name,
+                ssl_handshake_timeout=seconds,
+            )
+        else:
+            reader, writer = await asyncio.open_connection(self._host, self._port)
         try:
+            if self._starttls:
+                await TALKS[self._starttls](reader, writer)
+                await writer.start_tls(self._context, server_hostname=self._server_name, ssl_handshake_timeout=seconds)
             connection: ssl.SSLObject = writer.get_extra_info("ssl_object")
             der = connection.getpeercert(binary_form=True)
         finally:
@@ -120,6 +129,14 @@ def _context() -> ssl.SSLContext:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def _failure(error: StartTlsError | OSError | UnicodeError) -> str:
+    if isinstance(error, StartTlsError):
+        return str(error)
+    if isinstance(error, ssl.SSLError):
+        return f"refuses the TLS handshake: {(error.reason or 'no reason given').replace('_', ' ').lower()}"
+    return f"can't be reached: {_why(error)}"
 
 
 def _why(error: OSError | UnicodeError) -> str:

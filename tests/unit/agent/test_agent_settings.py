@@ -19,6 +19,7 @@ from certplane.agent.settings import (
     FileMode,
     FileSettings,
     KeyRotation,
+    StartTls,
     VerifySettings,
     load_settings,
 )
@@ -99,7 +100,7 @@ def test_every_key_of_the_format() -> None:
     )
     assert www.verify == VerifySettings(
         HostPort("::1", 443), DnsName("example.com"), timedelta(seconds=3), 4, timedelta(milliseconds=500),
-        timedelta(hours=1),
+        timedelta(hours=1), StartTls.SMTP,
     )  # fmt: skip
     assert (www.renew_before, www.reload_timeout) == (timedelta(hours=720), timedelta(seconds=45))
     assert www.reload_command == "systemctl reload nginx"

@@ -191,3 +191,88 @@ async def test_what_speaks_no_tls_is_told(tmp_path: Path, greeting: bytes) -> No
 def test_name_that_is_asked_for(names: tuple[str, ...], asked: str) -> None:
     """A service with several certificates chooses by the name; a wildcard is no name of a server."""
     assert server_name_of(names) == asked
+
+
+SMTP_LINES = [
+    b"220-mx.example.org ESMTP\r\n220 ready\r\n",
+    b"250-mx.example.org\r\n250-STARTTLS\r\n250 DSN\r\n",
+    b"220 go\r\n",
+]
+TALKS = {
+    "smtp": (SMTP_LINES, [b"EHLO localhost\r\n", b"STARTTLS\r\n"]),
+    "imap": ([b"* OK ready\r\n", b"* CAPABILITY X\r\na1 OK begin\r\n"], [b"a1 STARTTLS\r\n"]),
+    "pop3": ([b"+OK ready\r\n", b"+OK begin\r\n"], [b"STLS\r\n"]),
+}
+
+
+@contextlib.asynccontextmanager
+async def plain_service(server: Server, said: list[bytes]) -> AsyncIterator[tuple[int, list[bytes]]]:
+    """A service that says this, a piece for each line that it hears, and then begins TLS; what it heard."""
+    heard: list[bytes] = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(said[0])
+        for piece in said[1:]:
+            heard.append(await reader.readline())
+            writer.write(piece)
+        if len(said) > 1:
+            with contextlib.suppress(OSError):
+                await writer.start_tls(server.context)
+                await reader.read()
+        writer.close()
+
+    listening = await asyncio.start_server(talk, "127.0.0.1", 0)
+    async with listening:
+        yield listening.sockets[0].getsockname()[1], heard
+
+
+def starttls_probe(port: int, protocol: str, timeout: float = 5) -> TlsProbe:
+    return TlsProbe(
+        "127.0.0.1",
+        port,
+        server_name=NAME,
+        timeout=timedelta(seconds=timeout),
+        attempts=1,
+        interval=timedelta(milliseconds=20),
+        clock=SystemClock(),
+        starttls=protocol,
+    )
+
+
+@pytest.mark.parametrize("protocol", TALKS)
+async def test_a_service_that_begins_in_plain_text_is_asked_for_tls(server: Server, protocol: str) -> None:
+    """SMTP, IMAP and POP3: greeting, command, handshake; the leaf is compared as anywhere else."""
+    version = server.load()
+    said, expected = TALKS[protocol]
+    async with plain_service(server, said) as (port, heard):
+        view = await starttls_probe(port, protocol).look(version)
+    assert view.well, view.problem
+    assert heard == expected
+    assert server.names == [NAME]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "said", "problem"),
+    [
+        pytest.param("smtp", [b"* OK imap\r\n"], "doesn't greet as SMTP does", id="another-protocol"),
+        pytest.param("smtp", [b"554 no\r\n"], "doesn't greet as SMTP does", id="turned-away"),
+        pytest.param("smtp", [b"220 a\r\n", b"250-a\r\n250 DSN\r\n"], "offers no STARTTLS", id="no-starttls"),
+        pytest.param("smtp", [b"220 a\r\n", b"250 STARTTLS\r\n", b"454 not now\r\n"], "refuses STARTTLS", id="not-now"),
+        pytest.param("smtp", [b"220-a\r\n" * 200], "doesn't greet as SMTP does", id="no-end"),
+        pytest.param("smtp", [b"x" * 200_000], "sends a line without an end", id="long-line"),
+        pytest.param("smtp", [b""], "closes the connection before TLS begins", id="closes"),
+        pytest.param("imap", [b"220 a\r\n"], "doesn't greet as IMAP does", id="imap-another"),
+        pytest.param("imap", [b"* OK\r\n", b"a1 NO\r\n"], "refuses STARTTLS", id="imap-refuses"),
+        pytest.param("pop3", [b"-ERR\r\n"], "doesn't greet as POP3 does", id="pop3-another"),
+        pytest.param("pop3", [b"+OK\r\n", b"-ERR\r\n"], "refuses STLS", id="pop3-refuses"),
+    ],
+)
+async def test_what_keeps_tls_from_beginning_is_told(
+    server: Server, protocol: str, said: list[bytes], problem: str
+) -> None:
+    """A service of another kind, one without TLS, one that ends the talk: the problem says which."""
+    version = server.load()
+    async with plain_service(server, said) as (port, _):
+        view = await starttls_probe(port, protocol).look(version)
+    assert not view.well
+    assert view.problem == f"127.0.0.1:{port} {problem}"

@@ -1,0 +1,252 @@
+"""`certplane-agent init` as a person sees it: each step, and what to do next.
+
+The order keeps a token from being spent for nothing: the arguments; the CA's root and what is on this host already; the
+token, as far as it can be judged here; the folders; the identity; what policy gives; agent.yml. A run that stops
+anywhere is finished by running the same command again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from certplane.agent.enrollment.token import check_token, parse_token
+from certplane.agent.host import Host
+from certplane.agent.init import identity
+from certplane.agent.init.arguments import PROGRAM, Pin, as_flags, token_by, wanted_by
+from certplane.agent.init.identity import Granted
+from certplane.agent.init.roots import bundle_text, fingerprints, internal_ca_text
+from certplane.agent.init.sources import taken
+from certplane.agent.init.text import agent_yml, certificates_of, head, service_lines
+from certplane.agent.init.wanted import Certificate, ProfileChoice, Wanted
+from certplane.agent.settings import AgentSettings, settings_of
+from certplane.config.document import Document
+from certplane.config.files import is_input, read_file
+from certplane.errors import CertplaneError, OperationError
+from certplane.runtime import command
+from certplane.runtime.clock import SystemClock
+from certplane.runtime.command import OK
+from certplane.runtime.disk_errors import explain
+from certplane.runtime.failpoints import failpoint
+from certplane.runtime.progress import open_progress
+from certplane.setup.account import Account, account, as_account
+from certplane.setup.apply import apply, refuse_differences, would
+from certplane.setup.asking import Asker
+from certplane.setup.look import look
+from certplane.setup.plan import MakeFolder, Plan, WriteFile
+
+FAILPOINTS = ("init.folders", "init.asked")
+"""Beside those of `certplane.setup.apply`, `identity` and the enrollment: where a test may end this module's work."""
+
+_USER = "certplane-agent"
+_USER_REMEDY = (
+    "install the package or the units' sysusers file, which make it; or name another one by --user, which the agent's "
+    "unit must have too"
+)
+_SYSTEMD = Path("/run/systemd/system")
+"""There while systemd runs this machine (sd_booted(3))."""
+
+
+class _EndedError(Exception):
+    """The part of the agent's user has told why it failed; `status` is the program's."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+def run(options: Namespace, config: Path) -> int:
+    """Set this host up; returns the exit status."""
+    try:
+        return _Init(options, config).run()
+    except _EndedError as ended:
+        return ended.status
+
+
+class _Init:
+    """One run."""
+
+    def __init__(self, options: Namespace, config: Path) -> None:
+        self._options = options
+        self._dry: bool = options.dry_run
+        self._replace: bool = options.replace
+        self._asker = Asker(PROGRAM)
+        self._wanted, self._pin = wanted_by(options, config, self._asker)
+        self._settings = _settings(self._wanted, ())
+        self._who: Account = account(options.user, _USER, remedy=_USER_REMEDY)
+
+    def run(self) -> int:
+        first = self._as_user(lambda: _first_look(self._wanted, self._pin, self._settings))
+        internal_ca: str = first["internal_ca"]
+        enrolled: bool = first["enrolled"]
+        files = self._files(internal_ca)
+        findings = look(files)
+        if not self._dry:
+            refuse_differences(findings, replace=self._replace)
+            self._refuse_other_host()
+        token = "" if enrolled else self._token(fingerprints(internal_ca))
+        if self._dry:
+            return self._show(files, enrolled=enrolled)
+        changed = apply(files, print, replace=self._replace)
+        failpoint("init.folders")
+        granted = self._granted(token)
+        failpoint("init.asked")
+        self._remove(self._options.token, used=granted.enrolled)
+        certificates = self._certificates(granted)
+        changed += apply(self._agent_yml(certificates), print, replace=self._replace)
+        self._end(certificates, changed=bool(changed) or granted.enrolled)
+        return OK
+
+    def _files(self, internal_ca: str) -> Plan:
+        wanted, owner = self._wanted, self._who.owner
+        parents = dict.fromkeys((wanted.folder, wanted.state_dir.parent))
+        steps: list[MakeFolder | WriteFile] = [MakeFolder(folder, 0o755) for folder in parents]
+        steps += [MakeFolder(folder, 0o755, owner, exact=True) for folder in (wanted.tls, wanted.state_dir)]
+        steps.append(WriteFile(wanted.internal_ca, internal_ca))
+        if self._options.broker_ca is not None:
+            steps.append(WriteFile(wanted.broker_ca, bundle_text(self._options.broker_ca, "--broker-ca")))
+        return Plan(tuple(steps))
+
+    def _agent_yml(self, certificates: Sequence[Certificate]) -> Plan:
+        text = agent_yml(self._wanted, certificates)
+        _settings(self._wanted, certificates)  # what is written can be read
+        return Plan((WriteFile(self._wanted.config, text),))
+
+    def _refuse_other_host(self) -> None:
+        """Whether agent.yml, if there is one, is this host's, before anything is made or spent."""
+        with contextlib.suppress(CertplaneError):
+            there = read_file(self._wanted.config).decode(errors="replace")
+            if there.startswith(f"{head(self._wanted)}certificates:"):
+                return
+        plan = Plan((WriteFile(self._wanted.config, agent_yml(self._wanted, self._provisional())),))
+        for finding in (found := look(plan)):
+            if not self._replace:
+                print("\n".join(finding.diff))
+        refuse_differences(found, replace=self._replace)
+
+    def _provisional(self) -> tuple[Certificate, ...]:
+        return certificates_of(self._wanted, self._wanted.profiles, None)
+
+    def _token(self, roots: Sequence[str]) -> str:
+        token = token_by(self._options.token, self._wanted.name, self._asker)
+        try:
+            check_token(parse_token(token), names=[self._wanted.name], root_sha256=roots, now=SystemClock().now())
+        except CertplaneError as error:
+            raise as_flags(error) from error
+        return token
+
+    def _show(self, files: Plan, *, enrolled: bool) -> int:
+        """What a run would do."""
+        wanted = self._wanted
+        lines = would(look(files), replace=self._replace)
+        certificates = self._provisional()
+        if enrolled:
+            lines.append(f"would keep the identity {wanted.name}")
+            certificates = self._certificates(self._granted(""))
+        else:
+            lines.append(f"would enroll as {wanted.name} at {wanted.ca_url} with the token, as user {self._who.name}")
+            lines.append("would ask the broker for the names of its profiles, and write them")
+        lines += would(look(self._agent_yml_unread(certificates)), replace=self._replace)
+        print("\n".join([*lines, "nothing was changed: this was a dry run"]))
+        return OK
+
+    def _agent_yml_unread(self, certificates: Sequence[Certificate]) -> Plan:
+        return Plan((WriteFile(self._wanted.config, agent_yml(self._wanted, certificates)),))
+
+    def _granted(self, token: str) -> Granted:
+        settings = self._settings
+
+        def obtain() -> Mapping[str, Any]:
+            with open_progress(SystemClock(), as_json=False) as progress:
+                return asyncio.run(identity.obtain(settings, token, progress)).to_json()
+
+        return Granted.from_json(self._as_user(obtain))
+
+    def _certificates(self, granted: Granted) -> tuple[Certificate, ...]:
+        wanted = self._wanted
+        if wanted.take is not None:
+            return taken(wanted, wanted.take, granted.names)
+        choices = wanted.profiles or tuple(ProfileChoice(profile) for profile in sorted(granted.names))
+        for choice in choices:
+            if choice.profile not in granted.names:
+                raise _not_granted(wanted, choice.profile, granted)
+        return certificates_of(wanted, choices, granted.names)
+
+    def _as_user(self, work: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+        def told() -> Mapping[str, Any]:
+            try:
+                return work()
+            except CertplaneError as error:
+                raise as_flags(error) from error
+
+        result = as_account(
+            self._who, identity.load, told, lambda working: command.exit_status("certplane-agent", working)
+        )
+        if isinstance(result, int):
+            raise _EndedError(result)
+        return result
+
+    def _remove(self, path: Path | None, *, used: bool) -> None:
+        if path is None or is_input(path):
+            return
+        if not used:
+            print(f"kept {path}: this host has its identity, and the token wasn't used")
+            return
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            cause, _ = explain(error, path)
+            print(f"the used token can't be removed: {cause}; remove it by hand")
+        else:
+            print(f"removed {path}: the token is used")
+
+    def _end(self, certificates: Sequence[Certificate], *, changed: bool) -> None:
+        wanted = self._wanted
+        config = "" if str(wanted.config) == "/etc/certplane/agent.yml" else f" -c {wanted.config}"
+        if not changed:
+            print(f"nothing to do: this host is set up as {wanted.name}; `certplane-agent{config} check` looks at it")
+            return
+        services = {choice.profile: choice.service for choice in wanted.profiles}
+        for certificate in certificates:
+            service = services.get(certificate.profile)
+            if service is not None:
+                print(f"{service} reads it so: {'; '.join(service_lines(service, certificate))}")
+        if _SYSTEMD.exists() and not config and self._who.name == _USER:
+            print("next: systemctl enable --now certplane-agent.service")
+        else:
+            print(f"next: certplane-agent{config} run")
+
+
+def _first_look(wanted: Wanted, pin: Pin, settings: AgentSettings) -> Mapping[str, Any]:
+    """As the agent's user: the internal CA's roots, and whether the host has its identity."""
+
+    async def enrolled() -> bool:
+        host = Host(settings)
+        try:
+            return await identity.has_identity(host)
+        finally:
+            host.close()
+
+    text = internal_ca_text(wanted.ca_url, pin, wanted.internal_ca, SystemClock())
+    return {"internal_ca": text, "enrolled": asyncio.run(enrolled())}
+
+
+def _settings(wanted: Wanted, certificates: Sequence[Certificate]) -> AgentSettings:
+    return settings_of(Document.parse(agent_yml(wanted, certificates).encode(), str(wanted.config)))
+
+
+def _not_granted(wanted: Wanted, profile: str, granted: Granted) -> OperationError:
+    if profile in granted.unnamed:
+        return OperationError(
+            f"the broker doesn't say which names the profile {profile} has",
+            remedy=f"write {wanted.config} by hand: docs/configuration.md; the identity is in place",
+        )
+    has = ", ".join(sorted({*granted.names, *granted.unnamed})) or "none"
+    return OperationError(
+        f"the broker's policy doesn't give the profile {profile} to {wanted.name}; it has: {has}",
+        remedy="correct --profile, or have it added to policy.yml; then run the same command, which needs no new token",
+    )
