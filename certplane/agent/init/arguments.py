@@ -11,10 +11,9 @@ from pathlib import Path
 from certplane.agent.init.parser import CLIENTS
 from certplane.agent.init.presets import Service
 from certplane.agent.init.wanted import ProfileChoice, Take, Wanted
-from certplane.agent.settings import Fingerprint
 from certplane.config.broker_urls import BrokerUrl
 from certplane.config.files import is_input, read_argument, read_private_file
-from certplane.config.values import HttpsUrl, IdentityName
+from certplane.config.values import Fingerprint, HttpsUrl, IdentityName
 from certplane.errors import CertplaneError, ConfigurationError, ConfigurationProblem, OperationError
 from certplane.setup.asking import Asker
 
