@@ -325,9 +325,9 @@ class Host:
     def authority(self) -> StepCaAuthority:
         """The internal CA."""
         # Here, since an agent talks to the CA once in hours, and its HTTP client would be a tenth of an idle one.
-        from certplane.agent.enrollment.exchange import Endpoint  # noqa: PLC0415
         from certplane.agent.enrollment.stepca import StepCaAuthority  # noqa: PLC0415
-        from certplane.agent.enrollment.trust import Trust  # noqa: PLC0415
+        from certplane.stepca.exchange import Endpoint  # noqa: PLC0415
+        from certplane.stepca.trust import Trust  # noqa: PLC0415
 
         identity = self.settings.identity
         return StepCaAuthority(

@@ -48,7 +48,7 @@ class Level(StrEnum):
 
 _LATER = (
     "certplane.agent.enrollment.stepca",
-    "certplane.agent.enrollment.token",
+    "certplane.stepca.token",
     "certplane.agent.enrollment.tokenfile",
     "encodings.idna",
 )
@@ -310,8 +310,8 @@ def _identity(host: Host, identity: Version, now: datetime) -> Finding:
 
 def _token(host: Host) -> list[Finding]:
     """Whether the token that waits would make the right identity: it can be used once."""
-    from certplane.agent.enrollment.token import check_token, parse_token  # noqa: PLC0415 - as `Host.authority`
     from certplane.agent.enrollment.tokenfile import read_token_file  # noqa: PLC0415
+    from certplane.stepca.token import check_token, parse_token  # noqa: PLC0415 - as `Host.authority`
 
     settings = host.settings
     path: Path | None = settings.identity.bootstrap_token

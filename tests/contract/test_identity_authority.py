@@ -12,7 +12,6 @@ import pytest
 import pytest_asyncio
 from cryptography import x509
 
-from certplane.agent.enrollment.errors import EnrollmentError, RefusedError
 from certplane.agent.model import IssuedCertificate, Version
 from certplane.agent.ports import IdentityAuthority
 from certplane.pki.csr import build_csr
@@ -22,6 +21,7 @@ from certplane.sandbox.identity_ca import SandboxIdentityCa
 from certplane.sandbox.identity_pki import IdentityRules
 from certplane.sandbox.ports import IdentityCa
 from certplane.sandbox.step_ca import StepCa
+from certplane.stepca.errors import EnrollmentError, RefusedError
 from tests.fakes.agent_identity import FakeIdentityAuthority
 from tests.fakes.clock import ManualClock
 from tests.support.identities import authority_for, leads_to, leaf_of, names_of, new_key, store

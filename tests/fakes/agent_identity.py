@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from certplane.agent.enrollment.errors import EnrollmentError, RefusedError
 from certplane.agent.model import IssuedCertificate, Version
 from certplane.runtime.clock import Clock
 from certplane.sandbox.certificates import BACKDATE, CertificateAuthority, leaf_extensions
+from certplane.stepca.errors import EnrollmentError, RefusedError
 
 
 @dataclass

@@ -11,15 +11,15 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import verification
 
-from certplane.agent.enrollment.exchange import Endpoint
 from certplane.agent.enrollment.stepca import StepCaAuthority
-from certplane.agent.enrollment.trust import Trust
 from certplane.agent.model import IssuedCertificate, Version
 from certplane.errors import ConfigurationProblem
 from certplane.pki.keys import KeyType, PrivateKey, generate_private_key, private_key_pem, public_key_sha256
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.sandbox.certificates import CertificateAuthority
 from certplane.sandbox.ports import IdentityCa
+from certplane.stepca.exchange import Endpoint
+from certplane.stepca.trust import Trust
 
 
 def problem(key: str, message: str, remedy: str = "") -> ConfigurationProblem:

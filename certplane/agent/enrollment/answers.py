@@ -14,16 +14,16 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from certplane.agent.enrollment.errors import EnrollmentError, RefusedError
 from certplane.agent.model import IssuedCertificate
 from certplane.errors import CertplaneError
 from certplane.pki.identity import verify_identity
 from certplane.pki.keys import public_key_sha256
 from certplane.pki.reading import READ_ERRORS
 from certplane.pki.trust_bundle import TrustBundle
+from certplane.stepca.errors import EnrollmentError, RefusedError
 
 if TYPE_CHECKING:  # a running agent loads no HTTP client before it asks the internal CA
-    from certplane.agent.enrollment.exchange import Reply
+    from certplane.stepca.exchange import Reply
 
 _UNAUTHORIZED = 401
 NEW_TOKEN = "get a new token and run `certplane-agent enroll` again (the key made on this host is kept)"  # noqa: S105 - advice

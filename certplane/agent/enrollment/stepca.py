@@ -18,11 +18,7 @@ from cryptography import x509
 from typing_extensions import override
 
 from certplane.agent.enrollment.answers import NEW_TOKEN, accept_certificate, renewal_refused, san_names, sign_refused
-from certplane.agent.enrollment.errors import EnrollmentError, RefusedError, UnreachableError
-from certplane.agent.enrollment.exchange import Endpoint, Reply, exchange
 from certplane.agent.enrollment.recovery import SigningKey, renewal_token
-from certplane.agent.enrollment.token import check_token, parse_token
-from certplane.agent.enrollment.trust import PinnedRoots, Trust, pinned_roots
 from certplane.agent.model import IssuedCertificate, Version
 from certplane.agent.ports import IdentityAuthority
 from certplane.errors import CertplaneError, OperationError
@@ -32,6 +28,10 @@ from certplane.pki.trust_bundle import TrustBundle
 from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import Clock
 from certplane.runtime.pool import BlockingPool
+from certplane.stepca.errors import EnrollmentError, RefusedError, UnreachableError
+from certplane.stepca.exchange import Endpoint, Reply, exchange
+from certplane.stepca.token import check_token, parse_token
+from certplane.stepca.trust import PinnedRoots, Trust, pinned_roots
 
 T = TypeVar("T")
 

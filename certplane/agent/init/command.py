@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from certplane.agent.enrollment.token import check_token, parse_token
 from certplane.agent.host import Host
 from certplane.agent.init import identity
 from certplane.agent.init.arguments import PROGRAM, Pin, as_flags, token_by, wanted_by
@@ -38,6 +37,7 @@ from certplane.setup.apply import apply, refuse_differences, would
 from certplane.setup.asking import Asker
 from certplane.setup.look import look
 from certplane.setup.plan import MakeFolder, Plan, WriteFile
+from certplane.stepca.token import check_token, parse_token
 
 FAILPOINTS = ("init.folders", "init.asked")
 """Beside those of `certplane.setup.apply`, `identity` and the enrollment: where a test may end this module's work."""

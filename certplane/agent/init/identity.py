@@ -26,7 +26,7 @@ FAILPOINTS = ("init.enrolled", "init.granted")
 _LATER = (
     "certplane.agent.enrollment.identity",
     "certplane.agent.enrollment.stepca",
-    "certplane.agent.enrollment.token",
+    "certplane.stepca.token",
     "certplane.agent.enrollment.tokenfile",
     "certplane.agent.install.lock",
     "encodings.idna",

@@ -14,14 +14,14 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from certplane.agent.enrollment.exchange import Endpoint
-from certplane.agent.enrollment.trust import Trust, pinned_roots
 from certplane.agent.init.arguments import PROGRAM, Pin
 from certplane.config.bundles import read_ca_bundle
 from certplane.config.files import read_file
 from certplane.errors import CertplaneError, ConfigurationProblem
 from certplane.pki.reading import READ_ERRORS
 from certplane.runtime.clock import Clock
+from certplane.stepca.exchange import Endpoint
+from certplane.stepca.trust import Trust, pinned_roots
 
 _CA_TIME = timedelta(seconds=10)
 _BLOCK = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)

@@ -8,10 +8,10 @@ import pytest
 from cryptography import x509
 
 from certplane.agent.enrollment.answers import accept_certificate
-from certplane.agent.enrollment.errors import EnrollmentError
-from certplane.agent.enrollment.exchange import Reply
 from certplane.pki.keys import public_key_sha256
 from certplane.pki.trust_bundle import TrustBundle
+from certplane.stepca.errors import EnrollmentError
+from certplane.stepca.exchange import Reply
 from tests.support.authority import NOW, Authority, IssuedLeaf, certificate_pem
 from tests.support.csr import SAN, sequence, tlv
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from certplane.agent.enrollment.errors import EnrollmentError, UnreachableError
-from certplane.agent.enrollment.exchange import Endpoint, Reply, exchange
+from certplane.stepca.errors import EnrollmentError, UnreachableError
+from certplane.stepca.exchange import Endpoint, Reply, exchange
 from tests.support.scripted_https import Script, ScriptedHttps, answer
 
 SECOND = timedelta(seconds=1)

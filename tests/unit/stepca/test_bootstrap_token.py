@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from certplane.agent.enrollment.errors import EnrollmentError
-from certplane.agent.enrollment.token import check_token, parse_token
 from certplane.agent.enrollment.tokenfile import read_token_file, remove_token_file
 from certplane.errors import ConfigurationError
+from certplane.stepca.errors import EnrollmentError
+from certplane.stepca.token import check_token, parse_token
 from tests.support.identities import problem
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)

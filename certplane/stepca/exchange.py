@@ -20,9 +20,9 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from certplane import __version__
-from certplane.agent.enrollment.errors import EnrollmentError, UnreachableError
 from certplane.runtime.connection import ConnectionFailure, connection_failure, ssl_reason
 from certplane.runtime.text import printable
+from certplane.stepca.errors import EnrollmentError, UnreachableError
 
 _MOST_BYTES = 256 * 1024
 """Room for a long chain; a normal answer has under 10 KiB."""
@@ -125,7 +125,7 @@ def exchange(
             connection.connect()
         except (OSError, UnicodeError) as error:
             raise _not_connected(endpoint, error) from error
-        headers = {"User-Agent": f"certplane-agent/{__version__}", "Accept": "application/json"}
+        headers = {"User-Agent": f"certplane/{__version__}", "Accept": "application/json"}
         if bearer:
             headers["Authorization"] = f"Bearer {bearer}"
         content = b""

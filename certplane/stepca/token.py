@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
-from certplane.agent.enrollment.errors import EnrollmentError
+from certplane.stepca.errors import EnrollmentError
 
 _PURPOSES = frozenset({"", "/", "/sign"})
 _LEEWAY = timedelta(minutes=1)

@@ -17,12 +17,12 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from certplane.agent.enrollment.errors import EnrollmentError, RefusedError, UnreachableError
-from certplane.agent.enrollment.exchange import Endpoint, exchange
 from certplane.config.bundles import read_ca_bundle, require_in_force
 from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.pki.reading import READ_ERRORS
 from certplane.pki.trust_bundle import TrustBundle
+from certplane.stepca.errors import EnrollmentError, RefusedError, UnreachableError
+from certplane.stepca.exchange import Endpoint, exchange
 
 _ROOT_BUNDLE_KEY = "identity.step_ca.root_ca_bundle"
 _ISSUER_BUNDLE_KEY = "identity.issuer_ca_bundle"
