@@ -18,7 +18,7 @@ from certplane.ctl import cli as ctl
 from tests.support.prometheus import alert_rules
 
 _ROOT = Path(__file__).parents[3]
-_DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (_ROOT / "docs").glob("*.md"))]
+_DOCUMENTS = ["README.md", "SECURITY.md", *sorted(f"docs/{path.name}" for path in (_ROOT / "docs").glob("*.md"))]
 _PARSERS = {"certplane-agent": agent._parser, "certplane-broker": broker._parser, "certplanectl": ctl._parser}
 _COMMAND = re.compile(
     r"^(?:sudo -u \S+ )?(?:/opt/certplane/bin/)?(certplane-agent|certplane-broker|certplanectl) (.+)$"

@@ -1,18 +1,23 @@
-"""The wheel and the source archive as they are built: what a machine gets is all that the documents speak of."""
+"""What scripts/build makes: a machine gets all that the documents speak of, and an SBOM tells what that is."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import subprocess
-import sys
 import tarfile
 import zipfile
+from datetime import UTC, datetime
 from email.parser import Parser
 from pathlib import Path
 
 import pytest
+import releasing
+import sbom
 
 import certplane
 from tests.support.waiting import HANG
+from tests.unit.packaging import test_requirements
 
 _ROOT = Path(__file__).parents[3]
 _DATA = {
@@ -33,10 +38,11 @@ def _tracked(folder: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with both; the wheel is built of the archive, as scripts/build does."""
-    folder = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, _ROOT]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
+    """A folder with all of it."""
+    folder = tmp_path_factory.mktemp("build") / "dist"
+    done = subprocess.run(
+        [_ROOT / "scripts" / "build", folder], capture_output=True, text=True, timeout=HANG, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -106,3 +112,69 @@ def test_the_archive_has_the_source(built: Path) -> None:
         assert needed in names
     for folder in ("tests", "packaging", "proto", "third_party", "docs"):
         assert {f"{folder}/{name}" for name in _tracked(folder)} <= names
+
+
+_KINDS = ("agent", "broker", "broker-cloudflare", "optional")
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_requirements_name_the_wheel_and_all_that_it_needs(built: Path, kind: str) -> None:
+    """The wheel beside the file, by its sum, and the lines that are locked."""
+    text = (built / f"{kind}.txt").read_text()
+    (wheel,) = built.glob("*.whl")
+    sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    assert f"certplane=={certplane.__version__} --hash=sha256:{sha256}\n" in text
+    assert text.endswith((_ROOT / "requirements" / f"{kind}.txt").read_text())
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_an_sbom_has_what_is_installed(built: Path, kind: str) -> None:
+    """Every package in its version, with each sum that pip takes; each but the wheel is needed by another."""
+    made = json.loads((built / f"{kind}.cdx.json").read_text())
+    found = {
+        each["name"]: (each["version"], {one["content"] for one in each["externalReferences"][0]["hashes"]})
+        for each in made["components"]
+    }
+    locked = {
+        name: (each.version, set(each.hashes))
+        for name, each in test_requirements.of(kind).items()
+        if "win32" not in str(each.requirement.marker)
+    }
+    assert found == locked
+    refs = {each["bom-ref"] for each in made["components"]}
+    needed = {ref for each in made["dependencies"] for ref in each["dependsOn"]}
+    assert needed == refs
+    assert {each["ref"] for each in made["dependencies"]} == refs | {made["metadata"]["component"]["bom-ref"]}
+    (own,) = made["metadata"]["component"]["hashes"]
+    (wheel,) = built.glob("*.whl")
+    assert own["content"] == hashlib.sha256(wheel.read_bytes()).hexdigest()
+
+
+def test_sboms_are_cyclonedx(built: Path) -> None:
+    """They hold to its schema of version 1.6, strictly."""
+    releasing.validate(built)
+
+
+def test_licenses_are_told(built: Path) -> None:
+    """Of whatever is installed here, as it says itself."""
+    made = json.loads((built / "agent.cdx.json").read_text())
+    told = {each["name"]: each.get("licenses") for each in made["components"]}
+    assert all(told.values())
+    assert told["grpcio"] == [{"expression": "Apache-2.0"}]
+
+
+@pytest.mark.parametrize("line", ["x==1\n", "x>=1 --hash=sha256:ab\n", "git+https://example.com/x\n"])
+def test_a_line_that_no_sbom_can_tell(line: str) -> None:
+    """A package without version and sum is an error, and not left out."""
+    with pytest.raises(ValueError, match="can't be read"):
+        sbom.read(f"--find-links .\n{line}")
+
+
+def test_an_sbom_is_made_again_alike() -> None:
+    """The same packages at the same time are the same bytes; another package is another serial number."""
+    when = datetime(2026, 11, 29, tzinfo=UTC)
+    text = "certplane==1.0.0 --hash=sha256:" + "a" * 64 + "\n"
+    more = text + "x==1 \\\n    --hash=sha256:" + "b" * 64 + "\n    # via certplane (pyproject.toml)\n"
+    one, same, other = (sbom.bom("x.txt", sbom.read(each), when) for each in (text, text, more))
+    assert one == same
+    assert one["serialNumber"] != other["serialNumber"]

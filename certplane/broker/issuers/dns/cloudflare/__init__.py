@@ -39,7 +39,10 @@ class CloudflareSettings(ProviderSettings):
     @override
     def make(self, secrets: SecretSource, clock: Clock, rng: random.Random) -> DnsProvider:
         if importlib.util.find_spec("cloudflare") is None:  # searched for, not loaded
-            remedy = "install the release's broker-cloudflare.txt in place of broker.txt (docs/operations.md, Install)"
+            remedy = (
+                "install the release's broker-cloudflare.txt in place of broker.txt, or beside the Debian package"
+                " certplane-broker that of certplane-broker-cloudflare (docs/operations.md, Install)"
+            )
             message = "needs Cloudflare's SDK, the optional package cloudflare"
             raise ConfigurationError([ConfigurationProblem("", None, "issuer.acme.cloudflare", message, remedy)])
         from certplane.broker.issuers.dns.cloudflare.provider import CloudflareProvider  # noqa: PLC0415 - see above
