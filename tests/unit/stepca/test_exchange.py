@@ -54,7 +54,7 @@ def test_an_answer_comes_back_whatever_its_status(tmp_path: Path) -> None:
     assert (reply.status, reply.said) == (403, "no")
     (request,) = server.requests
     assert request.startswith(b"POST /sign HTTP/1.1\r\n")
-    assert b"User-Agent: certplane-agent/" in request
+    assert b"User-Agent: certplane/" in request
     assert request.endswith(b'{"ott": "secret-token"}')
 
 
