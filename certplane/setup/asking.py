@@ -51,10 +51,10 @@ class Asker:
             try:
                 return parse(given)
             except ValueError as error:
-                raise ConfigurationError([self._problem(argument, str(error))]) from error
+                raise ConfigurationError([self.problem(argument, str(error))]) from error
         if not self.at_terminal:
             remedy = f"give it; on a terminal this command asks for it ({question})"
-            self._missing.append(self._problem(argument, "is required", remedy))
+            self._missing.append(self.problem(argument, "is required", remedy))
             return None
         for _ in range(_TRIES):
             text = _ask(f"{question}{f' [{default}]' if default else ''}: ") or default
@@ -62,7 +62,7 @@ class Asker:
                 return parse(text)
             except ValueError as error:
                 _say(str(error))
-        raise ConfigurationError([self._problem(argument, "got no answer that can be used")])
+        raise ConfigurationError([self.problem(argument, "got no answer that can be used")])
 
     def secret(self, question: str) -> str:
         """An answer that isn't shown while it is typed; empty where nobody can be asked."""
@@ -70,7 +70,7 @@ class Asker:
 
     def missing(self, argument: str, message: str, remedy: str) -> None:
         """Note that something isn't there, for `finish`."""
-        self._missing.append(self._problem(argument, message, remedy))
+        self._missing.append(self.problem(argument, message, remedy))
 
     def finish(self) -> None:
         """Tell all that is missing at once.
@@ -81,7 +81,8 @@ class Asker:
         if self._missing:
             raise ConfigurationError(self._missing)
 
-    def _problem(self, argument: str, message: str, remedy: str = "") -> ConfigurationProblem:
+    def problem(self, argument: str, message: str, remedy: str = "") -> ConfigurationProblem:
+        """What is wrong with an argument, as this command tells it."""
         return ConfigurationProblem(self._program, None, argument, message, remedy)
 
 

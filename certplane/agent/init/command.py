@@ -16,28 +16,34 @@ from typing import Any
 
 from certplane.agent.host import Host
 from certplane.agent.init import identity
-from certplane.agent.init.arguments import PROGRAM, Pin, as_flags, token_by, wanted_by
+from certplane.agent.init.arguments import PROGRAM, wanted_by
 from certplane.agent.init.identity import Granted
-from certplane.agent.init.roots import bundle_text, fingerprints, internal_ca_text
 from certplane.agent.init.sources import taken
 from certplane.agent.init.text import agent_yml, certificates_of, head, service_lines
 from certplane.agent.init.wanted import Certificate, ProfileChoice, Wanted
 from certplane.agent.settings import AgentSettings, settings_of
 from certplane.config.document import Document
-from certplane.config.files import is_input, read_file
+from certplane.config.files import read_file
 from certplane.errors import CertplaneError, OperationError
 from certplane.runtime import command
 from certplane.runtime.clock import SystemClock
 from certplane.runtime.command import OK
-from certplane.runtime.disk_errors import explain
 from certplane.runtime.failpoints import failpoint
 from certplane.runtime.progress import open_progress
 from certplane.setup.account import Account, account, as_account
 from certplane.setup.apply import apply, refuse_differences, would
 from certplane.setup.asking import Asker
+from certplane.setup.internal_ca import (
+    Pin,
+    as_flags,
+    bundle_text,
+    discard_token,
+    fingerprints,
+    internal_ca_text,
+    token_for,
+)
 from certplane.setup.look import look
 from certplane.setup.plan import MakeFolder, Plan, WriteFile
-from certplane.stepca.token import check_token, parse_token
 
 FAILPOINTS = ("init.folders", "init.asked")
 """Beside those of `certplane.setup.apply`, `identity` and the enrollment: where a test may end this module's work."""
@@ -95,7 +101,8 @@ class _Init:
         failpoint("init.folders")
         granted = self._granted(token)
         failpoint("init.asked")
-        self._remove(self._options.token, used=granted.enrolled)
+        if told := discard_token(self._options.token, used=granted.enrolled):
+            print(told)
         certificates = self._certificates(granted)
         changed += apply(self._agent_yml(certificates), print, replace=self._replace)
         self._end(certificates, changed=bool(changed) or granted.enrolled)
@@ -108,7 +115,7 @@ class _Init:
         steps += [MakeFolder(folder, 0o755, owner, exact=True) for folder in (wanted.tls, wanted.state_dir)]
         steps.append(WriteFile(wanted.internal_ca, internal_ca))
         if self._options.broker_ca is not None:
-            steps.append(WriteFile(wanted.broker_ca, bundle_text(self._options.broker_ca, "--broker-ca")))
+            steps.append(WriteFile(wanted.broker_ca, bundle_text(PROGRAM, self._options.broker_ca, "--broker-ca")))
         return Plan(tuple(steps))
 
     def _agent_yml(self, certificates: Sequence[Certificate]) -> Plan:
@@ -132,12 +139,8 @@ class _Init:
         return certificates_of(self._wanted, self._wanted.profiles, None)
 
     def _token(self, roots: Sequence[str]) -> str:
-        token = token_by(self._options.token, self._wanted.name, self._asker)
-        try:
-            check_token(parse_token(token), names=[self._wanted.name], root_sha256=roots, now=SystemClock().now())
-        except CertplaneError as error:
-            raise as_flags(error) from error
-        return token
+        why = "this host has no identity yet"
+        return token_for(self._asker, self._options.token, self._wanted.name, roots, SystemClock(), why=why)
 
     def _show(self, files: Plan, *, enrolled: bool) -> int:
         """What a run would do."""
@@ -190,20 +193,6 @@ class _Init:
             raise _EndedError(result)
         return result
 
-    def _remove(self, path: Path | None, *, used: bool) -> None:
-        if path is None or is_input(path):
-            return
-        if not used:
-            print(f"kept {path}: this host has its identity, and the token wasn't used")
-            return
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            cause, _ = explain(error, path)
-            print(f"the used token can't be removed: {cause}; remove it by hand")
-        else:
-            print(f"removed {path}: the token is used")
-
     def _end(self, certificates: Sequence[Certificate], *, changed: bool) -> None:
         wanted = self._wanted
         config = "" if str(wanted.config) == "/etc/certplane/agent.yml" else f" -c {wanted.config}"
@@ -231,7 +220,7 @@ def _first_look(wanted: Wanted, pin: Pin, settings: AgentSettings) -> Mapping[st
         finally:
             host.close()
 
-    text = internal_ca_text(wanted.ca_url, pin, wanted.internal_ca, SystemClock())
+    text = internal_ca_text(PROGRAM, wanted.ca_url, pin, wanted.internal_ca, SystemClock())
     return {"internal_ca": text, "enrolled": asyncio.run(enrolled())}
 
 
