@@ -264,7 +264,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 trail=trail,
             ),
             CertificateServicer(authority, clock, plans),
-            RenewalServicer(hub, fleet.view),
+            RenewalServicer(hub, fleet.view, fleet.watches),
             OrderServicer(
                 orders := authority.overview(
                     stores.order_listing, others.find, left=forecasts.left, name=socket.gethostname()
@@ -379,6 +379,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         for name, work in (
             ("renewal plans", planner.run()),
             ("streams", hub.supervision.run()),
+            ("services that watch", fleet.watches.run()),
             ("index of the fleet", fleet.index.run()),
             (
                 "readiness",

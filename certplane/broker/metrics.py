@@ -284,6 +284,9 @@ HOSTS: Final = Gauge(
     "certplane_hosts", "Hosts by their link: up, down, or never for those of the policy that never came.", ("link",)
 )
 WATCHERS: Final = Gauge("certplane_renewal_watchers", "Streams of WatchRenewals.")
+SERVICE_WATCHES: Final = Gauge(
+    "certplane_service_watches", "Calls of WatchMyCertificates, in which services hear of their own certificates."
+)
 
 # Rollouts.
 

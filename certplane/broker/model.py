@@ -407,6 +407,8 @@ class ChangeKind(StrEnum):
     """A broker has come or left, or another policy, say, is in force there; the key is its broker_id."""
     ROLLOUT = "rollout"
     """A rollout is there, or is another one than before; the key is its rollout_id."""
+    WATCH = "watch"
+    """A service watches its certificates, or doesn't any more; the key is its name."""
     ACTIVATION = "activation"
     """A certificate that a host holds for a rollout was released, or abandoned; the key is the host's name."""
 

@@ -51,6 +51,9 @@ from certplane.broker.services.trust import TrustInForce
 from certplane.broker.settings import BrokerSettings, StoreDriver
 from certplane.broker.store import Stores
 from certplane.broker.telemetry import PrometheusMeter
+from certplane.broker.watches.desk import WatchDesk
+from certplane.broker.watches.elsewhere import follow_watched
+from certplane.broker.watches.places import WatchPlaces
 from certplane.runtime.clock import Clock
 from certplane.runtime.pool import BlockingPool
 
@@ -219,10 +222,11 @@ def fleet_hub(
 
 @dataclass(frozen=True, slots=True)
 class FleetParts:
-    """What the broker knows of the fleet: all of it in short, in memory, and each host as it is recorded."""
+    """What the broker knows of the fleet: in short, in memory; each host as it is recorded; and services that watch."""
 
     index: MemoryIndex
     view: FleetView
+    watches: WatchDesk
 
 
 def fleet_parts(
@@ -236,10 +240,21 @@ def fleet_parts(
     clock: Clock,
     name: str = "",
 ) -> FleetParts:
-    """Both, hearing what `hub` hears. The broker's machine is called `name`, and it listens on `address`."""
+    """All, hearing what `hub` hears. The broker's machine is called `name`, and it listens on `address`."""
     circumstances = HostCircumstances(policy, stores.identities, stores.deny_list, clock)
     here = StreamBroker(stores.fleet.broker_id, name or socket.gethostname(), address)
     places = HostPlaces(hub.registry, here, others)
+    watches = WatchDesk(
+        store=stores.watches,
+        held=stores.watches,
+        hashes=hub.supervision.hashes,
+        settings=hub.context.settings,
+        clock=clock,
+        meter=hub.context.meter,
+        rng=hub.context.rng,
+    )
+    hub.accompany(watches)
+    services = WatchPlaces(watches, stores.watches, here, others)
     index = MemoryIndex(
         store=stores.fleet,
         issued=stores.issued,
@@ -249,7 +264,9 @@ def fleet_parts(
         clock=clock,
         settings=hub.context.settings,
         health_changed=lambda host: hub.watchers.host_changed(host, clock.now()),
+        services=services,
     )
+    follow_watched(watches, plans, stores.order_listing, stores.changes, index.service_watches)
     hub.watchers.listen(index)
     # Behind the deny-list and the identities themselves, which follow these first.
     for kind in (ChangeKind.DENY_ENTRY, ChangeKind.IDENTITY):
@@ -265,5 +282,6 @@ def fleet_parts(
         places=places,
         index=index,
         clock=clock,
+        services=services,
     )
-    return FleetParts(index, view)
+    return FleetParts(index, view, watches)

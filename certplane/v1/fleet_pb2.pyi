@@ -86,7 +86,7 @@ class FleetFilter(_message.Message):
     PUBLIC_KEYS_SHA256_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     disconnected_only: _builtins.bool
-    """Only those without a stream at any broker."""
+    """Only those without a stream at any broker; of services those that have watched their certificates, and don't."""
     blocked_only: _builtins.bool
     """Only those that policy no longer has, or that it denies."""
     lacks_broker_root_sha256: _builtins.str
@@ -558,6 +558,7 @@ class RequestRenewalResponse(_message.Message):
     RENEWAL_REQUEST_ID_FIELD_NUMBER: _builtins.int
     HELD_UP_FIELD_NUMBER: _builtins.int
     HELD_UP_COUNT_FIELD_NUMBER: _builtins.int
+    CONNECTED_SERVICE_COUNT_FIELD_NUMBER: _builtins.int
     certificate_count: _builtins.int
     """How many certificates were picked."""
     changed_count: _builtins.int
@@ -568,6 +569,8 @@ class RequestRenewalResponse(_message.Message):
     """Names this renewal."""
     held_up_count: _builtins.int
     """How many there are."""
+    connected_service_count: _builtins.int
+    """How many services, of those that have them, watch their certificates now, at whichever broker."""
     @_builtins.property
     def last_renew_time(self) -> _timestamp_pb2.Timestamp:
         """When the last of them is to renew."""
@@ -586,10 +589,11 @@ class RequestRenewalResponse(_message.Message):
         renewal_request_id: _builtins.str = ...,
         held_up: _abc.Iterable[Global___RequestRenewalResponse.HeldUp] | None = ...,
         held_up_count: _builtins.int = ...,
+        connected_service_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_renew_time", b"last_renew_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_count", b"certificate_count", "changed_count", b"changed_count", "connected_host_count", b"connected_host_count", "held_up", b"held_up", "held_up_count", b"held_up_count", "last_renew_time", b"last_renew_time", "renewal_request_id", b"renewal_request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_count", b"certificate_count", "changed_count", b"changed_count", "connected_host_count", b"connected_host_count", "connected_service_count", b"connected_service_count", "held_up", b"held_up", "held_up_count", b"held_up_count", "last_renew_time", b"last_renew_time", "renewal_request_id", b"renewal_request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -885,12 +889,13 @@ class SummarizeFleetResponse(_message.Message):
     ISSUERS_FIELD_NUMBER: _builtins.int
     OPEN_ORDER_COUNT_FIELD_NUMBER: _builtins.int
     TROUBLED_ORDER_COUNT_FIELD_NUMBER: _builtins.int
+    CONNECTED_SERVICE_COUNT_FIELD_NUMBER: _builtins.int
     host_count: _builtins.int
     """Hosts of the fleet, services left out."""
     connected_host_count: _builtins.int
     """How many have a stream."""
     service_count: _builtins.int
-    """Services that have certificates."""
+    """Services that have certificates, or watch them."""
     hurt_count: _builtins.int
     """How many."""
     next_count: _builtins.int
@@ -905,6 +910,8 @@ class SummarizeFleetResponse(_message.Message):
     """Open orders."""
     troubled_order_count: _builtins.int
     """Those of them that a step has failed for."""
+    connected_service_count: _builtins.int
+    """How many of the services watch their certificates (RenewalService.WatchMyCertificates)."""
     @_builtins.property
     def summary_time(self) -> _timestamp_pb2.Timestamp:
         """When it was so."""
@@ -968,10 +975,11 @@ class SummarizeFleetResponse(_message.Message):
         issuers: _abc.Iterable[Global___SummarizeFleetResponse.IssuerState] | None = ...,
         open_order_count: _builtins.int = ...,
         troubled_order_count: _builtins.int = ...,
+        connected_service_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["summary_time", b"summary_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_versions", b"agent_versions", "cause_count", b"cause_count", "causes", b"causes", "changes", b"changes", "connected_host_count", b"connected_host_count", "endings", b"endings", "health_counts", b"health_counts", "host_count", b"host_count", "hurt", b"hurt", "hurt_count", b"hurt_count", "issuers", b"issuers", "missing", b"missing", "missing_count", b"missing_count", "next", b"next", "next_count", b"next_count", "next_wont_heal_count", b"next_wont_heal_count", "open_order_count", b"open_order_count", "service_count", b"service_count", "summary_time", b"summary_time", "troubled_order_count", b"troubled_order_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_versions", b"agent_versions", "cause_count", b"cause_count", "causes", b"causes", "changes", b"changes", "connected_host_count", b"connected_host_count", "connected_service_count", b"connected_service_count", "endings", b"endings", "health_counts", b"health_counts", "host_count", b"host_count", "hurt", b"hurt", "hurt_count", b"hurt_count", "issuers", b"issuers", "missing", b"missing", "missing_count", b"missing_count", "next", b"next", "next_count", b"next_count", "next_wont_heal_count", b"next_wont_heal_count", "open_order_count", b"open_order_count", "service_count", b"service_count", "summary_time", b"summary_time", "troubled_order_count", b"troubled_order_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

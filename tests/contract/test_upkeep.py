@@ -1,6 +1,7 @@
 """What `Upkeep` promises, asked of the fake, of SQLite and of PostgreSQL."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ from certplane.broker.model import CertificateRecord, EnrollmentReport, Order, O
 from certplane.broker.ports import OrderChange, PruneBefore
 from certplane.broker.renewal.model import RecordedRequest, RenewalPlan, RequestedRenewal, RequestItem
 from certplane.broker.rollouts import words
+from certplane.broker.watches.model import ServiceWatch
 from certplane.errors import Reason, Refusal
 from certplane.fleet_report.model import CertificateState, CertificateStatus, HostFacts, RenewalCause, Report
 from tests.support.rollouts import a_rollout
@@ -251,6 +253,17 @@ async def test_a_host_that_is_gone_for_long_is_forgotten(store: StoreHarness) ->
     assert (here.certificates, here.acknowledged_sequence) == ((report.certificate,), 1)
     again = await fleet.record_reports("gone", "e", [report], stream=stream("gone", store.clock.now()))
     assert again.new == (report,), "one that comes back is heard from the beginning"
+
+
+async def test_services_that_are_gone_are_forgotten(store: StoreHarness) -> None:
+    """With what was recorded of their watching, so long after they were seen last; one that is seen stays."""
+    watches, now = store.stores.watches, store.clock.now()
+    gone = ServiceWatch("gone", "", 0, "", "1f", now + DAY, "192.0.2.1", now, now, now)
+    await watches.record_watches([gone, replace(gone, identity="here")])
+    store.clock.advance(KEEP + DAY)
+    await watches.record_watches([replace(gone, identity="here", last_seen_time=store.clock.now(), end_time=None)])
+    assert await prune(store) == {"certificate_watchers": 1}
+    assert [each.identity for each in await watches.watches_of(["gone", "here"])] == ["here"]
 
 
 async def test_old_rollouts_are_forgotten(store: StoreHarness) -> None:

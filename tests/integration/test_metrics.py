@@ -76,11 +76,12 @@ from tests.fakes.renewal import FakeRenewalInfoSource, plan_on
 from tests.fakes.sinks import FakeSink
 from tests.support.broker_files import BrokerFiles
 from tests.support.ca import Leaf
-from tests.support.edge import HOST, OPERATOR, ShiftedClock, serve_edge
+from tests.support.edge import HOST, OPERATOR, SERVICE, ShiftedClock, serve_edge
 from tests.support.fleet_index import IndexWorld
 from tests.support.issuance import NO_WAIT, World, caller, issue, kill_all, lose_order, settle, unavailable
 from tests.support.memory_store import MemoryStores
 from tests.support.rollout_world import RolloutWorld
+from tests.support.service_watch import watching
 from tests.support.stores import StoreHarness, StorePlace
 from tests.support.streams import HostStreamClient
 from tests.support.waiting import HANG, until
@@ -295,6 +296,7 @@ async def a_stream(_folder: Path) -> Collection[Metric]:
             [
                 Grant(HOST, IdentityKind.HOST, "web1", profiles=("web",), labels={"ring": "canary"}),
                 Grant(OPERATOR, IdentityKind.OPERATOR, "admin", roles=("operator",)),
+                Grant(SERVICE, IdentityKind.SERVICE, "builder", profiles=("web",)),
             ],
             [Profile("web", "multi_san", ("www.example",), "hash")],
         )
@@ -303,6 +305,7 @@ async def a_stream(_folder: Path) -> Collection[Metric]:
         serve_edge(streams=settings, policy=policy) as edge,
         edge.host() as channel,
         edge.channel(edge.ca.issue([OPERATOR])) as operators,
+        watching(edge),
     ):
         watch: Any = renewal_pb2_grpc.RenewalServiceStub(operators).WatchRenewals(
             renewal_pb2.WatchRenewalsRequest(), timeout=HANG
@@ -316,7 +319,7 @@ async def a_stream(_folder: Path) -> Collection[Metric]:
         await host.answer((await host.directive()).nonce)
         await host.answer("never-asked")
         awaited = {metrics.WATCHERS, metrics.STREAM_MISUSES, metrics.CERTIFICATES, metrics.HEALTH, metrics.SOONEST_END}
-        awaited |= {metrics.ENDING, metrics.NOT_AFTER, metrics.HOSTS, metrics.LABEL_HEALTH}
+        awaited |= {metrics.SERVICE_WATCHES, metrics.ENDING, metrics.NOT_AFTER, metrics.HOSTS, metrics.LABEL_HEALTH}
         await until(lambda: awaited <= edge.meter.moved)
         watch.cancel()
         other = HostStreamClient(channel)
@@ -552,7 +555,7 @@ MOVED: dict[Scenario, set[Metric]] = {
     a_stream: {
         metrics.STREAMS, metrics.STREAMS_ENDED, metrics.STREAM_MISUSES, metrics.REPORTS, metrics.DIRECTIVES,
         metrics.DIRECTIVE_SECONDS, metrics.CERTIFICATES, metrics.HEALTH, metrics.SOONEST_END, metrics.WATCHERS,
-        metrics.ENDING, metrics.NOT_AFTER, metrics.HOSTS, metrics.LABEL_HEALTH, metrics.RPC_IN_FLIGHT,
+        metrics.SERVICE_WATCHES, metrics.ENDING, metrics.NOT_AFTER, metrics.HOSTS, metrics.LABEL_HEALTH, metrics.RPC_IN_FLIGHT,
     },
     a_full_disk: {
         metrics.ROWS_PRUNED, metrics.STORE_SIZE, metrics.STORE_GROWTH, metrics.SPACE_LOW,

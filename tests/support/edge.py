@@ -192,7 +192,7 @@ class EdgeServer:
             clock=self.clock,
             name=self.name,
         )
-        self.view, self.index = parts.view, parts.index
+        self.view, self.index, self.watches = parts.view, parts.index, parts.watches
         self.health = HealthWatch(
             index=self.index,
             policy=self.policy,
@@ -249,7 +249,7 @@ class EdgeServer:
                     trail=trail,
                 ),
                 CertificateServicer(self.authority, self.clock),  # type: ignore[arg-type]  # a fake
-                RenewalServicer(self.hub, self.view),
+                RenewalServicer(self.hub, self.view, parts.watches),
                 FleetServicer(
                     self.view,
                     RenewalRequests(
@@ -357,7 +357,7 @@ async def serve_edge(ca: PrivateCa | None = None, **options: Any) -> AsyncIterat
     edge = EdgeServer(ca or PrivateCa("internal"), **options)
     await edge.server.start()
     await edge.stores.changes.look()  # what was there before is known
-    works = (edge.hub.supervision.run(), edge.index.run(), edge.health.lead())
+    works = (edge.hub.supervision.run(), edge.watches.run(), edge.index.run(), edge.health.lead())
     looking = {asyncio.create_task(work) for work in works}
     try:
         yield edge

@@ -453,7 +453,7 @@ class _Parts:
         writer_id = rows.writer_id
         for part in (made.changes, made.certificates._changes):
             part._writer_id = writer_id
-        for part in (made.members, made.fleet, made.retry_epoch):
+        for part in (made.members, made.fleet, made.retry_epoch, made.watches):
             part.broker_id = writer_id
         made.orders.holder = made.shared_orders.holder = writer_id
         made.repeats._broker_id = made.roles._broker_id = writer_id

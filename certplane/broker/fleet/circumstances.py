@@ -130,14 +130,19 @@ class HostCircumstances:
             return Block(text, Reason.IDENTITY_CONTESTED, remedy, known.contest.time)
         return None
 
-    def why_none(self, name: str) -> str:
-        """Why the identity can't be told to get a new certificate, or gets none; empty if it can and does."""
+    def why_none(self, name: str, *, watches: bool = False) -> str:
+        """Why the identity can't be told to get a new certificate, or gets none; empty if it can and does.
+
+        Args:
+            name: The identity's.
+            watches: Whether it is a service that watches its certificates.
+        """
         block = self.block(name)
         if block is not None:
             return block.text
         grant = self._policy.current.find_grant(name)
-        if grant is not None and grant.kind is not IdentityKind.HOST:
-            return "it is a service, which can't be told to renew: it renews when it asks"
+        if grant is not None and grant.kind is not IdentityKind.HOST and not watches:
+            return "it is a service that isn't listening now (WatchMyCertificates): it renews when it asks"
         return ""
 
     def _unheard_time(self, presence: Presence) -> datetime:

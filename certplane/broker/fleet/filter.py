@@ -111,8 +111,10 @@ def _host_tests(wanted: FleetFilter, now: datetime) -> list[_HostTest]:
     if wanted.kinds:
         tests.append(lambda host: host.kind in wanted.kinds)
     if wanted.disconnected_only or wanted.unheard_for is not None:
-        # A service has no stream that it could lack.
-        tests.append(lambda host: not host.connected and host.kind is IdentityKind.HOST)
+        # A service that never watched has nothing that it could lack.
+        tests.append(
+            lambda host: not host.connected and (host.kind is IdentityKind.HOST or host.connect_time is not None)
+        )
     if wanted.unheard_for is not None:
         latest = now - wanted.unheard_for
         tests.append(lambda host: (since := silent_since(host)) is None or since <= latest)

@@ -19,6 +19,7 @@ For the event loop's thread.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable
@@ -54,6 +55,22 @@ _POLL: Final = timedelta(milliseconds=20)
 
 class _Store(FleetStore, StreamPlaces, Protocol):
     pass
+
+
+class OtherStreams(Protocol):
+    """Long calls of this broker that come and go with the hosts' streams."""
+
+    def send_away(self, why: str) -> None:
+        """Say goodbye to all, and take none until `stay`."""
+        ...
+
+    def stay(self) -> None:
+        """Take some again."""
+        ...
+
+    async def drain(self) -> None:
+        """Say goodbye to all, and wait until they have ended; some seconds at most."""
+        ...
 
 
 class FleetHub:
@@ -122,6 +139,7 @@ class FleetHub:
         self._clock = clock
         self._meter = meter
         self._draining = False
+        self._beside: list[OtherStreams] = []
         self._away = ""
         """Why hosts are sent to other brokers; empty if they aren't."""
 
@@ -172,6 +190,10 @@ class FleetHub:
             reason = certificate.revocation_reason or ""
             revoked = RevokedCertificate(certificate.identity, certificate.serial_number, plan.renew_time, reason)
             self.watchers.certificate_revoked(revoked, self._clock.now())
+
+    def accompany(self, streams: OtherStreams) -> None:
+        """Have `streams` sent away, taken again and ended whenever the hosts' are."""
+        self._beside.append(streams)
 
     # What streams do.
 
@@ -275,6 +297,8 @@ class FleetHub:
     def send_away(self, why: str) -> None:
         """Say goodbye to every host, each with another time to come back, and take no stream until `stay`."""
         self._away = why
+        for streams in self._beside:
+            streams.send_away(why)
         for stream in self.registry:
             if stream.session.connect_time is None:
                 stream.end(draining())
@@ -285,6 +309,8 @@ class FleetHub:
     def stay(self) -> None:
         """Take streams again."""
         self._away = ""
+        for streams in self._beside:
+            streams.stay()
 
     # The end.
 
@@ -302,10 +328,13 @@ class FleetHub:
         self.supervision.record_taken_back()
         self.watchers.close()
         self.send_away("the broker is shutting down")
-        deadline = self._clock.monotonic() + LAST_WORDS.total_seconds()
-        while any(self.registry) and self._clock.monotonic() < deadline:
-            await self._clock.sleep(_POLL)
-        await self._recorder.finish(deadline)
+        async with asyncio.TaskGroup() as group:
+            for streams in self._beside:
+                group.create_task(streams.drain(), name="drain-beside")
+            deadline = self._clock.monotonic() + LAST_WORDS.total_seconds()
+            while any(self.registry) and self._clock.monotonic() < deadline:
+                await self._clock.sleep(_POLL)
+            await self._recorder.finish(deadline)
 
     def _goodbye(self) -> Goodbye:
         return self.context.goodbye(len(self.registry), self._away)

@@ -2,7 +2,7 @@
 
 Each broker has one, whether or not it leads. A question whose answer shows few hosts picks them here and reads them in
 the store (`view`): texts for people aren't kept. Every host of the policy is here, those that never came too; every
-host that is recorded though the policy no longer has it; and every service that has a certificate in force.
+host that is recorded though the policy no longer has it; and every service that has a certificate in force, or watches.
 
 What this broker's own hosts do is in it at once. What other brokers record is in it a second or two later.
 
@@ -58,12 +58,12 @@ class IndexedHost:
         name: The identity's name.
         label: In the policy; empty when policy no longer has it.
         kind: Host or service.
-        connected: Whether it has a stream at any broker. Never of a service.
+        connected: Whether it has a stream at any broker; of a service whether it watches its certificates.
         broker_id: The broker that has it.
-        connect_time: When its last stream began; None if it never came.
+        connect_time: When its last stream began; None if it never came, or never watched.
         last_seen_time: When it was last heard; of a host with a stream some time since that began. None if never.
         end_time: When its last stream ended; None while it has one.
-        agent_version: As it last said; empty if it never came.
+        agent_version: As it last said, a service of its client; empty if it never came.
         mode: How its agent runs; None of one that doesn't say (`circumstances`).
         run_interval: How often that is, of a timer; None where it isn't known.
         broker_roots: The roots by which it knows its broker, as in `HostFacts`; empty of an agent that doesn't say.

@@ -25,7 +25,7 @@ from certplane.broker.fleet.index import CauseGroup, FleetIndex, IndexedHost, Pi
 from certplane.broker.fleet.issues import IndexedIssues
 from certplane.broker.fleet.kept import SLICE, KeptHosts, named
 from certplane.broker.fleet.model import HostRecord, RevokedCertificate
-from certplane.broker.fleet.places import HostPlaces
+from certplane.broker.fleet.places import HostPlaces, NoServicePlaces, ServicePlaces
 from certplane.broker.fleet.ports import FleetStore, IssuedCertificates
 from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.fleet.watching import FleetListener
@@ -56,6 +56,7 @@ class MemoryIndex(FleetIndex, FleetListener):
         clock: Clock,
         settings: StreamSettings,
         health_changed: Callable[[str], None],
+        services: ServicePlaces | None = None,
     ) -> None:
         """Empty, until `run` or `settled` reads.
 
@@ -68,12 +69,13 @@ class MemoryIndex(FleetIndex, FleetListener):
             clock: The time.
             settings: How often it is brought up to date.
             health_changed: Told of a host whose health something else has changed than its own report.
+            services: Where services watch; None: none does.
         """
         self._store, self._places = store, places
         self._policies, self._circumstances, self._clock, self._settings = policy, circumstances, clock, settings
         self._health_changed = health_changed
         self._kept = KeptHosts(policy, circumstances, places, clock)
-        self._issues = IndexedIssues(issued, self._kept, self._judge, clock)
+        self._issues = IndexedIssues(issued, services or NoServicePlaces(), self._kept, self._judge, clock)
         self._policy: Policy | None = None
         """The one by which all was judged; None before all was read."""
         self._is_stale = True
@@ -197,6 +199,11 @@ class MemoryIndex(FleetIndex, FleetListener):
     @override
     def missed(self) -> None:
         self._is_stale = True
+
+    def service_watches(self, service: str) -> None:
+        """The service watches where it didn't, or doesn't any more."""
+        if service in self._policies.current.service_names or service in self._kept.hosts:
+            self._issues.services_changed()
 
     def shut_out(self, host: str) -> None:
         """The host may have been shut out, or let in."""

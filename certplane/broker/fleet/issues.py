@@ -12,6 +12,7 @@ from typing import Final
 from certplane.broker.fleet.index import IndexedCertificate, IndexedHost
 from certplane.broker.fleet.kept import KeptHosts
 from certplane.broker.fleet.model import IssuedCertificate
+from certplane.broker.fleet.places import ServicePlaces
 from certplane.broker.fleet.ports import IssuedCertificates
 from certplane.broker.model import IdentityKind
 from certplane.errors import RefusalError
@@ -27,10 +28,15 @@ class IndexedIssues:
     """Completes what the index keeps."""
 
     def __init__(
-        self, issued: IssuedCertificates, kept: KeptHosts, judge: Callable[[IndexedHost], None], clock: Clock
+        self,
+        issued: IssuedCertificates,
+        services: ServicePlaces,
+        kept: KeptHosts,
+        judge: Callable[[IndexedHost], None],
+        clock: Clock,
     ) -> None:
-        """Nothing is read yet; `judge` keeps a service that is another one than before."""
-        self._issued, self._kept, self._judge, self._clock = issued, kept, judge, clock
+        """Nothing is read yet; `services` says who watches, and `judge` keeps a service that is another one now."""
+        self._issued, self._services, self._kept, self._judge, self._clock = issued, services, kept, judge, clock
         self._unknown: dict[str, None] = {}
         """Hosts that use a certificate of which it isn't known who issued it."""
         self._services_stale = True
@@ -43,7 +49,7 @@ class IndexedIssues:
             self._unknown[name] = None
 
     def services_changed(self) -> None:
-        """Services may have been issued something, or be others."""
+        """Services may have been issued something, watch where they didn't, or be others."""
         self._services_stale = True
 
     def is_stale(self) -> bool:
@@ -87,10 +93,11 @@ class IndexedIssues:
         self._services_age = self._clock.monotonic() + _SERVICES_AGE.total_seconds()
         try:
             rows = await self._issued.issued_to(names, self._clock.now()) if names else ()
+            places = await self._services.find(names) if names else {}
         except RefusalError:
             self._services_stale = True
             raise
-        found: dict[str, list[IssuedCertificate]] = defaultdict(list)
+        found: dict[str, list[IssuedCertificate]] = defaultdict(list, {name: [] for name in places})
         for each in rows:
             found[each.identity].append(each)
         services = [name for name, host in self._kept.hosts.items() if host.kind is IdentityKind.SERVICE]
@@ -98,4 +105,4 @@ class IndexedIssues:
             if name not in found:
                 self._kept.drop(name)
         for name, certificates in found.items():
-            self._judge(self._kept.service(name, certificates))
+            self._judge(self._kept.service(name, certificates, places.get(name)))

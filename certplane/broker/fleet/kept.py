@@ -20,7 +20,7 @@ from certplane.broker.fleet.facts import facts_as
 from certplane.broker.fleet.health import WELL, Finding, HostKnowledge, find, next_change
 from certplane.broker.fleet.index import IndexedCertificate, IndexedHost
 from certplane.broker.fleet.model import HostStream, IssuedCertificate, RevokedCertificate
-from certplane.broker.fleet.places import HostPlaces
+from certplane.broker.fleet.places import HostPlaces, ServicePlace
 from certplane.broker.model import IdentityKind
 from certplane.broker.ports import Policy, PolicySource
 from certplane.fleet_report.model import ROLLOUT_FEATURE, CertificateStatus
@@ -182,8 +182,10 @@ class KeptHosts:
         issuer = self._texts.share(issued.issuer)
         return msgspec.structs.replace(certificate, issuer=issuer, public_key_sha256=issued.public_key_sha256)
 
-    def service(self, name: str, certificates: Iterable[IssuedCertificate]) -> IndexedHost:
-        """A service with what was issued to it: by profile, the newest first."""
+    def service(
+        self, name: str, certificates: Iterable[IssuedCertificate], place: ServicePlace | None = None
+    ) -> IndexedHost:
+        """A service with what was issued to it, by profile, the newest first; and where it watches, if it ever did."""
         known = self.hosts.get(name) or replace(self.unknown(name), kind=IdentityKind.SERVICE)
         before = {each.name: each for each in known.certificates}
         profiles: set[str] = set()
@@ -191,7 +193,18 @@ class KeptHosts:
         for each in certificates:
             found.append(_superseded(self._of_issued(each, before), now=each.profile in profiles))
             profiles.add(each.profile)
-        return replace(known, certificates=tuple(found))
+        known = replace(known, certificates=tuple(found))
+        if place is None:
+            return known
+        return replace(
+            known,
+            connected=place.broker is not None,
+            broker_id="" if place.broker is None else place.broker.broker_id,
+            connect_time=place.stream.connect_time,
+            last_seen_time=place.stream.connect_time if place.broker is not None else place.stream.last_seen_time,
+            end_time=None if place.broker is not None else place.stream.end_time,
+            agent_version=self._texts.share(place.stream.facts.agent_version),
+        )
 
     def _of_issued(self, issued: IssuedCertificate, before: Mapping[str, IndexedCertificate]) -> IndexedCertificate:
         known = before.get(issued.certificate_id)

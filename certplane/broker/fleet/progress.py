@@ -48,7 +48,7 @@ class HolderNow:
 
     Attributes:
         record: What it has reported; None of one that never did, and of a service.
-        connected: Whether it has a stream.
+        connected: Whether it has a stream; of a service whether it watches its certificates.
         why_none: Why it gets no certificates; empty if it does.
         is_service: Whether it is a service, which reports nothing.
     """
@@ -152,13 +152,14 @@ def _of_the_old(
         return ItemProgress(followed, ProgressWord.OVERTAKEN, why)
     if status is not None and not holder.why_none:
         return _under_way(followed, status, holder)
-    return ItemProgress(followed, *_without_a_status(holder))
+    return ItemProgress(followed, *_without_a_status(followed, holder))
 
 
-def _without_a_status(holder: HolderNow) -> tuple[ProgressWord, str]:
+def _without_a_status(followed: FollowedItem, holder: HolderNow) -> tuple[ProgressWord, str]:
     """How far one is that its host says nothing of, or gets no certificate for."""
     if holder.is_service:
-        return ProgressWord.PLANNED, "a service renews when it asks; it can't be told"
+        told = f"the service was told to renew it at {moment_text(followed.item.renew_time)}"
+        return ProgressWord.PLANNED, holder.why_none or told
     if holder.why_none:
         return ProgressWord.FAILED, f"its host gets no certificates: {holder.why_none}"
     if holder.record is None:

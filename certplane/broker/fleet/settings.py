@@ -34,6 +34,8 @@ class StreamSettings:
             handshakes a second.
         figures_interval: How often the certificates of the fleet are counted.
         watchers: How many may watch the fleet at once.
+        service_watches: How many calls may be open in which services watch their own certificates.
+        watches_of_one: How many of those one identity may have.
         tick: How often all streams are checked.
         age: After about which time a stream is told to come back, here or at another broker; None is never.
     """
@@ -47,6 +49,8 @@ class StreamSettings:
     reconnects: int = 400
     figures_interval: timedelta = timedelta(minutes=1)
     watchers: int = 64
+    service_watches: int = 4096
+    watches_of_one: int = 64
     tick: timedelta = timedelta(seconds=1)
     age: timedelta | None = None
 
@@ -58,3 +62,7 @@ class StreamSettings:
     def draw_age(self, rng: random.Random) -> float:
         """How long a stream that begins now lasts, in seconds: less than `age` by chance, so that none end together."""
         return math.inf if self.age is None else self.age.total_seconds() * (1 - AGE_JITTER * rng.random())
+
+    def draw_return(self, streams: int, rng: random.Random) -> timedelta:
+        """When to come back, for one of so many streams that are sent away: no more come at once than can be taken."""
+        return timedelta(seconds=1 + max(1.0, streams / self.reconnects) * rng.random())

@@ -61,8 +61,7 @@ class StreamContext:
 
     def goodbye(self, streams: int, reason: str) -> Goodbye:
         """To each of so many streams, with a time to come back: no more come at once than a broker can take."""
-        spread = max(1.0, streams / self.settings.reconnects)
-        return Goodbye(timedelta(seconds=1 + spread * self.rng.random()), reason)
+        return Goodbye(self.settings.draw_return(streams, self.rng), reason)
 
     def new_nonce(self) -> str:
         """Of a directive."""

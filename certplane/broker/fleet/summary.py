@@ -42,6 +42,7 @@ class FleetSums:
     host_count: int = 0
     connected_host_count: int = 0
     service_count: int = 0
+    connected_service_count: int = 0
     healths: Counter[HealthWord] = field(default_factory=Counter)
     hurt: Sequence[Held] = ()
     hurt_count: int = 0
@@ -151,6 +152,7 @@ def _longest_first(host: IndexedHost) -> tuple[datetime, str]:
 def _count_host(sums: FleetSums, host: IndexedHost) -> None:
     if host.kind is IdentityKind.SERVICE:
         sums.service_count += 1
+        sums.connected_service_count += host.connected
         return
     sums.host_count += 1
     sums.connected_host_count += host.connected

@@ -18,7 +18,7 @@ from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.index import FleetIndex, IndexedCertificate, IndexedHost
 from certplane.broker.fleet.knowledge import lacks_identity_renewal, unknown_identity_plan, unknown_plans
 from certplane.broker.fleet.model import HostRecord, RevokedCertificate, StreamBroker
-from certplane.broker.fleet.places import HostPlaces
+from certplane.broker.fleet.places import HostPlaces, NoServicePlaces, ServicePlace, ServicePlaces
 from certplane.broker.fleet.plan_teller import ToldPlans
 from certplane.broker.fleet.ports import FleetStore, StreamPlaces
 from certplane.broker.fleet.progress import HolderNow
@@ -49,9 +49,9 @@ class HostView:
     """A host, or a service.
 
     Attributes:
-        record: What is durably known of it; of a service what was issued to it.
+        record: What is durably known of it; of a service what was issued to it, and how it watches that.
         label: In the policy; empty when policy no longer has it.
-        broker: The broker that has its stream; None if none has.
+        broker: The broker that has its stream, or where a service watches; None if none has.
         pending: What it doesn't know yet of what is planned.
         displaced_streams: How often one of its streams has displaced another of the same certificate.
         contested: Whether two holders use its identity.
@@ -60,6 +60,7 @@ class HostView:
         blocked: Why it gets no certificates whatever it asks for, for people; empty if it does.
         word: The worst of its certificates, or UNHEARD.
         labels: In the policy.
+        watch_count: Of a service, how many calls it has open in which it watches its certificates, at all brokers.
     """
 
     record: HostRecord
@@ -73,6 +74,7 @@ class HostView:
     blocked: str = ""
     word: HealthWord = HealthWord.OK
     labels: Mapping[str, str] = field(default_factory=dict)
+    watch_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +114,12 @@ class FleetView:
         places: HostPlaces,
         index: FleetIndex,
         clock: Clock,
+        services: ServicePlaces | None = None,
     ) -> None:
-        """Reads with the streams of `hub`, this broker's, and of others, at their `places`."""
+        """Reads with the streams of `hub`, this broker's, of others, at their `places`, and where `services` watch."""
         self._hub = hub
         self._places = places
+        self._services = services or NoServicePlaces()
         self._index = index
         self._store = store
         self._plans = plans
@@ -140,20 +144,22 @@ class FleetView:
 
     def why_none(self, name: str) -> str:
         """Why the identity can't be told to get a new certificate, or gets none; empty if it can and does."""
-        return self._circumstances.why_none(name)
+        return self._circumstances.why_none(name, watches=self._watches(name))
+
+    def _watches(self, service: str) -> bool:
+        """Whether a service watches its certificates, at another broker as of a second or two ago."""
+        known = self._index.hosts.get(service)
+        return self._services.is_here(service) or (known is not None and known.connected)
 
     def holder_now(self, name: str, record: HostRecord | None) -> HolderNow:
         """What is known of the identity of this name, whose `record` was read, for how far its renewals are."""
         grant = self._policy.current.find_grant(name)
-        return HolderNow(
-            record,
-            connected=record is not None and self._broker_of(record) is not None,
-            why_none=self.why_none(name),
-            is_service=grant is not None and grant.kind is IdentityKind.SERVICE,
-        )
+        is_service = grant is not None and grant.kind is IdentityKind.SERVICE
+        there = self._watches(name) if is_service else record is not None and self._broker_of(record) is not None
+        return HolderNow(record, connected=there, why_none=self.why_none(name), is_service=is_service)
 
     async def host(self, name_or_label: str) -> HostView:
-        """One host, or a service that has certificates.
+        """One host, or a service that has certificates or watches them.
 
         Raises:
             HostNotFoundError: neither the policy nor the store knows it.
@@ -189,7 +195,10 @@ class FleetView:
         revoked = await self._revoked([host.name for host in indexed])
         wanted = await self._wanted(records)
         views = {record.host: self._view(record, revoked[record.host], wanted) for record in records}
-        return views | {host.name: self._service(host, revoked[host.name]) for host in services}
+        watching = await self._services.find([host.name for host in services]) if services else {}
+        return views | {
+            host.name: self._service(host, revoked[host.name], watching.get(host.name)) for host in services
+        }
 
     def _service_name(self, name_or_label: str) -> str:
         """The identity's name of a service that is called by its label."""
@@ -200,13 +209,13 @@ class FleetView:
                 return name
         return name_or_label
 
-    def _service(self, host: IndexedHost, revoked: Revoked) -> HostView:
-        """A service by what was issued to it: it has no agent that would report."""
+    def _service(self, host: IndexedHost, revoked: Revoked, place: ServicePlace | None) -> HostView:
+        """A service by what was issued to it, and how it watches that: it has no agent that would report."""
         views = [self._of_service(host, one, revoked) for one in host.certificates]
         return HostView(
-            record=HostRecord(host.name, None, tuple(view.status for view in views)),
+            record=HostRecord(host.name, None if place is None else place.stream, tuple(view.status for view in views)),
             label=host.label,
-            broker=None,
+            broker=None if place is None else place.broker,
             pending=(),
             displaced_streams=0,
             contested=False,
@@ -214,6 +223,7 @@ class FleetView:
             kind=IdentityKind.SERVICE,
             blocked=host.blocked,
             word=host.health,
+            watch_count=0 if place is None else place.watch_count,
         )
 
     async def last_known(self, name: str) -> HostView:
@@ -280,6 +290,17 @@ class FleetView:
                 streams = await self._store.find_streams(away)
                 records = (HostRecord(found.stream.host, found.stream) for found in streams)
                 count += sum(self._broker_of(record) is not None for record in records)
+        return count
+
+    async def count_watching(self, identities: Collection[str]) -> int:
+        """How many of these are services that watch their certificates, likewise."""
+        services = frozenset(identities).intersection(self._policy.current.service_names)
+        away = [service for service in services if not self._services.is_here(service)]
+        count = len(services) - len(away)
+        if away and not self._places.others.alone:
+            with contextlib.suppress(RefusalError):
+                places = await self._services.find(away)
+                count += sum(place.broker is not None for place in places.values())
         return count
 
     async def hosts(self) -> AsyncGenerator[HostView, None]:

@@ -54,6 +54,7 @@ _REASONS: Final = {
     certificate_pb2.REVOCATION_REASON_SUPERSEDED: RevocationReason.SUPERSEDED,
     certificate_pb2.REVOCATION_REASON_CESSATION_OF_OPERATION: RevocationReason.CESSATION_OF_OPERATION,
 }
+REVOCATION_NUMBERS: Final = {reason: number for number, reason in _REASONS.items()}
 
 
 def invalid_request(field: str, problem: str) -> EdgeRefusalError:

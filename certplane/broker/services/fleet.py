@@ -113,6 +113,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
             certificate_count=requested.certificate_count,
             changed_count=requested.changed_count,
             connected_host_count=await self._view.count_connected(hosts),
+            connected_service_count=await self._view.count_watching(hosts),
             last_renew_time=None if last is None else timestamp(last),
             renewal_request_id=requested.request_id,
         )

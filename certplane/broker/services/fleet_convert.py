@@ -48,6 +48,7 @@ def host_message(view: HostView) -> renewal_pb2.Host:
         health=HEALTH_NUMBERS[view.word],
         certificate_count=len(view.record.certificates),
         labels=view.labels,
+        watch_count=view.watch_count,
     )
     if view.broker is not None:
         message.broker_id, message.broker_name = view.broker.broker_id, view.broker.name

@@ -1,5 +1,5 @@
 # ruff: noqa: N802 - methods bear the names of the proto file
-"""`RenewalService`: the hosts' status streams, and who watches the fleet."""
+"""`RenewalService`: the hosts' status streams, who watches the fleet, and services that watch what they have."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ from certplane.broker.services.renewal_convert import (
     status_message,
     time_of,
 )
+from certplane.broker.services.watch_convert import client_version, watch_message
+from certplane.broker.watches.desk import WatchDesk
 from certplane.errors import Reason, RefusalError
 from certplane.rpc.times import timestamp
 from certplane.rpc.tracing import context_in
@@ -54,9 +56,10 @@ class RenewalServicer(renewal_pb2_grpc.RenewalServiceServicer):
 
     service = pb.DESCRIPTOR.services_by_name["RenewalService"].full_name
 
-    def __init__(self, hub: FleetHub, view: FleetView) -> None:
+    def __init__(self, hub: FleetHub, view: FleetView, watches: WatchDesk) -> None:
         self._hub = hub
         self._view = view
+        self._watches = watches
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Serve it there."""
@@ -117,11 +120,14 @@ class RenewalServicer(renewal_pb2_grpc.RenewalServiceServicer):
                     await self._send_change(change, context)
         raise RefusalError(Reason.DRAINING, "the broker is shutting down; watch again shortly")
 
-    async def WatchMyCertificates(  # type: ignore[override]  # it aborts: the stub knows only handlers that yield
-        self, _request: pb.WatchMyCertificatesRequest, context: RpcContext
+    async def WatchMyCertificates(  # type: ignore[override]  # it writes: the stub knows only handlers that yield
+        self, request: pb.WatchMyCertificatesRequest, context: RpcContext
     ) -> None:
-        """Say that this broker can't do it yet."""
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this broker tells services nothing yet")
+        """Send what the caller has, then what becomes of it, until either side says goodbye."""
+        caller, _ = current_call()
+        with self._watches.watching(caller, client_version(request.client_version)) as watch:
+            while (message := await watch.next_message()) is not None:
+                await self._write(watch_message(message, __version__), context)
 
     async def _send_fleet(self, hosts: frozenset[str], context: RpcContext) -> int:
         """Every host that is watched, as it is; how many they were."""
@@ -182,6 +188,11 @@ class RenewalServicer(renewal_pb2_grpc.RenewalServiceServicer):
             await self._send(event, context)
 
     async def _send(self, event: pb.WatchRenewalsResponse, context: RpcContext) -> None:
+        await self._write(event, context)
+
+    async def _write(
+        self, event: pb.WatchRenewalsResponse | pb.WatchMyCertificatesResponse, context: RpcContext
+    ) -> None:
         try:
             async with asyncio.timeout(self._hub.context.settings.write_timeout.total_seconds()):
                 await context.write(event)

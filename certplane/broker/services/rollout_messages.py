@@ -10,7 +10,6 @@ from typing import Final
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from certplane.broker.budget.forecast import Forecast
-from certplane.broker.model import RevocationReason
 from certplane.broker.renewal.model import Selection
 from certplane.broker.rollouts.desk import PlannedRollout
 from certplane.broker.rollouts.model import (
@@ -26,12 +25,13 @@ from certplane.broker.rollouts.model import (
     Success,
 )
 from certplane.broker.rollouts.timing import cut_bakes
+from certplane.broker.services.convert import REVOCATION_NUMBERS
 from certplane.broker.services.rollouts_convert import ITEM_STATES, STATES
 from certplane.fleet_report.messages import HEALTH_NUMBERS
 from certplane.rpc.times import put_time
 from certplane.runtime.health import HealthWord
 from certplane.runtime.text import printable
-from certplane.v1 import budget_pb2, certificate_pb2, fleet_pb2
+from certplane.v1 import budget_pb2, fleet_pb2
 from certplane.v1 import rollout_pb2 as pb
 
 _MOST_REASON: Final = 500
@@ -44,9 +44,6 @@ RING_STATES: Final = {state: pb.Rollout.Ring.State.Value(f"STATE_{state.name}") 
 _ACTIONS: Final = {action: pb.RolloutSpec.Action.Value(f"ACTION_{action.name}") for action in RolloutAction}
 _SUCCESSES: Final = {success: pb.RolloutSpec.Success.Value(f"SUCCESS_{success.name}") for success in Success}
 _REVOKES: Final = {revoke: pb.RolloutSpec.Revoke.Value(f"REVOKE_{revoke.name}") for revoke in Revoke}
-_REASONS: Final = {
-    reason: certificate_pb2.RevocationReason.Value(f"REVOCATION_REASON_{reason.name}") for reason in RevocationReason
-}
 
 ForecastMessage = Callable[[Forecast], budget_pb2.Forecast]
 """What `BudgetService` shows of a forecast."""
@@ -97,7 +94,7 @@ def spec_message(spec: RolloutSpec) -> pb.RolloutSpec:
         success=_SUCCESSES[spec.success],
         max_percent_of_name=spec.max_percent_of_name,
         revoke=_REVOKES[spec.revoke],
-        revocation_reason=_REASONS[spec.revocation_reason],
+        revocation_reason=REVOCATION_NUMBERS[spec.revocation_reason],
         reason=spec.reason,
     )
     message.halt.failed_hosts, message.halt.failed_percent = spec.halt.failed_hosts, spec.halt.failed_percent

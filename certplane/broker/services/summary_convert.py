@@ -53,6 +53,7 @@ def summary_message(summary: FleetSummary) -> _Response:
         host_count=sums.host_count,
         connected_host_count=sums.connected_host_count,
         service_count=sums.service_count,
+        connected_service_count=sums.connected_service_count,
         health_counts=(
             fleet_pb2.HealthCount(health=HEALTH_NUMBERS[word], certificate_count=sums.healths[word])
             for word in HealthWord

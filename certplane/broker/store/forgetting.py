@@ -23,6 +23,7 @@ from certplane.broker.store.change_feed import ChangeLog
 from certplane.broker.store.rows import to_micros
 from certplane.broker.store.schema import (
     certificate_statuses,
+    certificate_watchers,
     certificates,
     enrollment_reports,
     host_streams,
@@ -37,6 +38,7 @@ _KEYS: Final[tuple[tuple[Table, str], ...]] = (
     (certificate_statuses, "host"),
     (report_sequences, "host"),
     (enrollment_reports, "identity"),
+    (certificate_watchers, "identity"),
     (renewal_plans, "host"),
 )
 

@@ -258,7 +258,7 @@ class SqlRenewalPlanStore(RenewalPlanStore, RenewalRequestLog, RequestItems, Ren
         def change(session: Session) -> Done[bool]:
             row = session.one(self._plan, {"certificate_id": after.certificate_id})
             # `after`: an earlier try was committed, and the answer was lost.
-            if row is None or _plan_from_row(row) not in (before, after):
+            if row is None or plan_from_row(row) not in (before, after):
                 return Done(False, audited=False)
             session.execute(self._replace, arguments)
             if move is not None:
@@ -274,7 +274,7 @@ class SqlRenewalPlanStore(RenewalPlanStore, RenewalRequestLog, RequestItems, Ren
         with reading():
             which = hosts_parameters([*certificate_ids])
             rows = [row for some in which for row in await self._database.all(self._planned, some)]
-        return [plan for row in rows if (plan := _plan_from_row(row)) is not None]
+        return [plan for row in rows if (plan := plan_from_row(row)) is not None]
 
     @override
     async def renew_times(self, after: str, limit: int) -> Sequence[tuple[str, datetime | None]]:
@@ -325,11 +325,11 @@ def _in_force_from_row(row: Sequence[Any]) -> InForce:
         from_micros(not_before),
         from_micros(not_after),
         from_micros(renew_time),
-        _plan_from_row(row[8:]),
+        plan_from_row(row[8:]),
     )
 
 
-def _plan_from_row(row: Sequence[Any]) -> RenewalPlan | None:
+def plan_from_row(row: Sequence[Any]) -> RenewalPlan | None:
     """The plan of a row; None if it has none.
 
     A broker of a release without rollouts that plans anew leaves what a rollout asked for as it was: it counts for

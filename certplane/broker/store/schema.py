@@ -24,7 +24,7 @@ from certplane.broker.store.schema_base import TimeColumn as _Time
 APPLICATION_ID: Final = 0x43504C4E
 """`CPLN`: SQLite's application_id, so that a wrong file is told from an empty one before anything is written to it."""
 
-SCHEMA_REVISION: Final = "0015"
+SCHEMA_REVISION: Final = "0016"
 """The newest migration: what a command that may not migrate asks for."""
 
 READABLE_FROM: Final = "0013"
@@ -528,6 +528,25 @@ certificate_statuses = Table(
     Column("outcome", _Text, nullable=False),
     sqlite_strict=True,
 )
+
+certificate_watchers = Table(
+    # Services that watch their certificates, by the broker where they do. Of one that was killed it says nothing.
+    "certificate_watchers",
+    metadata,
+    Column("identity", _Text, primary_key=True),
+    Column("broker_id", _Text, primary_key=True),
+    Column("watch_count", _Sequence, nullable=False),
+    Column("client_version", _Text, nullable=False),
+    Column("identity_serial_number", _Text, nullable=False),
+    Column("identity_not_after", _Time, nullable=False),
+    Column("source_ip", _Text, nullable=False),
+    Column("connect_time", _Time, nullable=False),
+    Column("last_seen_time", _Time, nullable=False),
+    Column("end_time", _Time),
+    sqlite_strict=True,
+)
+
+Index("ix_certificate_watchers_last_seen_time", certificate_watchers.c.last_seen_time)  # who is gone for long
 
 renewal_requests = Table(
     # What operators asked for, by the id that they or the broker chose: asked again, it changes nothing.

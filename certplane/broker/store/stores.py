@@ -54,6 +54,7 @@ from certplane.broker.store.soundness import ServerSoundness, SqliteSoundness, c
 from certplane.broker.store.statements import Driver
 from certplane.broker.store.successors import SqlSuccessors
 from certplane.broker.store.upkeep import SqlUpkeep
+from certplane.broker.store.watches import SqlServiceWatches
 from certplane.broker.store.writer import Writer
 from certplane.errors import OperationError
 from certplane.runtime.clock import Clock, SystemClock
@@ -106,6 +107,7 @@ class Stores:
     host_removal: SqlHostRemoval
     fleet: SqlFleetStore
     issued: SqlIssuedCertificates
+    watches: SqlServiceWatches
     successors: SqlSuccessors
     audit: SqlAuditLog
     audit_reader: SqlAuditReader
@@ -263,6 +265,7 @@ def assemble(
         host_removal=SqlHostRemoval(reader, writer, log, changes),
         fleet=SqlFleetStore(reader, writer, log, broker_id=writer_id, changes=changes),
         issued=SqlIssuedCertificates(reader),
+        watches=SqlServiceWatches(reader, writer, clock, writer_id, changes),
         successors=SqlSuccessors(reader),
         audit=log,
         audit_reader=SqlAuditReader(reader, clock),

@@ -39,6 +39,7 @@ from certplane.broker.store.schema import (
     audit_checkpoints,
     audit_events,
     certificate_statuses,
+    certificate_watchers,
     certificates,
     enrollment_reports,
     host_streams,
@@ -114,6 +115,18 @@ class SqlUpkeep(Upkeep):
             select(enrollment_reports.c.identity)
             .where(enrollment_reports.c.record_time < before)
             .suffix_with(limited_to())
+        )
+        self._watchers = compiler(
+            select(certificate_watchers.c.identity, certificate_watchers.c.broker_id)
+            .where(certificate_watchers.c.last_seen_time < before)
+            .suffix_with(limited_to())
+        )
+        self._delete_watcher = compiler(
+            delete(certificate_watchers).where(
+                certificate_watchers.c.identity == bindparam("identity"),
+                certificate_watchers.c.broker_id == bindparam("broker_id"),
+                certificate_watchers.c.last_seen_time < before,
+            )
         )
         self._requests = compiler(
             select(renewal_requests.c.requester, renewal_requests.c.request_id)
@@ -270,6 +283,7 @@ class SqlUpkeep(Upkeep):
         hosts = await self._old_hosts(values["before"], most)
         reports = [row[0] for row in await self._rows(self._reports, values, most)]
         requests = await self._rows(self._requests, values, most)
+        watchers = await self._rows(self._watchers, values, most)
 
         def change(session: Session) -> Done[dict[str, int]]:
             for row in requests:
@@ -278,13 +292,16 @@ class SqlUpkeep(Upkeep):
                 "host_streams": self._delete(session, self._delete_streams, hosts, values),
                 "enrollment_reports": self._delete(session, self._delete_reports, reports, values),
                 "renewal_requests": sum(session.execute(self._delete_request, tuple(row)) for row in requests),
+                "certificate_watchers": sum(
+                    session.execute(self._delete_watcher, (*row, values["before"])) for row in watchers
+                ),
             }
             self._delete(session, self._delete_statuses, hosts)
             self._delete(session, self._delete_sequences, hosts)
             return Done(counts)
 
-        if not (hosts or reports or requests):
-            return {"host_streams": 0, "enrollment_reports": 0, "renewal_requests": 0}
+        if not (hosts or reports or requests or watchers):
+            return {"host_streams": 0, "enrollment_reports": 0, "renewal_requests": 0, "certificate_watchers": 0}
         return await self._writer.write(change, ())
 
     async def _prune_rollouts(self, values: Mapping[str, int]) -> dict[str, int]:

@@ -45,7 +45,10 @@ def renewal_line(answer: fleet_pb2.RequestRenewalResponse, *, dry_run: bool, ide
     earlier = f"{answer.changed_count} of {matching} {verb} renewed"
     until = answer.last_renew_time
     by = f", the last at {clock_text(until)}" if answer.changed_count and until.seconds else ""
-    told = f"; {counted(answer.connected_host_count, 'host')} connected now, others when they come back"
+    holders = counted(answer.connected_host_count, "host")
+    if answer.connected_service_count:
+        holders += f" and {counted(answer.connected_service_count, 'service')}"
+    told = f"; {holders} connected now, others when they come back"
     others = others_text(answer)
     return f"{earlier}{by}{others}{told if answer.changed_count else ''}"
 

@@ -41,6 +41,8 @@ class Line:
 def head(summary: Summary) -> str:
     """Who there is."""
     services = f", {counted(summary.service_count, 'service')}" if summary.service_count else ""
+    if summary.connected_service_count:
+        services += f", {summary.connected_service_count} listening"
     return f"{counted(summary.host_count, 'host')}, {summary.connected_host_count} connected{services}"
 
 

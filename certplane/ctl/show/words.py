@@ -138,12 +138,14 @@ def labels_text(host: renewal_pb2.Host | fleet_pb2.FleetCertificate) -> str:
 
 
 def link_text(host: renewal_pb2.Host, now: datetime) -> str:
-    """Whether it is there, and since when: where its stream has ended, since that end."""
-    if host.kind == renewal_pb2.HOST_KIND_SERVICE:
-        return "service"
-    state = "CONTESTED, " if host.contested else ""
+    """Whether it is there, and since when: where its stream has ended, since that end.
+
+    A service is there while it watches its certificates; of one that never did nothing is said.
+    """
+    service = host.kind == renewal_pb2.HOST_KIND_SERVICE
+    state = "service, " if service else "CONTESTED, " if host.contested else ""
     if not host.connected and not host.HasField("last_seen_time"):
-        return f"{state}never seen"
+        return "service" if service else f"{state}never seen"
     if host.connected:
         stamp = host.connect_time if host.HasField("connect_time") else None
     else:

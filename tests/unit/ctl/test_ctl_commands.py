@@ -165,7 +165,8 @@ async def test_summary(broker: OperatorsBroker, ctl: Ctl) -> None:
     summary = fleet_pb2.SummarizeFleetResponse(
         host_count=198,
         connected_host_count=186,
-        service_count=1,
+        service_count=2,
+        connected_service_count=1,
         health_counts=[fleet_pb2.HealthCount(health=renewal_pb2.HEALTH_EXPIRED, certificate_count=3)],
         hurt=[fleet_pb2.FleetCertificate(host="app170", certificate=expired("web"))],
         hurt_count=3,
@@ -196,7 +197,7 @@ async def test_summary(broker: OperatorsBroker, ctl: Ctl) -> None:
     broker.answers["SummarizeFleet"] = summary
     ran = await ctl("summary", "--period", "7d", "--profile", "web")
     assert ran.status == 0
-    assert ran.lines[0] == "198 hosts, 186 connected, 1 service: 3 EXPIRED"
+    assert ran.lines[0] == "198 hosts, 186 connected, 2 services, 1 listening: 3 EXPIRED"
     heads = [line for line in ran.lines if line[:1].isupper()]
     assert [line.split()[0] for line in heads] == [
         "HURT",

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from certplane.ctl.arguments.command import STATES as OFFERED
 from certplane.ctl.output import json_line
 from certplane.ctl.show.fleet import host_columns, host_rows, totals, urgency
-from certplane.ctl.show.host import sections
+from certplane.ctl.show.host import host_facts, sections
 from certplane.ctl.show.renewals import held_up_lines, renewal_line
 from certplane.ctl.show.summary import summary_lines
-from certplane.ctl.show.words import HEALTHS, STATES, by_health, ending_one, served_text, state_text
+from certplane.ctl.show.words import HEALTHS, STATES, by_health, ending_one, link_text, served_text, state_text
 from certplane.ctl.show.words import alarms as alarming_ones
 from certplane.ctl.watch.fleet import host_row
 from certplane.ctl.watch.lines import change_line
@@ -337,3 +338,23 @@ def test_times_that_are_none_are_shown_all_the_same(seconds: int, nanos: int) ->
     assert "web1.example.test" in table.line(0).text
     with pytest.raises(OperationError, match="the broker sent an invalid message"):
         json_line(message)
+
+
+@pytest.mark.parametrize(
+    ("fields", "shown_link"),
+    [
+        pytest.param({}, "service", id="never watched"),
+        pytest.param({"connected": True, "connect_time": NOW - timedelta(minutes=3)}, "service, up 3m", id="watches"),
+        pytest.param({"disconnect_time": NOW - timedelta(hours=2)}, "service, down 2h 0m", id="watched"),
+    ],
+)
+def test_a_service_is_there_while_it_watches(fields: dict[str, Any], shown_link: str) -> None:
+    """Of one that never watched its certificates nothing is said; else since when it is there, or away."""
+    service = renewal_pb2.Host(name="spiffe://example/api", kind=renewal_pb2.HOST_KIND_SERVICE, **fields)
+    if fields:
+        service.last_seen_time.FromDatetime(NOW - timedelta(hours=2))
+    assert link_text(service, NOW) == shown_link
+    service.agent_version, service.watch_count = "api/1.2", 3
+    facts = dict(host_facts(service, NOW))
+    assert (facts["client"], facts["watches"]) == ("api/1.2", "3")
+    assert "agent" not in facts

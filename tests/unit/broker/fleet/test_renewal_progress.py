@@ -45,7 +45,7 @@ def holder(*certificates: CertificateStatus, connected: bool = True, error: str 
     return HolderNow(record, connected=connected, why_none=why_none)
 
 
-SERVICE = HolderNow(None, is_service=True, why_none="it is a service")
+SERVICE = HolderNow(None, is_service=True, why_none="it is a service that isn't listening")
 LATER = replace(KNOWS, renew_time=NOW + 30 * 24 * HOUR)
 ON_DISK = replace(KNOWS, state=CertificateState.ISSUED, issued=NEW)
 
@@ -80,7 +80,19 @@ CASES = {
         ProgressWord.FAILED,
         "its host gets no certificates: the policy no longer has it",
     ),
-    "is a service's": (ASKED, SERVICE, ProgressWord.PLANNED, "a service renews when it asks"),
+    "is a service's": (ASKED, SERVICE, ProgressWord.PLANNED, "it is a service that isn't listening"),
+    "is a listening service's": (
+        ASKED,
+        replace(SERVICE, connected=True, why_none=""),
+        ProgressWord.PLANNED,
+        "the service was told to renew it at",
+    ),
+    "is a listening service's that gets none": (
+        ASKED,
+        replace(SERVICE, connected=True, why_none="an operator has denied it"),
+        ProgressWord.PLANNED,
+        "an operator has denied it",
+    ),
     "a service has renewed it": (ISSUED, SERVICE, ProgressWord.DONE, ""),
     "asked for again": (
         replace(ASKED, plan_request_id="r-2"),
