@@ -108,6 +108,13 @@ KINDS = (
         minimum=(0, 43),
     ),
     PartKind(
+        name="certbot",
+        program="certbot",
+        used_for="another client, to move from",
+        had_by="scripts/setup gets it from PyPI, into a virtual environment of its own",
+        minimum=(2, 0),
+    ),
+    PartKind(
         name="bind",
         program="named",
         used_for="authoritative DNS",
