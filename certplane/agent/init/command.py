@@ -17,8 +17,9 @@ from typing import Any
 from certplane.agent.host import Host
 from certplane.agent.init import identity
 from certplane.agent.init.arguments import PROGRAM, wanted_by
+from certplane.agent.init.found import find
 from certplane.agent.init.identity import Granted
-from certplane.agent.init.sources import taken
+from certplane.agent.init.sources import Taken, shown, taken
 from certplane.agent.init.text import agent_yml, certificates_of, head, service_lines
 from certplane.agent.init.wanted import Certificate, ProfileChoice, Wanted
 from certplane.agent.settings import AgentSettings, settings_of
@@ -84,6 +85,9 @@ class _Init:
         self._wanted, self._pin = wanted_by(options, config, self._asker)
         self._settings = _settings(self._wanted, ())
         self._who: Account = account(options.user, _USER, remedy=_USER_REMEDY)
+        take = self._wanted.take
+        # by who runs this: the agent's user can't read another client's keys
+        self._lineages = () if take is None else find(take.client, take.folder, SystemClock().now())
 
     def run(self) -> int:
         first = self._as_user(lambda: _first_look(self._wanted, self._pin, self._settings))
@@ -103,9 +107,13 @@ class _Init:
         failpoint("init.asked")
         if told := discard_token(self._options.token, used=granted.enrolled):
             print(told)
-        certificates = self._certificates(granted)
+        certificates, taken_over = self._certificates(granted)
+        if taken_over is not None:
+            for line in taken_over.said:
+                print(line)
+            changed += apply(taken_over.copies, print)
         changed += apply(self._agent_yml(certificates), print, replace=self._replace)
-        self._end(certificates, changed=bool(changed) or granted.enrolled)
+        self._end(certificates, taken_over, changed=bool(changed) or granted.enrolled)
         return OK
 
     def _files(self, internal_ca: str) -> Plan:
@@ -149,10 +157,13 @@ class _Init:
         certificates = self._provisional()
         if enrolled:
             lines.append(f"would keep the identity {wanted.name}")
-            certificates = self._certificates(self._granted(""))
+            certificates, taken_over = self._certificates(self._granted(""))
+            if taken_over is not None:
+                lines += [*taken_over.said, *would(look(taken_over.copies))]
         else:
             lines.append(f"would enroll as {wanted.name} at {wanted.ca_url} with the token, as user {self._who.name}")
             lines.append("would ask the broker for the names of its profiles, and write them")
+            lines += shown(self._lineages)
         lines += would(look(self._agent_yml_unread(certificates)), replace=self._replace)
         print("\n".join([*lines, "nothing was changed: this was a dry run"]))
         return OK
@@ -169,15 +180,17 @@ class _Init:
 
         return Granted.from_json(self._as_user(obtain))
 
-    def _certificates(self, granted: Granted) -> tuple[Certificate, ...]:
+    def _certificates(self, granted: Granted) -> tuple[tuple[Certificate, ...], Taken | None]:
+        """The entries of agent.yml; and, where another client's certificates are taken over, what goes with them."""
         wanted = self._wanted
-        if wanted.take is not None:
-            return taken(wanted, wanted.take, granted.names)
         choices = wanted.profiles or tuple(ProfileChoice(profile) for profile in sorted(granted.names))
         for choice in choices:
             if choice.profile not in granted.names:
                 raise _not_granted(wanted, choice.profile, granted)
-        return certificates_of(wanted, choices, granted.names)
+        if not self._lineages:
+            return certificates_of(wanted, choices, granted.names), None
+        found = taken(wanted, self._lineages, granted.names, self._who)
+        return found.certificates, found
 
     def _as_user(self, work: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
         def told() -> Mapping[str, Any]:
@@ -193,7 +206,7 @@ class _Init:
             raise _EndedError(result)
         return result
 
-    def _end(self, certificates: Sequence[Certificate], *, changed: bool) -> None:
+    def _end(self, certificates: Sequence[Certificate], taken_over: Taken | None, *, changed: bool) -> None:
         wanted = self._wanted
         config = "" if str(wanted.config) == "/etc/certplane/agent.yml" else f" -c {wanted.config}"
         if not changed:
@@ -204,6 +217,8 @@ class _Init:
             service = services.get(certificate.profile)
             if service is not None:
                 print(f"{service} reads it so: {'; '.join(service_lines(service, certificate))}")
+        for line in () if taken_over is None else taken_over.then:
+            print(line)
         if _SYSTEMD.exists() and not config and self._who.name == _USER:
             print("next: systemctl enable --now certplane-agent.service")
         else:

@@ -11,7 +11,7 @@ import binascii
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -32,6 +32,7 @@ USUAL_FOLDERS: Final[Mapping[str, str]] = {
 }
 """Where each client keeps its files unless it is told otherwise."""
 
+_MOVED: Final = ".moved"
 _MOST_FILE: Final = 1 << 20
 _CODED = re.compile(r"__ACME_BASE64__START_(?P<text>[A-Za-z0-9+/=]*)__ACME_BASE64__END_", re.ASCII)
 
@@ -48,7 +49,7 @@ class Lineage:
         stop: what a person types so that the client leaves it alone.
         files: the pair as read; empty where `problem` says why.
         dns_names: of its certificate, canonical and sorted; empty where that can't be read.
-        key_type: of its key; None where it is of no kind that Certplane makes.
+        key_type: of its key; None where the pair can't be kept.
         not_after: end of its certificate; None where that can't be read.
         problem: why the pair can't be kept, with a remedy; empty where it can.
     """
@@ -93,27 +94,33 @@ def find(client: str, folder: Path | None, now: datetime) -> tuple[Lineage, ...]
 
 
 def _certbot(folder: Path, now: datetime) -> Iterator[Lineage]:
-    """`renewal/NAME.conf` is a lineage; `live/NAME` has its links, and alone is one that somebody keeps by hand."""
+    """`renewal/NAME.conf` is a lineage; `live/NAME` has its links, and alone is one that certbot was kept from.
+
+    What it was kept from by `Lineage.stop` is read all the same: a second run is to find what the first one did.
+    """
     live = folder / "live"
     names = {path.name for path in live.iterdir() if path.is_dir()} if live.is_dir() else set()
     renewal = folder / "renewal"
     names |= {path.name.removesuffix(".conf") for path in renewal.glob("*.conf")}
     for name in sorted(names):
         file = renewal / f"{name}.conf"
-        settings = settings_of(_text(file)) if file.is_file() else {}
+        moved = file.with_name(f"{file.name}{_MOVED}")
+        settings = settings_of(_text(file if file.is_file() else moved)) if file.is_file() or moved.is_file() else {}
         paths = {
             kind: Path(settings.get(key) or live / name / f"{key}.pem")
             for kind, key in (("key", "privkey"), ("fullchain", "fullchain"))
         }
-        stop = f"mv {shlex.quote(str(file))} {shlex.quote(f'{file}.moved')}" if settings else ""
-        yield _judged("certbot", name, paths, paths, certbot_hooks(settings), stop, now)
+        stop = f"mv {shlex.quote(str(file))} {shlex.quote(str(moved))}" if file.is_file() else ""
+        yield _judged(Lineage("certbot", name, paths, certbot_hooks(settings), stop, {}), paths, now)
 
 
 def _acme_sh(home: Path, now: datetime) -> Iterator[Lineage]:
     """`NAME/` or `NAME_ecc/` with `NAME.conf`; services read what `--install-cert` has made of it."""
     for folder in sorted(path for path in home.iterdir() if path.is_dir()):
         name = folder.name.removesuffix("_ecc")
-        file = folder / f"{name}.conf"
+        conf = folder / f"{name}.conf"
+        removed = conf.with_name(f"{conf.name}.removed")  # as `acme.sh --remove` leaves it
+        file = conf if conf.is_file() else removed
         if not file.is_file():
             continue
         settings = {key: value.strip("'\"") for key, value in settings_of(_text(file)).items()}
@@ -123,9 +130,9 @@ def _acme_sh(home: Path, now: datetime) -> Iterator[Lineage]:
         real = {"key": settings.get("Le_RealKeyPath", ""), "fullchain": settings.get("Le_RealFullChainPath", "")}
         paths = {kind: Path(path) for kind, path in real.items() if path}
         ecc = " --ecc" if folder.name.endswith("_ecc") else ""
-        stop = f"acme.sh --remove -d {shlex.quote(name)}{ecc}"
+        stop = f"acme.sh --remove -d {shlex.quote(name)}{ecc}" if file == conf else ""
         decoded = {key: _decoded(value) for key, value in settings.items()}
-        yield _judged("acme.sh", name, own, paths, acme_sh_hooks(decoded), stop, now)
+        yield _judged(Lineage("acme.sh", name, paths, acme_sh_hooks(decoded), stop, {}), own, now)
 
 
 def _lego(folder: Path, now: datetime) -> Iterator[Lineage]:
@@ -135,7 +142,7 @@ def _lego(folder: Path, now: datetime) -> Iterator[Lineage]:
         name = file.name.removesuffix(".json")
         own = {"key": certificates / f"{name}.key", "fullchain": certificates / f"{name}.crt"}
         stop = "take the line of `lego ... renew` out of its crontab, or disable its timer"
-        yield _judged("lego", name, own, own, (), stop, now)
+        yield _judged(Lineage("lego", name, own, (), stop, {}), own, now)
 
 
 _FINDERS: Final[Mapping[str, Callable[[Path, datetime], Iterator[Lineage]]]] = {
@@ -145,53 +152,29 @@ _FINDERS: Final[Mapping[str, Callable[[Path, datetime], Iterator[Lineage]]]] = {
 }
 
 
-def _judged(
-    client: str,
-    name: str,
-    own: Mapping[str, Path],
-    paths: Mapping[str, Path],
-    hooks: tuple[str, ...],
-    stop: str,
-    now: datetime,
-) -> Lineage:
-    """What the files at `own` are worth."""
-    lineage = Lineage(client, name, paths, hooks, stop, {})
+def _judged(lineage: Lineage, own: Mapping[str, Path], now: datetime) -> Lineage:
+    """The lineage with what the files at `own`, the client's, are worth."""
     found: dict[Part, bytes] = {}
     for part in (Part.PRIVKEY, Part.FULLCHAIN):
         path = own[part.setting]
         try:
             found[part] = _read(path)
         except OSError as error:
-            return _with(lineage, problem=f"{path} can't be read: {error.strerror}; restore it, or issue it anew")
-    names: tuple[str, ...] = ()
-    kind: KeyType | None = None
-    end: datetime | None = None
+            problem = f"{path} can't be read: {error.strerror}; restore it, or issue it anew"
+            return replace(lineage, problem=problem)
     try:
-        leaf_pem = rebuilt({Part.PRIVKEY: found[Part.PRIVKEY], Part.FULLCHAIN: found[Part.FULLCHAIN]})[Part.CERT]
+        leaf_pem = rebuilt(found)[Part.CERT]
         facts = leaf_facts(leaf_pem.decode("ascii"))
-        names, end = facts.dns_names, facts.not_after
+        lineage = replace(lineage, dns_names=facts.dns_names, not_after=facts.not_after)
         kind = check_public_key(x509.load_pem_x509_certificate(leaf_pem).public_key())
-        check_standing(found, Wanted(names, kind, chain=True), now)
+        check_standing(found, Wanted(facts.dns_names, kind, chain=True), now)
     except NoPairError as error:
-        return _with(lineage, names=_names(found[Part.FULLCHAIN]), problem=str(error))
+        return replace(lineage, dns_names=_names(found[Part.FULLCHAIN]), problem=str(error))
     except RefusalError as error:
-        return _with(lineage, names=names, end=end, problem=error.refusal.message)
+        return replace(lineage, problem=error.refusal.message)
     except NotTakenOverError as error:
-        return _with(lineage, names=names, kind=kind, end=end, problem=error.message)
-    return Lineage(client, name, paths, hooks, stop, found, names, kind, end)
-
-
-def _with(
-    lineage: Lineage,
-    *,
-    problem: str,
-    names: tuple[str, ...] = (),
-    kind: KeyType | None = None,
-    end: datetime | None = None,
-) -> Lineage:
-    return Lineage(
-        lineage.client, lineage.name, lineage.paths, lineage.hooks, lineage.stop, {}, names, kind, end, problem
-    )
+        return replace(lineage, problem=error.message)
+    return replace(lineage, files=found, key_type=kind)
 
 
 def _names(fullchain: bytes) -> tuple[str, ...]:
