@@ -219,7 +219,7 @@ class Agent:
         """
         await self._host.disk.run(self._host.check_files)
         await self._host.prepare(self._host.identity)
-        identity = await self._host.current_identity()
+        identity = await self._host.current_identity() or await self._host.take_over_identity()
         if identity is None:
             raise not_enrolled(self._host.settings)
         await self._use(identity)

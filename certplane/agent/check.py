@@ -68,7 +68,9 @@ async def findings(host: Host, connect: Callable[[BrokerUrl], BrokerLink] | None
         yield finding
         identified = identified and not (finding.subject == "identity" and finding.level is Level.FAIL)
     answer = _Answer()
-    if identified:
+    if identified and await host.current_identity() is None:
+        yield Finding("broker", Level.WARN, "not checked before the identity is taken over; run this again then")
+    elif identified:
         await answer.ask(host, connect or (lambda url: link(settings, host, [url])))
         for finding in answer.findings:
             yield finding

@@ -272,6 +272,14 @@ class Host:
         current = store.current() or (self._in_force_once(lineage) if put_back else None)
         if current is not None:
             store.activate(current)
+        elif lineage is not self.identity:
+            from certplane.agent.takeover import take_over_certificate  # noqa: PLC0415 - once in a certificate's life
+
+            current = take_over_certificate(lineage, store, self.outputs[lineage.name], self.clock.now())
+        if current is not None and current.taken_over and lineage is not self.identity:
+            from certplane.agent.takeover import note_taken_over  # noqa: PLC0415 - as above
+
+            note_taken_over(lineage, current, self.clock.now())
         status = lineage.statuses.load()
         if status is not None and (settled := shown_again(status)) != status:
             lineage.statuses.save(settled)
@@ -321,6 +329,56 @@ class Host:
             return self.identity.versions.current() or newest_version(tuple(self.identity.versions.versions()))
 
         return await self.disk.run(current)
+
+    async def take_over_identity(self) -> Version | None:
+        """Take over the identity that other programs left at `identity.cert` and `identity.key`. Under the lock.
+
+        None where there is none, or it is none of this CA's for this host, which is logged.
+
+        Raises:
+            ConfigurationError: a file with CAs can't be used.
+            OperationError: the disk refuses.
+        """
+        store = self._stores[IDENTITY]
+        if not await self.disk.run(store.standing):
+            return None
+        from certplane.agent.takeover import take_over_identity  # noqa: PLC0415 - once in a host's life
+
+        authority = self.authority()
+        try:
+            name = self.settings.identity.name
+            return await take_over_identity(name, self.identity, store, authority, self.clock.now())
+        finally:
+            authority.close()
+
+    async def would_take_over_identity(self) -> str:
+        """What the next start takes over of what stands at `identity.cert` and `identity.key`; empty if nothing.
+
+        Raises:
+            CertplaneError: why it isn't taken over.
+        """
+        store = self._stores[IDENTITY]
+        if not await self.disk.run(store.standing):
+            return ""
+        from certplane.agent.takeover import would_take_over_identity  # noqa: PLC0415 - once in a host's life
+
+        authority = self.authority()
+        try:
+            return await would_take_over_identity(
+                self.settings.identity.name, self.identity, store, authority, self.clock.now()
+            )
+        finally:
+            authority.close()
+
+    def would_take_over(self, name: str) -> str:
+        """What the next start takes over of what stands at a certificate's paths; empty if nothing. Blocks.
+
+        Raises:
+            CertplaneError: why it isn't taken over.
+        """
+        from certplane.agent.takeover import would_take_over  # noqa: PLC0415 - `check` alone asks
+
+        return would_take_over(self.certificates[name], self._stores[name], self.outputs[name], self.clock.now())
 
     def authority(self) -> StepCaAuthority:
         """The internal CA."""
@@ -384,6 +442,9 @@ class Host:
             return read_token_file(path, problem)
 
         await self.prepare(self.identity, put_back=False)
+        if not force and await self.current_identity() is None and (found := await self.take_over_identity()):
+            progress.done(IDENTITY, f"taken over, valid until {found.not_after:%Y-%m-%d %H:%M} UTC; no token was used")
+            return found
         authority = self.authority()
         try:
             identity = await self.host_identity(authority).enroll(

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from certplane.agent.host import IDENTITY, Host
 from certplane.agent.install.hook_programs import hook_problem
+from certplane.agent.install.takeover import NotTakenOverError
 from certplane.agent.install.trial import Obstacle, own_obstacles
 from certplane.agent.lineage import Lineage
 from certplane.agent.link.diagnosis import connection_error
@@ -27,6 +28,7 @@ from certplane.agent.renewal.health import lineage_health
 from certplane.agent.renewal.plan import newest_version
 from certplane.agent.renewal.status import revoked
 from certplane.agent.settings import CertificateSettings
+from certplane.agent.takeover import managers_of
 from certplane.agent.wiring import not_enrolled, probe_of
 from certplane.config.broker_urls import BrokerUrl
 from certplane.config.bundles import read_ca_bundle
@@ -177,6 +179,15 @@ def outputs(host: Host, certificate: CertificateSettings) -> Iterator[Finding]:
     except CertplaneError as error:
         if not obstacles:  # which may be the same
             yield failed(subject, error)
+    try:
+        if text := host.would_take_over(certificate.name):
+            yield Finding(subject, Level.OK, text)
+    except NotTakenOverError as error:
+        yield Finding(subject, Level.WARN, f"what stands at its paths is not taken over: {error}")
+    except CertplaneError:  # told by what is in the way
+        pass
+    for manager in managers_of(host.outputs[certificate.name]):
+        yield Finding(subject, Level.WARN, str(manager))
     if certificate.reload_command and (problem := hook_problem(certificate.reload_command)):
         yield Finding(f"hook of {certificate.name}", Level.FAIL, f"reload_command: {problem}")
 
@@ -274,7 +285,8 @@ async def identity_findings(host: Host) -> AsyncIterator[Finding]:
     try:
         identity = await host.current_identity()
         if identity is None:
-            yield failed("identity", not_enrolled(settings))
+            text = await host.would_take_over_identity()
+            yield Finding("identity", Level.OK, text) if text else failed("identity", not_enrolled(settings))
             for finding in await host.disk.run(_token, host):
                 yield finding
             return

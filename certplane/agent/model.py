@@ -87,6 +87,7 @@ class Version:
 
     `certificate_id` and `renew_time` are what the broker said; empty and None for an imported or identity version.
     `key_type` is a `pki.keys.KeyType` by value, empty where the key (of an imported pair) is of no such kind.
+    `taken_over`: it stood at the configured paths before the agent came, and is kept until it is due.
     `directed` is set where `renew_time` is a directive's: `renewal.directed` lays it over what is on disk. `hold` is
     what keeps it unused; None where nothing does, or it was released.
     """
@@ -103,6 +104,12 @@ class Version:
     key_type: str = ""
     directed: DirectedRenewal | None = None
     hold: ActivationHold | None = None
+    taken_over: bool = False
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it was issued to this agent, or taken over by it; else it is kept to be gone back to, and no more."""
+        return self.number > 0 or self.taken_over
 
 
 @dataclass(frozen=True, slots=True)

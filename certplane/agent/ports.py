@@ -50,6 +50,10 @@ class IdentityAuthority(Protocol):
         """A new certificate for an expired identity's key, by a token signed with that key, where the CA allows it."""
         ...
 
+    async def vouch(self, certificate_pem: str, chain_pem: str) -> None:
+        """See that a certificate that stands on this host leads to the pinned root, now; nothing of it is sent."""
+        ...
+
 
 class PendingKeys(Protocol):
     """One lineage's key that waits for its certificate. Durable before a method returns; 0600; never overwritten."""

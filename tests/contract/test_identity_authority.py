@@ -216,3 +216,27 @@ async def test_recovery_is_refused_where_the_ca_does_not_allow_it(short_lived_st
     with pytest.raises(RefusedError) as refused:
         await short_lived_strict.authority.recover(current)
     assert 400 <= refused.value.status < 500
+
+
+async def test_what_it_made_is_vouched_for(subject: Subject, tmp_path: Path) -> None:
+    """An identity of this CA with its chain is one; without its intermediate, or of another CA, it isn't."""
+    version, _ = await subject.enroll(tmp_path, "web1.example")
+    leaf, chain = ((version.path / name).read_text() for name in ("cert.pem", "chain.pem"))
+    await subject.authority.vouch(leaf, chain)
+    with pytest.raises(EnrollmentError):
+        await subject.authority.vouch(leaf, "")
+    fake = FakeIdentityAuthority(subject.clock)
+    key = new_key()
+    other = await fake.enroll(fake.mint_token("web1.example"), csr(key, "web1.example"))
+    with pytest.raises(EnrollmentError):
+        await subject.authority.vouch(other.certificate_pem, other.chain_pem)
+
+
+async def test_what_has_expired_is_not_vouched_for(short_lived: Subject, tmp_path: Path) -> None:
+    """Whoever has only that needs a token, or the CA's word."""
+    version, _ = await short_lived.enroll(tmp_path, "web1.example")
+    await short_lived.wait_until_expired(version)
+    with pytest.raises(EnrollmentError, match="expired"):
+        await short_lived.authority.vouch(
+            (version.path / "cert.pem").read_text(), (version.path / "chain.pem").read_text()
+        )

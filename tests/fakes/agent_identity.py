@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -89,6 +90,18 @@ class FakeIdentityAuthority:
             raise RefusedError("refused", status=401, said="certificate expired")
         leaf = self._known(expired)
         return self._answer(leaf.public_key(), _names(leaf.extensions))
+
+    async def vouch(self, certificate_pem: str, chain_pem: str) -> None:
+        self._begin("vouch")
+        leaf, *issuers = x509.load_pem_x509_certificates((certificate_pem + chain_pem).encode())
+        if not leaf.not_valid_before_utc <= self._clock.now() <= leaf.not_valid_after_utc:
+            raise EnrollmentError("it has expired")
+        try:
+            leaf.verify_directly_issued_by(self.intermediate.certificate)
+        except (InvalidSignature, ValueError) as error:
+            raise EnrollmentError("it doesn't lead to this CA") from error
+        if self.intermediate.certificate not in issuers:
+            raise EnrollmentError("its issuer isn't beside it")
 
     def _begin(self, call: str) -> None:
         self.calls.append(call)

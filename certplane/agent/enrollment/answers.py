@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from certplane.agent.model import IssuedCertificate
-from certplane.errors import CertplaneError
+from certplane.errors import CertplaneError, Reason, RefusalError
 from certplane.pki.identity import verify_identity
 from certplane.pki.keys import public_key_sha256
 from certplane.pki.reading import READ_ERRORS
@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # a running agent loads no HTTP client before it asks the int
 _UNAUTHORIZED = 401
 NEW_TOKEN = "get a new token and run `certplane-agent enroll` again (the key made on this host is kept)"  # noqa: S105 - advice
 """What to do when a token is spent."""
+_ENROLL = "get a one-time token and run `certplane-agent enroll`"
 _RE_ENROLL = "get a new token and run `certplane-agent enroll --force`"
 
 
@@ -63,6 +64,24 @@ def accept_certificate(
             remedy="check the provisioner's template, the CA's intermediate and identity.issuer_ca_bundle",
         ) from error
     return IssuedCertificate(certificate_pem=leaf_pem.decode(), chain_pem=chain_pem.decode())
+
+
+def check_identity(certificate_pem: str, chain_pem: str, anchors: TrustBundle, now: datetime) -> None:
+    """Whether a certificate that stands on this host is an identity of the internal CA, in force.
+
+    Raises:
+        EnrollmentError: it isn't, or its chain isn't beside it.
+    """
+    try:
+        verify_identity(certificate_pem.encode(), chain_pem.encode(), anchors, now)
+    except RefusalError as error:
+        if error.refusal.reason is Reason.IDENTITY_EXPIRED:
+            raise EnrollmentError("it has expired", remedy=_ENROLL) from error
+        beside = "" if chain_pem else "; where the CA has an intermediate, that certificate must stand behind it"
+        raise EnrollmentError(
+            f"it doesn't lead to the internal CA that identity.step_ca names{beside}",
+            remedy=f"check identity.step_ca and identity.issuer_ca_bundle, or {_ENROLL}",
+        ) from error
 
 
 def sign_refused(reply: Reply, origin: str) -> RefusedError:

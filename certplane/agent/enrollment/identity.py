@@ -186,8 +186,8 @@ class HostIdentity:
         return version
 
     def _on_disk(self) -> tuple[Version | None, Sequence[Version]]:
-        """The identity in force, and those that the CA made for this agent."""
-        return self._versions.current(), [version for version in self._versions.versions() if version.number > 0]
+        """The identity in force, and those that the CA made for this agent, or that it took over."""
+        return self._versions.current(), [version for version in self._versions.versions() if version.is_own]
 
     def _enrolled_already(self, current: Version) -> OperationError:
         message = f"this host is enrolled as {self._name} until {_text(current.not_after)}"

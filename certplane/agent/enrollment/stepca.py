@@ -17,7 +17,14 @@ from typing import TypeVar
 from cryptography import x509
 from typing_extensions import override
 
-from certplane.agent.enrollment.answers import NEW_TOKEN, accept_certificate, renewal_refused, san_names, sign_refused
+from certplane.agent.enrollment.answers import (
+    NEW_TOKEN,
+    accept_certificate,
+    check_identity,
+    renewal_refused,
+    san_names,
+    sign_refused,
+)
 from certplane.agent.enrollment.recovery import SigningKey, renewal_token
 from certplane.agent.model import IssuedCertificate, Version
 from certplane.agent.ports import IdentityAuthority
@@ -85,6 +92,10 @@ class StepCaAuthority(IdentityAuthority):
     async def recover(self, expired: Version) -> IssuedCertificate:
         return await self._repeated(lambda: self._recover(expired))
 
+    @override
+    async def vouch(self, certificate_pem: str, chain_pem: str) -> None:
+        await self._repeated(lambda: self._vouch(certificate_pem, chain_pem))
+
     async def check(self) -> str:
         """Find the CA, identify it and ask for its health; returns its URL. Sends nothing that matters.
 
@@ -147,6 +158,10 @@ class StepCaAuthority(IdentityAuthority):
         bearer = renewal_token(chain, _read_key(expired), audience=audience, now=self._clock.now())
         reply = self._exchange("POST", "/renew", roots.context(), bearer=bearer)
         return self._renewed(reply, chain[0], chain[0], anchors)
+
+    def _vouch(self, certificate_pem: str, chain_pem: str) -> None:
+        _, anchors = self._believed()
+        check_identity(certificate_pem, chain_pem, anchors, self._clock.now())
 
     def _check(self) -> str:
         roots, _ = self._believed()

@@ -61,8 +61,8 @@ def taken(wanted: Wanted, lineages: Sequence[Lineage], names: Mapping[str, tuple
     by_profile = _by_profile(wanted, lineages, names, said)
     if not by_profile:
         raise OperationError(
-            f"no profile that policy gives to {wanted.name} has the names of one of {lineages[0].client}'s certificates: "
-            f"{'; '.join(said)}",
+            f"no profile that policy gives to {wanted.name} has the names of any of {lineages[0].client}'s "
+            f"certificates: {'; '.join(said)}",
             remedy="have a profile with exactly these names added to policy.yml and given to this host; then run the "
             "same command, which needs no new token",
         )
@@ -133,11 +133,14 @@ def _worth(lineage: Lineage) -> tuple[bool, float, str]:
 def _entry(plain: Certificate, lineage: Lineage, *, in_place: bool) -> Certificate:
     """The profile's entry with what the lineage has of its own."""
     outputs = tuple((kind, path) for kind, path in lineage.paths.items())
-    own = {} if lineage.key_type in {None, KeyType.EC_P256} else {"more": (f"key_type: {lineage.key_type}",)}
-    reload_command = plain.reload_command or _reload_command(lineage)
-    if in_place and {kind for kind, _ in outputs} == {"key", "fullchain"}:
-        return replace(plain, outputs=outputs, reload_command=reload_command, **own)
-    return replace(plain, reload_command=reload_command, **own)
+    if not in_place or {kind for kind, _ in outputs} != {"key", "fullchain"}:
+        outputs = plain.outputs
+    return replace(
+        plain,
+        outputs=outputs,
+        reload_command=plain.reload_command or _reload_command(lineage),
+        more=() if lineage.key_type in {None, KeyType.EC_P256} else (f"key_type: {lineage.key_type}",),
+    )
 
 
 def _reload_command(lineage: Lineage) -> str:
@@ -181,7 +184,7 @@ def _links(certificate: Certificate, lineage: Lineage) -> Iterator[str]:
 
 
 def _leads_to(path: Path, target: Path) -> bool:
-    return path.is_symlink() and os.readlink(path) == str(target)
+    return path.is_symlink() and path.readlink() == target
 
 
 def _hooks(certificate: Certificate, lineage: Lineage) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +12,10 @@ from typing_extensions import override
 
 from certplane.agent.install.access import FileAccess
 from certplane.agent.install.copying import CopiedOutputs
+from certplane.agent.install.keeping import permissions_of
 from certplane.agent.install.linking import LinkedOutputs
-from certplane.agent.install.material import Outputs, Part, compose
+from certplane.agent.install.material import Outputs, Part, complete, compose
+from certplane.agent.install.outputs import Output, look_at_all
 from certplane.agent.install.pointers import CURRENT, HELD, Pointers
 from certplane.agent.install.steps import step
 from certplane.agent.install.trial import Obstacle, find_obstacles
@@ -124,6 +126,50 @@ class FileVersionStore(VersionStore, InstallTrial):
             if self._pkcs12 is not None:
                 self._derive(version.number, self._pkcs12)
             self._shown.show(version.number)
+
+    def standing(self) -> list[Output]:
+        """What others left at the configured paths, of this lineage's first use; empty where it is past. Blocks.
+
+        A file or a link of somebody else's. Changes nothing, not even a folder that is missing.
+
+        Raises:
+            OperationError: the disk refuses, or a link leads nowhere, or something odd stands there.
+        """
+        with self._disk("read"):
+            own = self._versions.all()
+            if self._keys.request_id() is not None or any(version.is_own for version in own):
+                return []
+            if self._pointers.stands(CURRENT):
+                return []
+            return look_at_all(self._directory, self._outputs)
+
+    def take_over(self, check: Callable[[Mapping[Part, bytes]], None]) -> Version | None:
+        """Make the pair that stands at the paths version 0, and in force: who reads there finds the same. Blocks.
+
+        Args:
+            check: Judges what was read there.
+
+        Returns:
+            The version; None where there is nothing to take over, or a version is in force.
+
+        Raises:
+            CertplaneError: from `check`, or as `standing` and `activate`.
+        """
+        with self._disk("taken over"):
+            begun = self._versions.get(IMPORTED)
+            if begun is not None and begun.taken_over and not self._pointers.stands(CURRENT):
+                self.activate(begun)  # a crash came between the two
+                return begun
+            found = self.standing()
+            files = {output.part: output.data for output in found if output.data is not None}
+            if not files or begun is not None:
+                return None
+            check(files)
+            permissions = permissions_of(found)
+            with step("keep"):
+                version = self._versions.add(IMPORTED, complete(files), Metadata(taken_over=True), permissions)
+            self.activate(version)
+            return version
 
     def _derive(self, number: int, pkcs12: Pkcs12Maker) -> None:
         """Have a PKCS#12 file in the version before it is shown, so that the one switch switches it too.

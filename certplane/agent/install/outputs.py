@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -79,6 +80,20 @@ def survey(lineage: Path, outputs: Outputs) -> list[Output]:
     found = [_look(lineage, part, path) for part, path in outputs.paths().items()]
     _refuse_foreign([output for output in found if output.standing is Standing.FOREIGN])
     return found
+
+
+def look_at_all(lineage: Path, outputs: Outputs) -> list[Output]:
+    """What others left at the configured paths, nothing being made: files, and links that lead to one.
+
+    Raises:
+        OutputError, UnsafeDirectoryError, OSError: as `survey`.
+    """
+    found = []
+    for part, path in outputs.paths().items():
+        with contextlib.suppress(FileNotFoundError), open_directory(path.parent) as directory:
+            found.append(look(directory, lineage, part, path))
+    _refuse_foreign([output for output in found if output.standing is Standing.FOREIGN])
+    return [output for output in found if output.standing in {Standing.FILE, Standing.LINKED}]
 
 
 def _look(lineage: Path, part: Part, path: Path) -> Output:

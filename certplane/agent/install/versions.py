@@ -47,7 +47,7 @@ class Metadata:
     """What the files themselves don't say.
 
     `request_id`: the pending request that the version answers; `key_type`: see `Version`, found by `add`; `hold`: what
-    holds it back when it comes.
+    holds it back when it comes; `taken_over`: see `Version`.
     """
 
     certificate_id: str = ""
@@ -55,6 +55,7 @@ class Metadata:
     request_id: str = ""
     key_type: str = ""
     hold: ActivationHold | None = None
+    taken_over: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +311,7 @@ def _version(number: int, path: Path, facts: CertificateFacts, metadata: Metadat
         renew_time=metadata.renew_time,
         key_type=metadata.key_type,
         hold=metadata.hold,
+        taken_over=metadata.taken_over,
     )
 
 

@@ -108,7 +108,7 @@ def _late(spec: LineageSpec, facts: LineageFacts, now: datetime, *, identity: bo
     if current is not None and soonest is not None and soonest >= current.not_after:
         text = f"it ends at {_text(current.not_after)}, and the next try is at {_text(soonest)}"
         return Health(HealthWord.WONT_HEAL, _with_error(text, facts), remedy)
-    if current is not None and current.number > 0 and now >= warn_time(spec, current):
+    if current is not None and current.is_own and now >= warn_time(spec, current):
         text, newest = f"ends at {_text(current.not_after)}", newest_version(facts.versions)
         if newest is not None and status.activate_after is not None and newest.number > current.number:
             rollouts = status.held_by_rollout_id, aborted_rollout(newest)

@@ -179,13 +179,13 @@ def pause_after_issue(spec: LineageSpec, version: Version, now: datetime) -> tim
 
 
 def newest_version(versions: tuple[Version, ...]) -> Version | None:
-    """The newest that was issued to this agent: an imported one (0) is what the first request replaces."""
-    return max((version for version in versions if version.number > 0), key=lambda each: each.number, default=None)
+    """The newest that is this agent's own; any other imported one (0) is only what a failed activation goes back to."""
+    return max((version for version in versions if version.is_own), key=lambda each: each.number, default=None)
 
 
 def _is_overdue(spec: LineageSpec, current: Version | None, now: datetime) -> bool:
     """What services use counts, whatever waits on disk for its activation."""
-    return current is not None and current.number > 0 and now >= warn_time(spec, current)
+    return current is not None and current.is_own and now >= warn_time(spec, current)
 
 
 def _ready_time(

@@ -197,6 +197,26 @@ def request_succeeded(
     )
 
 
+def kept(status: LineageStatus, version: Version, now: datetime, settings: str) -> LineageStatus:
+    """A pair that stood at the configured paths is in force, as it was before: nothing has to be activated.
+
+    Args:
+        status: Before.
+        version: What the pair is now.
+        now: When.
+        settings: What tells agent.yml's settings, as `renewal.waiting.Asked` has them.
+    """
+    return replace(
+        status,
+        state=CertificateState.WAITING,
+        update_time=now,
+        confirmed_version=version.number,
+        issued_version=version.number,
+        installed_version=version.number,
+        activated_settings=settings,
+    )
+
+
 def not_shown(status: LineageStatus, error: str, now: datetime, rng: random.Random) -> LineageStatus:
     """At the start, the configured paths couldn't be made to show what is in force: that is tried as an activation is.
 

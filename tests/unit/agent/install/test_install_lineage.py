@@ -418,7 +418,7 @@ def test_metadata_holds_no_secret(host: Host) -> None:
     """What everybody may read about a version is what the broker said."""
     version = host.renew()
     document = json.loads((version.path / "metadata.json").read_text())
-    assert set(document) == {"format", "certificate_id", "renew_time", "request_id", "key_type", "hold"}
+    assert set(document) == {"format", "certificate_id", "renew_time", "request_id", "key_type", "hold", "taken_over"}
 
 
 @pytest.mark.parametrize("harm", ["request", "key", "link"])

@@ -1,0 +1,102 @@
+"""Which other program renews what stands at a path, as far as its own files beside it say so. Reads, changes nothing.
+
+    certbot   `<folder>/live/<name>/` are links into `<folder>/archive/<name>/`, by `<folder>/renewal/<name>.conf`
+    acme.sh   `<folder>/<name>[_ecc]/` holds `<name>.conf`, with `Le_Domain=`
+    lego      `<folder>/certificates/` holds `<name>.json` beside `<name>.crt`
+
+Two programs that renew one certificate undo each other's work: acme.sh and lego write through a link into the files of
+a version, certbot gives up on a lineage whose links lead elsewhere.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+_MOST = 256 * 1024
+_HOOKS = ("renew_hook", "deploy_hook", "post_hook", "pre_hook")
+_SETTING = re.compile(r"\s*(?P<key>[A-Za-z_]+)\s*=\s*(?P<value>.*?)\s*", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Manager:
+    """A program that renews a certificate too: by which file, with which commands, and how it is stopped."""
+
+    program: str
+    file: Path
+    stop: str
+    hooks: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        text = f"{self.program} renews it too, by {self.file}; stop that: `{self.stop}`"
+        if not self.hooks:
+            return text
+        return f"{text}, and give what its hook does as reload_command: {'; '.join(self.hooks)}"
+
+
+def manager_of(path: Path) -> Manager | None:
+    """What renews the file at a path, or the one that a link there leads to; None if nothing is seen of it."""
+    try:
+        return _certbot(path) or _acme_sh(path) or _lego(path)
+    except (OSError, ValueError):  # what can't be read is nobody's
+        return None
+
+
+def settings_of(text: str) -> dict[str, str]:
+    """The keys of a file of lines like `key = value`; sections are passed over, the first of a key counts."""
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        if (match := _SETTING.fullmatch(line)) is not None:
+            found.setdefault(match["key"], match["value"])
+    return found
+
+
+def certbot_hooks(settings: dict[str, str]) -> tuple[str, ...]:
+    """The commands that certbot runs for a lineage, of its renewal file; `None` is how it writes none."""
+    values = (settings.get(key, "") for key in _HOOKS)
+    return tuple(dict.fromkeys(value.strip("\"'") for value in values if value not in {"", "None"}))
+
+
+def _certbot(path: Path) -> Manager | None:
+    live = path.parent
+    if live.parent.name != "live" or not path.is_symlink():
+        return None
+    folder = live.parent.parent
+    file = folder / "renewal" / f"{live.name}.conf"
+    if not file.is_file():
+        return None
+    stop = f"mv {shlex.quote(str(file))} {shlex.quote(str(file))}.moved"
+    return Manager("certbot", file, stop, certbot_hooks(settings_of(_read(file))))
+
+
+def _acme_sh(path: Path) -> Manager | None:
+    folder = path.parent
+    name = folder.name.removesuffix("_ecc")
+    file = folder / f"{name}.conf"
+    if not file.is_file() or not (settings := settings_of(_read(file))).get("Le_Domain"):
+        return None
+    ecc = " --ecc" if folder.name.endswith("_ecc") else ""
+    return Manager("acme.sh", file, f"acme.sh --remove -d {shlex.quote(name)}{ecc}", acme_sh_hooks(settings))
+
+
+def acme_sh_hooks(settings: dict[str, str]) -> tuple[str, ...]:
+    """The commands of an acme.sh configuration, as far as they stand there in clear."""
+    values = (settings.get(key, "").strip("\"'") for key in ("Le_ReloadCmd", "Le_RenewHook", "Le_PostHook"))
+    return tuple(value for value in values if value and not value.startswith("__ACME_BASE64__"))
+
+
+def _lego(path: Path) -> Manager | None:
+    if path.parent.name != "certificates":
+        return None
+    name = path.name.removesuffix(".issuer.crt").removesuffix(path.suffix)
+    file = path.with_name(f"{name}.json")
+    if not file.is_file():
+        return None
+    return Manager("lego", file, "crontab -e (take `lego ... renew` out), or its timer")
+
+
+def _read(file: Path) -> str:
+    with file.open("rb") as opened:
+        return opened.read(_MOST).decode("utf-8", "replace")
