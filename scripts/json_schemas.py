@@ -154,7 +154,7 @@ class _Writer:
             if default is not None:
                 schema["default"] = default
             if at in self._rows:
-                schema["description"] = self._rows[at]
+                schema |= _described(self._rows[at])
             properties[name] = schema
         found = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
         if section.__doc__:
@@ -174,7 +174,7 @@ class _Writer:
             schema = self.value(arguments[0], path)
             for check in arguments[1:]:
                 schema = _narrowed(schema, check.rule)
-            return schema
+            return _with_remedy(schema, annotation)
         if origin in {types.UnionType, typing.Union}:
             return self.value(_kind(annotation), path)
         if origin is tuple:
@@ -200,10 +200,24 @@ class _Writer:
 
 def _scalar(annotation: Any) -> Schema:
     if annotation in _VALUES:
-        return dict(_VALUES[annotation])
+        return _with_remedy(dict(_VALUES[annotation]), annotation)
     if issubclass(annotation, StrEnum) and not hasattr(annotation, "parse"):
         return {"enum": _words([str(each) for each in annotation])}
     return dict(_TEXT)
+
+
+def _with_remedy(schema: Schema, annotation: Any) -> Schema:
+    """What the loader says of a text that is wrong, which editors that know the keyword show instead of a pattern."""
+    if "pattern" not in schema:
+        return schema
+    decoder = decoding.Decoder(Source("", "", {}))
+    decoder.value(ScalarNode(0, "", "?", False), annotation)
+    return {**schema, "patternErrorMessage": decoder._problems[0].message} if decoder._problems else schema
+
+
+def _described(row: str) -> Schema:
+    """The document's words; a second time for editors that show Markdown only where it says that it is."""
+    return {"description": row, "markdownDescription": row} if "`" in row else {"description": row}
 
 
 def _kind(annotation: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,8 +21,11 @@ from certplane.config.document import Document, MappingNode, Node, ScalarNode, S
 from certplane.errors import ConfigurationError
 from tests.unit.agent import test_agent_settings
 from tests.unit.broker import test_broker_settings
-from tests.unit.broker.policy import test_policy_document
+from tests.unit.broker.notify import test_notification_settings
+from tests.unit.broker.policy import test_policy_document, test_policy_labels
+from tests.unit.broker.sinks import test_sink_settings
 from tests.unit.config import test_public_format
+from tests.unit.ctl import test_ctl_settings
 
 _ROOT = Path(__file__).parents[3]
 _EXAMPLES = _ROOT / "tests" / "unit" / "config" / "examples"
@@ -53,12 +56,27 @@ GOOD = {
     "policy.yml": [(_EXAMPLES / "policy.yml").read_text(), test_public_format.POLICY],
     "ctl.yml": [CTL, CONTEXTS],
 }
-_REFUSED = [
-    ("agent.yml", test_agent_settings.test_refuses),
-    ("broker.yml", test_broker_settings.test_refuses),
-    ("policy.yml", test_policy_document.test_refuses),
-    ("policy.yml", test_policy_document.test_refuses_rules),
-]
+
+
+def _as_it_is(case: tuple[Any, ...]) -> str:
+    return str(case[0])
+
+
+def _one_name_and_host(case: tuple[Any, ...]) -> str:
+    return test_policy_labels.ONE.replace("TYPE", "multi_san").replace("NAMES", case[0]).replace("HOST", case[1])
+
+
+_REFUSED: list[tuple[str, Any, Callable[[tuple[Any, ...]], str]]] = [
+    ("agent.yml", test_agent_settings.test_refuses, _as_it_is),
+    ("broker.yml", test_broker_settings.test_refuses, _as_it_is),
+    ("broker.yml", test_notification_settings.test_a_mistake_is_told, lambda case: f"{test_notification_settings.BROKER}  {case[0]}"),
+    ("broker.yml", test_sink_settings.test_a_mistake_is_told, lambda case: f"{test_sink_settings.BROKER}  {case[0]}"),
+    ("policy.yml", test_policy_document.test_refuses, _as_it_is),
+    ("policy.yml", test_policy_document.test_refuses_rules, _as_it_is),
+    ("policy.yml", test_policy_labels.test_refuses, _one_name_and_host),
+    ("ctl.yml", test_ctl_settings.test_what_is_wrong_is_told_with_its_place, _as_it_is),
+]  # fmt: skip
+"""The loaders' own tests of what they refuse, with how each makes a file of a case."""
 
 
 @cache
@@ -174,11 +192,11 @@ def test_documented_examples_are_taken(file: str, text: str) -> None:
 
 
 def _bad() -> Iterator[Any]:
-    for file, test in _REFUSED:
-        (marked,) = [mark for mark in test.pytestmark if mark.name == "parametrize"]  # type: ignore[attr-defined]
-        for number, case in enumerate(marked.args[1]):
-            text = getattr(case, "values", case)[0]
+    for file, test, text_of in _REFUSED:
+        (marked,) = [mark for mark in test.pytestmark if mark.name == "parametrize"]
+        for number, case in enumerate([*marked.args[1]]):
             name = getattr(case, "id", None) or number
+            text = text_of(getattr(case, "values", case))
             yield pytest.param(file, text, id=f"{test.__module__.rpartition('.')[2]}-{name}")
 
 
