@@ -10,22 +10,30 @@ import asyncio
 import importlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from typing_extensions import override
+
 from certplane import __version__
-from certplane.ctl.arguments import broker, budget, fleet, rollouts
-from certplane.ctl.arguments.command import Command, add_output
+from certplane.ctl.arguments import broker, budget, fleet, machines, rollouts
+from certplane.ctl.arguments.command import MESSAGES, Command, add_output
 from certplane.ctl.formats import Format
 from certplane.runtime import command
 from certplane.runtime.command import interruptible
 from certplane.runtime.logging import LineHandler
 
-COMMANDS: Final = (*fleet.COMMANDS, *rollouts.COMMANDS, *budget.COMMANDS, *broker.COMMANDS)
+COMMANDS: Final = (
+    *fleet.COMMANDS,
+    *machines.COMMANDS,
+    *rollouts.COMMANDS,
+    *budget.COMMANDS,
+    *broker.COMMANDS,
+)
 """All of them, in the order of the help."""
 
-_GROUPS: Final = {**rollouts.GROUPS, **budget.GROUPS, **broker.GROUPS}
+_GROUPS: Final = {**machines.GROUPS, **rollouts.GROUPS, **budget.GROUPS, **broker.GROUPS}
 
 _EPILOG: Final = """\
 exit statuses:
@@ -34,10 +42,54 @@ exit statuses:
      differs, `health` who doesn't serve, `audit verify` what doesn't hold, --wait a certificate that failed or a
      rollout that halted
   2  ctl.yml or an argument is wrong; each problem is a line on standard error
+  3  `host add`, `host retire`: the policy has to be changed first, as it is shown
 128+ a signal ended it: 130 for Ctrl-C, 141 for a reader that has gone
 
 Colours only repeat what words say; there are none with NO_COLOR, with TERM=dumb, or where no terminal reads.
 """
+
+
+class _Names(Mapping[str, argparse.ArgumentParser]):
+    """The commands of a group by their names; of those that may be typed there, any word is one."""
+
+    def __init__(self, commands: Mapping[str, argparse.ArgumentParser]) -> None:
+        self._commands = commands
+
+    def __getitem__(self, name: str) -> argparse.ArgumentParser:
+        return self._commands[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._commands)
+
+    def __len__(self) -> int:
+        return len(self._commands)
+
+    @override
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+class _NameOrCommand(argparse._SubParsersAction):  # type: ignore[type-arg]  # noqa: SLF001 - argparse has no other way
+    """The commands of a group, where a word that is none of them is a name for one of them (`machines.NAMED`)."""
+
+    otherwise = ""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.choices: Any = _Names(self._name_parser_map)
+
+    @override
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        words = list(values or ())
+        if words[0] not in self._name_parser_map:
+            words.insert(0, self.otherwise)
+        super().__call__(parser, namespace, words, option_string)
 
 
 class _Help(argparse.HelpFormatter):
@@ -87,12 +139,25 @@ def _parser() -> argparse.ArgumentParser:
         if group and group not in groups:
             text = _GROUPS[group]
             description = f"{_sentence(text)[:-1]}; {broker.OWN_POLICY}." if group == "policy" else _sentence(text)
-            made = commands.add_parser(group, help=text, description=description)
-            groups[group] = made.add_subparsers(dest="action", metavar="COMMAND", required=True)
+            groups[group] = _add_group(commands, group, text, description, common)
         made = _add(groups[group] if group else commands, name, each, common)
         if each.name in _GROUPS:  # a command by itself too
             groups[each.name] = made.add_subparsers(dest="action", metavar="COMMAND")
     return parser
+
+
+def _add_group(commands: Any, group: str, text: str, description: str, common: argparse.ArgumentParser) -> Any:
+    """The group of this name, to which its commands are added."""
+    otherwise = machines.NAMED.get(group)
+    if otherwise is None:
+        made = commands.add_parser(group, help=text, description=description)
+        return made.add_subparsers(dest="action", metavar="COMMAND", required=True)
+    # As before it was a group, options may stand before the name.
+    made = commands.add_parser(group, help=text, description=description, parents=[common])
+    add_output(made, MESSAGES)
+    below = made.add_subparsers(dest="action", metavar="NAME|COMMAND", required=True, action=_NameOrCommand)
+    below.otherwise = otherwise
+    return below
 
 
 def _add(to: Any, name: str, each: Command, common: argparse.ArgumentParser) -> argparse.ArgumentParser:

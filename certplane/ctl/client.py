@@ -241,6 +241,16 @@ class Client(CampaignCalls):
         request = enrollment_pb2.GetIdentityRequest()
         return await self._one(request, lambda channel: _Enrollment(channel).GetIdentity)
 
+    async def bootstrap_token(
+        self, request: enrollment_pb2.CreateBootstrapTokenRequest
+    ) -> enrollment_pb2.CreateBootstrapTokenResponse:
+        """Another one-time token."""
+        return await self._one(request, lambda channel: _Enrollment(channel).CreateBootstrapToken)
+
+    async def deny(self, request: enrollment_pb2.DenyIdentityRequest) -> enrollment_pb2.DenyIdentityResponse:
+        """Shut an identity out. Safe to repeat."""
+        return await self._one(request, lambda channel: _Enrollment(channel).DenyIdentity)
+
     async def is_serving(self) -> bool:
         """Whether the broker's own word is that it serves (grpc.health.v1, of the whole server)."""
 

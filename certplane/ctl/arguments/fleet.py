@@ -32,10 +32,6 @@ def _certs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--identities", action="store_true", help="also the hosts' identities")
 
 
-def _host(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="the host's identity name, or its label in the policy")
-
-
 def _summary(parser: argparse.ArgumentParser) -> None:
     add_filter(parser)
     parser.add_argument(
@@ -132,13 +128,6 @@ COMMANDS: Final = (
             ("certplanectl fleet --unheard-for 2d --sort last-seen", "who is silent"),
             ("certplanectl fleet --check -o name", "for a monitor: status 1, and whose fault"),
         ),
-    ),
-    Command(
-        "host",
-        "all that the broker knows of one host",
-        "commands.host:host",
-        _host,
-        examples=(("certplanectl host web1", "its link, certificates, errors, and what it is to be told"),),
     ),
     Command(
         "certs",
