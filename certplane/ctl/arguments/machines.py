@@ -157,10 +157,7 @@ COMMANDS: Final = (
         more="Each is another one. Needs the role admin, and a broker with `bootstrap`.",
         examples=(
             ("certplanectl token web1", "the token alone, with what it is for on standard error"),
-            (
-                "certplanectl token web1 -o name | ssh root@web1 'umask 077; cat > /etc/certplane/token'",
-                "carried there",
-            ),
+            ("certplanectl token web1 --lifetime 2m -o name", "the token and nothing else, for the next command"),
         ),
     ),
 )
