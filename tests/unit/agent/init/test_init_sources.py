@@ -1,0 +1,193 @@
+"""What `init --from` makes of another client's certificates: entries by policy's profiles, copies, and lines to type."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import yaml
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from certplane.agent.init.found import find
+from certplane.agent.init.presets import Service
+from certplane.agent.init.sources import Taken, shown, taken
+from certplane.agent.init.text import agent_yml
+from certplane.agent.init.wanted import ProfileChoice, Wanted
+from certplane.errors import OperationError
+from certplane.runtime.files import Owner
+from certplane.setup.account import Account
+from certplane.setup.apply import apply
+from certplane.setup.plan import WriteFile
+from tests.support.others_files import PublicCa, acme_sh_certificate, certbot_lineage, lego_certificate
+
+NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
+WEB = "www.example.com"
+ROOT, AGENT = Account("root", None), Account("certplane-agent", None)
+NAMES: Mapping[str, tuple[str, ...]] = {"web": (WEB, "example.com"), "wild": ("*.example.org",)}
+
+
+@pytest.fixture(scope="module")
+def ca() -> PublicCa:
+    return PublicCa(NOW)
+
+
+@pytest.fixture
+def wanted(tmp_path: Path) -> Wanted:
+    (tmp_path / "etc" / "tls").mkdir(parents=True)
+    return Wanted(
+        name="web1.example.net",
+        ca_url="https://ca.example.net",
+        broker=["https://broker.example.net:8443"],
+        config=tmp_path / "etc" / "agent.yml",
+        state_dir=tmp_path / "state",
+    )
+
+
+def from_certbot(wanted: Wanted, folder: Path, who: Account) -> Taken:
+    return taken(wanted, find("certbot", folder, NOW), NAMES, who)
+
+
+def entries(wanted: Wanted, found: Taken) -> list[dict[str, object]]:
+    loaded: list[dict[str, object]] = yaml.safe_load(agent_yml(wanted, found.certificates))["certificates"]
+    return loaded
+
+
+def test_root_takes_the_paths_that_services_read(tmp_path: Path, wanted: Wanted, ca: PublicCa) -> None:
+    """Nothing is copied, the hook is the reload command, and certbot is to be stopped."""
+    live = certbot_lineage(tmp_path / "le", WEB, ca.pair(WEB, "example.com"), hook="systemctl reload nginx")
+    found = from_certbot(wanted, tmp_path / "le", ROOT)
+    (entry,) = entries(wanted, found)
+    assert entry["dns_names"] == [WEB, "example.com"]
+    assert (entry["key"], entry["fullchain"]) == (f"{live}/privkey.pem", f"{live}/fullchain.pem")
+    assert (entry["profile"], entry["reload_command"]) == ("web", "systemctl reload nginx")
+    assert (found.copies.steps, found.said) == ((), ())
+    conf = tmp_path / "le" / "renewal" / f"{WEB}.conf"
+    assert found.then == (f"keep certbot from renewing {WEB}: mv {conf} {conf}.moved",)
+
+
+def test_for_another_user_the_pair_is_copied(tmp_path: Path, wanted: Wanted, ca: PublicCa) -> None:
+    """Key, chain and the combined file, secret, of the agent's user; services may go on reading where they do."""
+    pair = ca.pair(WEB, "example.com")
+    live = certbot_lineage(tmp_path / "le", WEB, pair)
+    who = dataclasses.replace(AGENT, owner=Owner(4711, 4712))
+    found = from_certbot(wanted, tmp_path / "le", who)
+    steps = {step.path.name: step for step in found.copies.steps if isinstance(step, WriteFile)}
+    assert {name: step.mode for name, step in steps.items()} == {
+        "web.key": 0o600,
+        "web.pem": 0o644,
+        "web.combined": 0o600,
+    }
+    assert all(step.secret and step.owner == Owner(4711, 4712) for step in steps.values())
+    assert steps["web.pem"].text.encode() == pair.fullchain
+    assert steps["web.combined"].text.encode() == pair.key + pair.fullchain
+    tls = wanted.tls
+    assert found.then[1] == (
+        f"have services read {tls}/web.key, {tls}/web.pem, {tls}/web.combined; or let them read where they do: "
+        f"ln -sfn {tls}/web.key {live}/privkey.pem && ln -sfn {tls}/web.pem {live}/fullchain.pem"
+    )
+
+
+def test_a_second_run_makes_the_same(tmp_path: Path, wanted: Wanted, ca: PublicCa) -> None:
+    """Copies that are there are kept, certbot that was stopped stays so, and links that were made aren't asked for."""
+    live = certbot_lineage(tmp_path / "le", WEB, ca.pair(WEB, "example.com"), hook="systemctl reload nginx")
+    first = from_certbot(wanted, tmp_path / "le", AGENT)
+    assert apply(first.copies, lambda _: None) == 3
+    for name, target in (("privkey", "web.key"), ("fullchain", "web.pem")):
+        (live / f"{name}.pem").unlink()
+        (live / f"{name}.pem").symlink_to(wanted.tls / target)
+    conf = tmp_path / "le" / "renewal" / f"{WEB}.conf"
+    conf.rename(f"{conf}.moved")
+    second = from_certbot(wanted, tmp_path / "le", AGENT)
+    assert second.certificates == first.certificates
+    assert (second.copies.steps, second.then) == ((), ())
+    assert second.said[0].startswith("kept what stands at ")
+
+
+def test_a_service_has_its_files_and_its_reload(tmp_path: Path, wanted: Wanted, ca: PublicCa) -> None:
+    """`--profile web --service haproxy`: one file, made of the pair; certbot's hook is told, not taken."""
+    certbot_lineage(tmp_path / "le", WEB, ca.pair(WEB, "example.com"), hook="/opt/deploy.sh")
+    wanted = dataclasses.replace(wanted, profiles=(ProfileChoice("web", Service.HAPROXY),))
+    found = from_certbot(wanted, tmp_path / "le", AGENT)
+    assert [step.path.name for step in found.copies.steps if isinstance(step, WriteFile)] == ["web.combined"]
+    (entry,) = entries(wanted, found)
+    assert entry["reload_command"] == "systemctl reload haproxy.service"
+    assert found.then[-1].endswith("runs no longer, give what it does as reload_command: /opt/deploy.sh")
+
+
+def test_a_hook_that_only_certbot_can_run_is_told(tmp_path: Path, wanted: Wanted, ca: PublicCa) -> None:
+    """It reads RENEWED_LINEAGE: no reload command comes of it."""
+    hook = "cp $RENEWED_LINEAGE/fullchain.pem /srv/"
+    certbot_lineage(tmp_path / "le", WEB, ca.pair(WEB, "example.com"), hook=hook)
+    found = from_certbot(wanted, tmp_path / "le", ROOT)
+    assert "reload_command" not in entries(wanted, found)[0]
+    assert found.then[-1].endswith(f"give what it does as reload_command: {hook}")
+
+
+def test_an_rsa_key_is_what_agent_yml_says(tmp_path: Path, wanted: Wanted, ca: PublicCa) -> None:
+    """Else the agent would order another one at once."""
+    pair = ca.pair("*.example.org", key=rsa.generate_private_key(65537, 2048))
+    lego_certificate(tmp_path / "lego", "*.example.org", pair)
+    found = taken(wanted, find("lego", tmp_path / "lego", NOW), NAMES, AGENT)
+    assert entries(wanted, found)[0]["key_type"] == "rsa-2048"
+    assert found.then[0].startswith("keep lego from renewing _.example.org: take the line of")
+
+
+def test_acme_sh_s_installed_files_are_the_paths(tmp_path: Path, wanted: Wanted, ca: PublicCa) -> None:
+    """Where `--install-cert` put them, not its own folder."""
+    settings = "Le_RealKeyPath='/etc/haproxy/web.key'\nLe_RealFullChainPath='/etc/haproxy/web.pem'\n"
+    acme_sh_certificate(tmp_path / "acme", WEB, ca.pair(WEB, "example.com"), settings=settings)
+    found = taken(wanted, find("acme.sh", tmp_path / "acme", NOW), NAMES, ROOT)
+    assert entries(wanted, found)[0]["fullchain"] == "/etc/haproxy/web.pem"
+
+
+def test_what_is_of_no_use_is_ordered(tmp_path: Path, wanted: Wanted, ca: PublicCa) -> None:
+    """An expired pair: its entry is written all the same, nothing is copied, and it is said."""
+    certbot_lineage(tmp_path / "le", WEB, ca.pair(WEB, "example.com", age=timedelta(days=91)))
+    found = from_certbot(wanted, tmp_path / "le", AGENT)
+    assert [entry["profile"] for entry in entries(wanted, found)] == ["web"]
+    assert found.copies.steps == ()
+    assert (
+        "certbot's www.example.com is not taken over, and a certificate is ordered: the certificate expired"
+        in found.said[0]
+    )
+
+
+def test_what_is_left_out_is_said(tmp_path: Path, wanted: Wanted, ca: PublicCa) -> None:
+    """Of two with the same names the one that ends first; names that no profile has; a broken one."""
+    certbot_lineage(tmp_path / "le", WEB, ca.pair(WEB, "example.com", age=timedelta(days=20)))
+    certbot_lineage(tmp_path / "le", f"{WEB}-0001", ca.pair(WEB, "example.com"))
+    certbot_lineage(tmp_path / "le", "shop.example.com", ca.pair("shop.example.com"))
+    live = certbot_lineage(tmp_path / "le", "wild", ca.pair("*.example.org"))
+    (tmp_path / "le" / "archive" / "wild" / "fullchain1.pem").unlink()
+    broken = f"{live}/fullchain.pem can't be read: No such file or directory"
+    found = from_certbot(wanted, tmp_path / "le", ROOT)
+    (entry,) = entries(wanted, found)
+    assert f"{WEB}-0001" in str(entry["key"])
+    assert sorted(found.said) == [
+        "certbot's shop.example.com is left out: no profile has exactly its names, shop.example.com",
+        f"certbot's wild is left out: {broken}; restore it, or issue it anew",
+        f"certbot's {WEB} is left out: {WEB}-0001 has the same names and is good for longer",
+    ]
+
+
+def test_nothing_that_policy_gives(tmp_path: Path, wanted: Wanted, ca: PublicCa) -> None:
+    """One line with all names, and what is to be done at the broker."""
+    certbot_lineage(tmp_path / "le", "shop.example.com", ca.pair("shop.example.com"))
+    with pytest.raises(
+        OperationError, match=r"no profile that policy gives to web1\.example\.net.*shop\.example\.com.*"
+    ):
+        from_certbot(wanted, tmp_path / "le", ROOT)
+
+
+def test_shown_before_anybody_was_asked(tmp_path: Path, ca: PublicCa) -> None:
+    """A dry run on a host that isn't enrolled."""
+    certbot_lineage(tmp_path, WEB, ca.pair(WEB))
+    certbot_lineage(tmp_path, "z.example.com", ca.pair("z.example.com", age=timedelta(days=91)))
+    first, second = shown(find("certbot", tmp_path, NOW))
+    assert first == (
+        f"would take over certbot's {WEB} ({WEB}), until 2027-02-26, if a profile of this host has these names"
+    )
+    assert second.startswith("would not take over certbot's z.example.com: the certificate expired at")
