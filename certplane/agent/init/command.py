@@ -111,7 +111,7 @@ class _Init:
         if taken_over is not None:
             for line in taken_over.said:
                 print(line)
-            changed += apply(taken_over.copies, print)
+            changed += self._copied(taken_over.copies)
         changed += apply(self._agent_yml(certificates), print, replace=self._replace)
         self._end(certificates, taken_over, changed=bool(changed) or granted.enrolled)
         return OK
@@ -139,7 +139,7 @@ class _Init:
                 return
         plan = Plan((WriteFile(self._wanted.config, agent_yml(self._wanted, self._provisional())),))
         for finding in (found := look(plan)):
-            if not self._replace:
+            if not self._replace and finding.diff:
                 print("\n".join(finding.diff))
         refuse_differences(found, replace=self._replace)
 
@@ -191,6 +191,17 @@ class _Init:
             return certificates_of(wanted, choices, granted.names), None
         found = taken(wanted, self._lineages, granted.names, self._who)
         return found.certificates, found
+
+    def _copied(self, copies: Plan) -> int:
+        """Make another client's pairs the agent's; by its user, since root writes no keys into a folder of others."""
+        if not copies.steps:
+            return 0
+
+        def copy() -> Mapping[str, Any]:
+            return {"changed": apply(copies, print)}
+
+        changed: int = self._as_user(copy)["changed"]
+        return changed
 
     def _as_user(self, work: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
         def told() -> Mapping[str, Any]:

@@ -34,7 +34,7 @@ class Taken:
 
     Attributes:
         certificates: the entries of agent.yml.
-        copies: the pairs where the agent finds them; empty where it finds them at the services' paths.
+        copies: the pairs where the agent finds them, to be made by its user; empty where services' paths are its own.
         said: what was left out or can't be kept, and why; a line each.
         then: what a person does next, a line each.
     """
@@ -85,7 +85,7 @@ def taken(wanted: Wanted, lineages: Sequence[Lineage], names: Mapping[str, tuple
             if certificate.outputs == plain.outputs:
                 said.append(f"kept what stands at {', '.join(str(path) for _, path in certificate.outputs)}")
         else:
-            copies += _copies(certificate, lineage, who)
+            copies += _copies(certificate, lineage)
         if certificate.outputs == plain.outputs:
             then += _links(certificate, lineage)
         then += _hooks(certificate, lineage)
@@ -150,7 +150,8 @@ def _reload_command(lineage: Lineage) -> str:
     return lineage.hooks[0]
 
 
-def _copies(certificate: Certificate, lineage: Lineage, who: Account) -> Plan:
+def _copies(certificate: Certificate, lineage: Lineage) -> Plan:
+    """The pair in the forms that the outputs have; written by the agent's user."""
     files = rebuilt(lineage.files)
     parts = {part.setting: part for part in Part}
     return Plan(
@@ -159,7 +160,6 @@ def _copies(certificate: Certificate, lineage: Lineage, who: Account) -> Plan:
                 path,
                 files[parts[kind]].decode("ascii"),
                 mode=0o600 if parts[kind].holds_key else 0o644,
-                owner=who.owner,
                 secret=True,
             )
             for kind, path in certificate.outputs

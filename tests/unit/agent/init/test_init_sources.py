@@ -17,7 +17,6 @@ from certplane.agent.init.sources import Taken, shown, taken
 from certplane.agent.init.text import agent_yml
 from certplane.agent.init.wanted import ProfileChoice, Wanted
 from certplane.errors import OperationError
-from certplane.runtime.files import Owner
 from certplane.setup.account import Account
 from certplane.setup.apply import apply
 from certplane.setup.plan import WriteFile
@@ -72,15 +71,14 @@ def test_for_another_user_the_pair_is_copied(tmp_path: Path, wanted: Wanted, ca:
     """Key, chain and the combined file, secret, of the agent's user; services may go on reading where they do."""
     pair = ca.pair(WEB, "example.com")
     live = certbot_lineage(tmp_path / "le", WEB, pair)
-    who = dataclasses.replace(AGENT, owner=Owner(4711, 4712))
-    found = from_certbot(wanted, tmp_path / "le", who)
+    found = from_certbot(wanted, tmp_path / "le", AGENT)
     steps = {step.path.name: step for step in found.copies.steps if isinstance(step, WriteFile)}
     assert {name: step.mode for name, step in steps.items()} == {
         "web.key": 0o600,
         "web.pem": 0o644,
         "web.combined": 0o600,
     }
-    assert all(step.secret and step.owner == Owner(4711, 4712) for step in steps.values())
+    assert all(step.secret and step.owner is None for step in steps.values())
     assert steps["web.pem"].text.encode() == pair.fullchain
     assert steps["web.combined"].text.encode() == pair.key + pair.fullchain
     tls = wanted.tls
