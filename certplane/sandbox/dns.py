@@ -10,6 +10,7 @@ serve the same zones, as secondaries that are never late unless a fault makes th
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import struct
 import threading
@@ -242,7 +243,7 @@ class _Service:
             response.set_rcode(dns.rcode.SERVFAIL)
             return
         visible_from = self.clock.monotonic() - faults.visible_after.total_seconds()
-        self._zones.answer(message, response, lambda *record: self._added_at.get(record, 0.0) > visible_from)
+        self._zones.answer(message, response, lambda *record: self._added_at.get(record, -math.inf) > visible_from)
 
     def _update(self, message: dns.update.UpdateMessage, response: dns.message.Message, faults: DnsFaults) -> None:
         if faults.refuse_updates or not message.had_tsig:

@@ -178,6 +178,13 @@ KINDS = (
         version_arguments=("--version",),
     ),
     PartKind(
+        name="ansible",
+        program="ansible-playbook",
+        used_for="runs the roles of packaging/ansible",
+        had_by="scripts/setup gets it from PyPI, into a virtual environment of its own",
+        minimum=(2, 15),
+    ),
+    PartKind(
         name="openssl",
         program="openssl",
         used_for="a second view of certificates",

@@ -77,6 +77,7 @@ def test_every_line_has_one_version_and_hashes(path: Path) -> None:
         ),
         pytest.param("dev", [*AT_CLOUDFLARE, *EXTRAS["dev"], *BUILD], id="dev"),
         pytest.param("build", [*BUILD, "build"], id="build"),
+        pytest.param("ansible", [f"ansible-core=={PINS['ANSIBLE_VERSION']}"], id="ansible"),
         pytest.param("acme2certifier", [f"acme2certifier=={PINS['ACME2CERTIFIER_VERSION']}"], id="acme2certifier"),
         pytest.param(
             "certbot",

@@ -13,7 +13,7 @@ import pytest
 from tests.support.waiting import HANG
 
 _ROOT = Path(__file__).parents[3]
-_INPUTS = ("scripts/setup", "scripts/versions.env", "pyproject.toml", "requirements/dev.txt", "requirements/acme2certifier.txt", "requirements/certbot.txt", "requirements/broker.txt")  # fmt: skip
+_INPUTS = ("scripts/setup", "scripts/versions.env", "pyproject.toml", "requirements/dev.txt", "requirements/acme2certifier.txt", "requirements/ansible.txt", "requirements/certbot.txt", "requirements/broker.txt")  # fmt: skip
 
 _NO_INDEX = """#!/bin/sh
 case "$*" in

@@ -134,9 +134,19 @@ def test_users_and_folders_are_made(tmp_path: Path) -> None:
         for line in (tmp_path / "etc" / "passwd").read_text(encoding="utf-8").splitlines()
     }
     assert sorted(users) == ["certplane-agent", "certplane-broker"]
-    systemd("systemd-tmpfiles", "--create", f"--root={tmp_path}", "certplane-agent.conf", folder=tmp_path)
-    status = (tmp_path / "etc" / "certplane" / "tls").stat()
-    assert (status.st_uid, status.st_mode & 0o777) == (users["certplane-agent"], 0o755)
+    names = ("certplane-agent.conf", "certplane-broker.conf")
+    systemd("systemd-tmpfiles", "--create", f"--root={tmp_path}", *names, folder=tmp_path)
+
+    def owner(path: str) -> tuple[int, int]:
+        status = (tmp_path / path).stat()
+        return status.st_uid, status.st_mode & 0o777
+
+    agent, broker = users["certplane-agent"], users["certplane-broker"]
+    assert owner("etc/certplane") == (0, 0o755)
+    assert owner("etc/certplane/tls") == owner("var/lib/certplane/agent") == (agent, 0o755)
+    assert owner("etc/certplane/broker") == (broker, 0o700)
+    assert owner("etc/certplane/secrets") == (0, 0o700)
+    assert owner("var/lib/certplane") == (broker, 0o711)
 
 
 def test_the_polkit_rule_lets_the_agent_reload_and_no_more(tmp_path: Path) -> None:
