@@ -182,7 +182,12 @@ def lay_programs(tree: Tree, kind: str, package: dict[str, Any], target: Target)
     lay_packages(tree, site, target, files_of(target.packages, names))
     with zipfile.ZipFile(target.wheel) as wheel:
         for name in wheel.namelist():
-            if is_installed(PurePath(name)) and not name.split("/")[0].endswith(".data"):
+            folder, _, below = name.partition("/")
+            if folder.endswith(".data"):
+                # Where its installation would put it; manual pages, completion and units have places of their own.
+                if below.startswith("data/share/certplane/schemas/"):
+                    tree.write(home / below.removeprefix("data/"), wheel.read(name))
+            elif is_installed(PurePath(name)):
                 tree.write(site / name, wheel.read(name))
     tree.write(home / "pyvenv.cfg", "home = /usr/bin\ninclude-system-site-packages = false\n")
     tree.at(home / "bin/python3").symlink_to(f"/usr/bin/python{target.minor}")

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from certplane.sandbox import parts
 from tests.support import booted
 from tests.support.debian_packages import need_packages, next_packages
-from tests.support.parts import need_part
 
 pytestmark = pytest.mark.e2e
 
@@ -19,20 +17,9 @@ _MOST_MIB = {"certplane-agent": 60, "certplane-broker": 120}
 """Installed, as docs/packages.md says."""
 
 
-@pytest.fixture
-def machines() -> None:
-    """Nothing is in the way of booting one."""
-    for name in ("nspawn", "debian", "pebble"):
-        need_part(name)
-    if reason := booted.why_not():
-        if parts.all_required():
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
-
-
-@pytest.mark.usefixtures("machines")
 def test_the_life_of_the_packages(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Installed, upgraded in the middle of an order, downgraded, removed and purged, with files that people changed."""
+    booted.need_machines("pebble")
     debs = need_packages(tmp_path_factory)
     sizes = dict(re.findall(r"debs/([a-z-]+)_\S+ +installed ([\d.]+) MiB", (debs / "made").read_text()))
     for name, most in _MOST_MIB.items():

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from certplane.sandbox import parts
 from tests.support import booted
-from tests.support.parts import need_part
 from tests.support.waiting import HANG, blocking_until
 
 pytestmark = pytest.mark.e2e
@@ -23,12 +21,7 @@ _ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def machines() -> None:
     """Nothing is in the way of booting some."""
-    for name in ("nspawn", "debian", "step", "step-ca", "pebble", "bind"):
-        need_part(name)
-    if reason := booted.why_not():
-        if parts.all_required():
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
+    booted.need_machines("step", "step-ca", "pebble", "bind")
 
 
 @pytest.mark.usefixtures("machines")

@@ -15,7 +15,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from certplane.sandbox import parts
+from tests.support.parts import need_part
 from tests.support.waiting import HANG, blocking_until
 
 _PREFIX = "certplane-test-"
@@ -38,6 +41,16 @@ def why_not() -> str:
         return "only root can boot machines"
     tried = subprocess.run([*_namespaces(), "true"], capture_output=True, text=True, timeout=HANG, check=False)
     return f"no namespaces here: {tried.stderr.strip()}" if tried.returncode else ""
+
+
+def need_machines(*names: str) -> None:
+    """Nothing is in the way of booting some with these parts; else the test is skipped, or fails where all parts are required."""
+    for name in ("nspawn", "debian", *names):
+        need_part(name)
+    if reason := why_not():
+        if parts.all_required():
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
 
 
 def enter(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -144,7 +157,7 @@ class Machine:
         self._chroot(
             "systemctl", "--quiet", "mask", "systemd-logind.service", "apt-daily.timer", "apt-daily-upgrade.timer"
         )
-        self._chroot("systemctl", "--quiet", "disable", "nginx.service", "haproxy.service")
+        self._chroot("systemctl", "--quiet", "disable", "nginx.service", "haproxy.service", "postfix.service")
         network: list[str] = []
         if address is not None:
             self.write(
@@ -181,6 +194,11 @@ class Machine:
             return said.stdout.strip() in {"running", "degraded"}
 
         blocking_until(booted, poll=0.2)
+
+    @property
+    def first_process(self) -> str:
+        """The number of its systemd here, whose namespaces are the machine's."""
+        return self._leader
 
     def write(self, path: str, text: str, mode: int = 0o644) -> None:
         """Make or replace a file of root's."""

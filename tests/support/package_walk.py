@@ -25,16 +25,11 @@ from certplane.sandbox.ports import IdentityCa
 from tests.support.booted import Machine, World
 from tests.support.debian_packages import PROGRAMS, RULES
 from tests.support.next_release import NEXT_VERSION
+from tests.support.packaged_settings import BROKER, HOST, POLICY, agent_settings, broker_pair, broker_settings
 from tests.support.waiting import until
 
 _ROOT = Path(__file__).parents[2]
-_HOST = "web1.example.net"
 _UNITS = "certplane-agent.service certplane-broker.service"
-_POLICY = {
-    "version": 1,
-    "profiles": {"web": {"type": "multi_san", "dns_names": ["www.example.com"]}},
-    "hosts": {"web1": {"identity": _HOST, "profiles": ["web"]}},
-}
 _OURS = "find /etc /opt /run /usr /var -xdev -name '*certplane*' -not -path '/usr/bin/certplane-test-root' -not -path '/var/log/journal*' -not -path '/var/cache*' 2>/dev/null || true"
 
 
@@ -44,7 +39,7 @@ class Walk:
     def __init__(self, folder: Path, old: Path, new: Path) -> None:
         self._start = time.monotonic()
         self.folder = folder
-        self.box = Machine(World(folder / "machines", {"broker.example.net": LOOPBACK}), "box")
+        self.box = Machine(World(folder / "machines", {BROKER: LOOPBACK}), "box")
         for name, source in (("old", old), ("new", new)):
             (self.box.root / "root" / name).mkdir()
             for deb in source.glob("*.deb"):
@@ -95,56 +90,17 @@ class Walk:
     async def serves(self, ca: IdentityCa, pebble: Pebble, dns: SandboxDnsServer) -> None:
         """Both programs run, side by side, as their units and users."""
         box, end = self.box, dns.endpoint
-        pair = await ca.issue("broker.example.net", ["broker.example.net"])
-        pair.write(self.folder, "server")
-        for name in ("crt", "key"):
-            box.write(f"/etc/certplane/broker/server.{name}", (self.folder / f"server.{name}").read_text(), 0o600)
+        for name, text in (await broker_pair(ca, self.folder)).items():
+            box.write(f"/etc/certplane/broker/server.{name}", text, 0o600)
         box.write("/etc/certplane/broker/agent-ca.pem", ca.roots_file.read_text())
         box.write("/etc/certplane/internal-ca.pem", ca.roots_file.read_text())
         box.write("/etc/certplane/secrets/dns-api-token", end.key.secret, 0o600)
         box.write("/etc/pebble.pem", pebble.https_roots_file.read_text())
-        acme = {
-            "directory_url": pebble.directory_url,
-            "ca_bundle": "/etc/pebble.pem",
-            "account_key": "/var/lib/certplane/account.key",
-            "dns_provider": "rfc2136",
-            "rfc2136": {"server": end.host_port, "tsig_name": end.key.name, "tsig_secret": "dns-api-token"},
-            "propagation": {"nameservers": [end.host_port], "interval": "100ms"},
-        }
-        broker = {
-            "server": {
-                "address": f"{LOOPBACK}:8443",
-                "tls": {"cert": "/etc/certplane/broker/server.crt", "key": "/etc/certplane/broker/server.key"},
-                "mtls": {"agent_ca_bundle": "/etc/certplane/broker/agent-ca.pem"},
-                "drain_timeout": "1s",
-            },
-            "policy": {"path": "/etc/certplane/policy.yml"},
-            "issuer": {"provider": "acme", "acme": acme},
-            "dns": {"resolvers": [end.host_port]},
-            "secrets": {"provider": "file"},
-            "store": {"path": "/var/lib/certplane/broker.db"},
-        }
-        agent = {
-            "identity": {
-                "name": _HOST,
-                "bootstrap_token": "/etc/certplane/token",
-                "step_ca": {"url": ca.url, "root_ca_bundle": "/etc/certplane/internal-ca.pem"},
-            },
-            "broker": {"url": "https://broker.example.net:8443", "server_ca_bundle": "/etc/certplane/internal-ca.pem"},
-            "state_dir": "/var/lib/certplane/agent",
-            "certificates": [
-                {
-                    "name": "web",
-                    "profile": "web",
-                    "dns_names": ["www.example.com"],
-                    "key": "/etc/certplane/tls/web.key",
-                    "fullchain": "/etc/certplane/tls/web.pem",
-                }
-            ],
-        }
-        for path, content in (("broker", broker), ("policy", _POLICY), ("agent", agent)):
+        broker, agent = broker_settings(pebble, dns), agent_settings(ca)
+        broker["server"]["drain_timeout"] = "1s"
+        for path, content in (("broker", broker), ("policy", POLICY), ("agent", agent)):
             box.write(f"/etc/certplane/{path}.yml", yaml.safe_dump(content))
-        box.write("/etc/certplane/token", ca.mint_token(_HOST), 0o600)
+        box.write("/etc/certplane/token", ca.mint_token(HOST), 0o600)
         self.run(
             "chown -R certplane-broker: /etc/certplane/broker; chown certplane-agent: /etc/certplane/token\n"
             "sudo -u certplane-agent certplane-agent enroll\n"
