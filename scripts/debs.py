@@ -339,7 +339,7 @@ def main() -> None:
         if shutil.which(program) is None:
             raise SystemExit(f"build-debs: {program} is needed, and isn't here")
     minor = said(wants.python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])")
-    (wheel,) = (ROOT / "dist").glob("certplane-*.whl")
+    (wheel,) = (ROOT / "build" / "debs" / "release").glob("certplane-*.whl")
     version = deb_version(wheel.name.split("-")[1], wants.revision)
     target = Target(
         python=wants.python,
@@ -350,7 +350,8 @@ def main() -> None:
         packages=wants.packages or from_pypi(minor),
     )
     folder = ROOT / "dist" / "debs"
-    folder.mkdir()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     for name in wants.only:
         make(name, packages[name], target, folder, fast=wants.fast)
 
