@@ -45,6 +45,7 @@ class Image:
             path.mkdir(parents=True)
         options = f"lowerdir={root()},upperdir={folder}/upper,workdir={folder}/work"
         run("mount", "-t", "overlay", "-o", options, "overlay", self.root)
+        run("mount", "-t", "proc", "proc", self.root / "proc")
         shutil.rmtree(self.root / "opt" / "certplane")  # of the root, no image has it
         self._arguments: dict[str, str] = {}
         self.user = ""
@@ -84,7 +85,6 @@ class Image:
         shutil.copytree(self.root / volume.strip("/"), writable)
         shutil.chown(writable, *map(int, self.user.split(":")))
         run("mount", "--bind", writable, self.root / volume.strip("/"))
-        run("mount", "-t", "proc", "proc", self.root / "proc")
         run("mount", "-o", "remount,ro", self.root)
 
     def start(self, *arguments: str, log: Path) -> subprocess.Popen[bytes]:
@@ -112,7 +112,7 @@ class Image:
                     *self.entrypoint,
                     *arguments,
                 ],
-                env={"PATH": "/usr/bin:/bin", "CREDENTIALS_DIRECTORY": "/etc/certplane/secrets"},
+                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "CREDENTIALS_DIRECTORY": "/etc/certplane/secrets"},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
