@@ -1,23 +1,29 @@
 """Work that takes more than a moment shows its steps: live on a terminal, as lines when piped, as JSON on request.
 
 A program reports to a `Progress` and doesn't know which it is. The live display needs the package `rich` (extra
-`terminal`) and is used only if that is installed and the stream is a terminal; it is imported no sooner. Results don't
-belong here: a command prints them to standard output, progress goes to standard error.
+`terminal`) and is used only if that is installed and the stream is a terminal; it is imported no sooner. A terminal
+without it gets lines that say how long what has ended took, and which step goes on while nothing else happens. Results
+don't belong here: a command prints them to standard output, progress goes to standard error.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import sys
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
 from typing_extensions import override
 
 from certplane.runtime.clock import Clock
+from certplane.runtime.tables import span_text
+from certplane.runtime.terminal import Style, Terminal
 from certplane.runtime.text import printable
 
+_FIRST_REMINDER = timedelta(seconds=10)
 _MOST_TEXT = 4000
 """Octets of one text; the words of a broker or a CA may be in it."""
 
@@ -81,6 +87,8 @@ class PlainProgress(_Quiet, Progress):
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        terminal = Terminal.of(stream)
+        self._good, self._bad = terminal.paint("done", Style.GOOD), terminal.paint("FAILED", Style.BAD)
 
     @override
     def step(self, subject: str, text: str) -> None:
@@ -88,11 +96,64 @@ class PlainProgress(_Quiet, Progress):
 
     @override
     def done(self, subject: str, text: str) -> None:
-        _write_line(self._stream, f"{subject}: done: {printable(text, _MOST_TEXT)}")
+        _write_line(self._stream, f"{subject}: {self._good}: {printable(text, _MOST_TEXT)}")
 
     @override
     def failed(self, subject: str, text: str) -> None:
-        _write_line(self._stream, f"{subject}: FAILED: {printable(text, _MOST_TEXT)}")
+        _write_line(self._stream, f"{subject}: {self._bad}: {printable(text, _MOST_TEXT)}")
+
+
+class TerminalProgress(PlainProgress):
+    """Lines for a person who waits: a step that goes on says so, seldomer and seldomer; an end says how long it took."""
+
+    def __init__(self, stream: TextIO, clock: Clock, remind: timedelta = _FIRST_REMINDER) -> None:
+        """As `PlainProgress`; `remind` is how long a step is silent at first."""
+        super().__init__(stream)
+        self._clock = clock
+        self._remind = remind
+        self._begun: dict[str, float] = {}
+        self._reminders: dict[str, asyncio.TimerHandle] = {}
+
+    @override
+    def step(self, subject: str, text: str) -> None:
+        super().step(subject, text)
+        begun = self._clock.monotonic()
+        self._begun.setdefault(subject, begun)
+        self._forget(subject)
+        self._arm(subject, text, begun, self._remind)
+
+    @override
+    def done(self, subject: str, text: str) -> None:
+        self._forget(subject)
+        super().done(subject, text + self._took(subject))
+
+    @override
+    def failed(self, subject: str, text: str) -> None:
+        self._forget(subject)
+        super().failed(subject, text + self._took(subject))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for subject in list(self._reminders):
+            self._forget(subject)
+
+    def _took(self, subject: str) -> str:
+        span = self._clock.monotonic() - self._begun.pop(subject, self._clock.monotonic())
+        return f" ({span_text(timedelta(seconds=span))})" if span >= 1 else ""
+
+    def _arm(self, subject: str, text: str, begun: float, after: timedelta) -> None:
+        def remind() -> None:
+            span = self._clock.monotonic() - begun
+            super(TerminalProgress, self).step(subject, f"still {text} ({span_text(timedelta(seconds=span))})")
+            self._arm(subject, text, begun, after * 2)
+
+        with contextlib.suppress(RuntimeError):  # nothing runs in a loop: there is nobody to remind
+            self._reminders[subject] = asyncio.get_running_loop().call_later(after.total_seconds(), remind)
+
+    def _forget(self, subject: str) -> None:
+        if (reminder := self._reminders.pop(subject, None)) is not None:
+            reminder.cancel()
 
 
 class JsonProgress(_Quiet, Progress):
@@ -197,5 +258,5 @@ def open_progress(clock: Clock, *, as_json: bool, stream: TextIO | None = None) 
         try:
             return _LiveProgress(stream)
         except ImportError:
-            return PlainProgress(stream)
+            return TerminalProgress(stream, clock)
     return PlainProgress(stream)

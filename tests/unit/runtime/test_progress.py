@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
 
-from certplane.runtime.progress import JsonProgress, PlainProgress, SilentProgress, open_progress
+from certplane.runtime.progress import JsonProgress, PlainProgress, SilentProgress, TerminalProgress, open_progress
 from tests.fakes.clock import ManualClock
 from tests.support.on_terminal import written_on_terminal
+from tests.support.waiting import until
 
 STORY = "with progress as p: p.step('web', 'asking'); p.done('web', 'got [it]'); p.failed('api', 'no')"
 
@@ -64,7 +67,44 @@ def test_a_terminal_without_rich_gets_lines(monkeypatch: pytest.MonkeyPatch) -> 
     for name in [name for name in sys.modules if name == "rich" or name.startswith("rich.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "rich", None)
-    assert isinstance(open_progress(ManualClock(), as_json=False, stream=Terminal()), PlainProgress)
+    assert isinstance(open_progress(ManualClock(), as_json=False, stream=Terminal()), TerminalProgress)
+
+
+async def test_a_person_is_told_what_goes_on_and_how_long_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal without `rich` a step that goes on says so again, an end says its time, and nothing comes after it."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    stream, clock = Terminal(), ManualClock()
+    with TerminalProgress(stream, clock, timedelta(milliseconds=1)) as progress:
+        progress.step("web", "asking the broker")
+        clock.advance(timedelta(seconds=12))
+        await until(lambda: "still" in stream.getvalue())
+        progress.done("web", "version 1 is in use")
+        progress.step("api", "asking the broker")
+        progress.failed("api", "refused")
+        progress.failed("db", "not begun")
+        progress.step("mail", "asking the broker")
+    seen = stream.getvalue()
+    await asyncio.sleep(0.01)  # what isn't over says nothing once the display has ended
+    assert stream.getvalue() == seen
+    told = seen.splitlines()
+    assert told[0] == "web: asking the broker"
+    assert {line for line in told if "still" in line} == {"web: still asking the broker (12s)"}
+    assert [line for line in told[1:] if "still" not in line] == [
+        "web: done: version 1 is in use (12s)",
+        "api: asking the broker",
+        "api: FAILED: refused",
+        "db: FAILED: not begun",
+        "mail: asking the broker",
+    ]
+
+
+def test_ends_have_colours_on_a_terminal_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The words stay; a colour repeats them."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    stream = Terminal()
+    tell(TerminalProgress(stream, ManualClock()))
+    assert stream.getvalue() == ("web: asking\nweb: \x1b[32mdone\x1b[0m: got [it]\napi: \x1b[1;31mFAILED\x1b[0m: no\n")
 
 
 def test_a_terminal_is_drawn_live() -> None:
