@@ -104,7 +104,7 @@ class PlainProgress(_Quiet, Progress):
 
 
 class TerminalProgress(PlainProgress):
-    """Lines for a person who waits: a step that goes on says so, seldomer and seldomer; an end says how long it took."""
+    """Lines for a person who waits: a step that goes on says so, seldomer and seldomer; an end says what it took."""
 
     def __init__(self, stream: TextIO, clock: Clock, remind: timedelta = _FIRST_REMINDER) -> None:
         """As `PlainProgress`; `remind` is how long a step is silent at first."""
