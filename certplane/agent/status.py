@@ -23,7 +23,7 @@ from certplane.runtime.columns import Column, column_lines
 from certplane.runtime.health import HealthWord, Severity
 from certplane.runtime.tables import moment_text, span_text
 from certplane.runtime.terminal import Style, Terminal
-from certplane.runtime.text import printable
+from certplane.runtime.text import counted, printable
 
 UNREADABLE = "unreadable"
 """The state of a lineage whose files can't be read."""
@@ -245,7 +245,7 @@ def _link_lines(report: StatusReport, now: datetime) -> list[str]:
         to = f" to {link.broker_url}" if link.phase == LinkPhase.CONNECTED and link.broker_url else ""
         lines.append(f"broker: {link.phase}{to} since {_moment(link.since, now)}{error}{then}")
     if link.unacknowledged_reports:
-        lines.append(f"reports: {link.unacknowledged_reports} wait for the broker")
+        lines.append(f"reports: {counted(link.unacknowledged_reports, 'waits', 'wait')} for the broker")
     skew = timedelta(seconds=link.clock_skew_seconds or 0)
     if abs(skew) > MOST_SKEW:
         side = "ahead of" if skew > timedelta() else "behind"

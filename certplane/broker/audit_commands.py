@@ -29,7 +29,7 @@ from certplane.errors import ConfigurationError, ConfigurationProblem, Operation
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.disk_errors import explain
 from certplane.runtime.pool import BlockingPool
-from certplane.runtime.text import serial_digits
+from certplane.runtime.text import counted, serial_digits
 
 _LOOK: Final = timedelta(seconds=1)
 _PROGRESS: Final = 100_000
@@ -107,7 +107,7 @@ async def verify_store(
         async for page in verification.run():
             found += map(_row, page)
             if verification.result.event_count >= told:
-                say(f"certplane-broker: {verification.result.event_count} events so far")
+                say(f"certplane-broker: {counted(verification.result.event_count, 'event')} so far")
                 told += _PROGRESS
     return found, _result(verification.result, verifier)
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 import resource
 from typing import Final
 
+from certplane.runtime.text import counted
+
 OWN_DESCRIPTORS: Final = 512
 """What the broker keeps open beside its hosts' connections: database, logs, calls to CA and DNS, calls of other tools
 and hosts that open a second connection while they rotate their identity."""
@@ -46,6 +48,6 @@ def too_few(limit: int, hosts: int) -> str:
     if limit == resource.RLIM_INFINITY or limit >= wanted:
         return ""
     return (
-        f"the limit of {limit} open files is too low for the policy's {hosts} hosts, each of which keeps a connection: "
+        f"the limit of {limit} open files is too low for the policy's {counted(hosts, 'host')}, a connection for each: "
         f"raise it to {wanted} or more (LimitNOFILE= of the unit, ulimit -n)"
     )

@@ -13,6 +13,7 @@ from certplane.config.files import is_input
 from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.runtime.command import say, wants_json
 from certplane.runtime.logging import escape
+from certplane.runtime.text import counted
 
 if TYPE_CHECKING:
     from certplane.broker.settings import BrokerSettings
@@ -68,7 +69,7 @@ def _test(options: argparse.Namespace) -> int:
     failures = policy_commands.failures(rows)
     for line in failures:
         say(line)
-    say(f"certplane-broker: {len(failures)} of {len(rows)} cases failed")
+    say(f"certplane-broker: {len(failures)} of {counted(len(rows), 'case')} failed")
     return 1 if failures else 0
 
 

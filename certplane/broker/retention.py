@@ -19,6 +19,7 @@ from certplane.broker.ports import Meter, PruneBefore, Upkeep
 from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock
 from certplane.runtime.pool import BlockingPool
+from certplane.runtime.text import counted
 
 _logger = logging.getLogger("certplane.broker")
 
@@ -63,7 +64,7 @@ def little_room(places: Mapping[str, Room], growth: int) -> str:
             free = f"{room.free >> 20} MiB are free for the {_NAMES[place]}"
             return f"{free}: free space, or shorten audit.keep or store.keep"
         if place == "store" and growth > 0 and growth * hours > room.free:
-            left = f"{room.free >> 20} MiB are free, enough for {room.free // growth} hours"
+            left = f"{room.free >> 20} MiB are free, enough for {counted(room.free // growth, 'hour')}"
             return f"{_grown(growth)}, and {left}: {_CULPRIT}, and deny it, or free space"
     if growth > _FAST:
         return f"{_grown(growth)}: {_CULPRIT}"

@@ -25,6 +25,8 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final, TextIO
 
+from certplane.runtime.text import counted
+
 LEVELS: Final = ("debug", "info", "warning", "error")
 
 request_id: ContextVar[str] = ContextVar("certplane_request_id", default="")
@@ -92,8 +94,8 @@ class LineHandler(logging.StreamHandler[TextIO]):
 
     def _tell_lost(self) -> None:
         lost, self.lost = self.lost, 0
-        text = "%d lines of the log could not be written before this one"
-        super().emit(logging.LogRecord(__name__, logging.WARNING, "", 0, text, (lost,), None))
+        text = f"{counted(lost, 'line')} of the log could not be written before this one"
+        super().emit(logging.LogRecord(__name__, logging.WARNING, "", 0, text, (), None))
         if self.lost:  # it can't be told either
             self.lost = lost
 

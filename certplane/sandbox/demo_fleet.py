@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from certplane.runtime.clock import SystemClock
 from certplane.runtime.progress import open_progress
+from certplane.runtime.text import counted
 from certplane.sandbox.demo_display import Display
 from certplane.sandbox.deployment import Deployment, DeploymentOptions, Host
 from certplane.sandbox.errors import ServerStartError
@@ -139,8 +140,8 @@ class FleetDemo:
         await show.run(*broker, "certs", "list", table=True)
         log = self._deployment.pebble.log
         show.say(
-            f"The CA says the same: {len(log.orders)} orders, {len(log.finalizations)} finalisations, "
-            f"{len(log.issued)} certificates."
+            f"The CA says the same: {counted(len(log.orders), 'order')}, "
+            f"{counted(len(log.finalizations), 'finalisation')}, {counted(len(log.issued), 'certificate')}."
         )
 
     def to_try(self, programs: Path, process: int) -> str:

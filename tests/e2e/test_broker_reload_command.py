@@ -163,7 +163,7 @@ def test_asks_before_it_removes_much(files: BrokerFiles, manager: Manager) -> No
         before = get_identity(files, program.port)
         files.policy.write_text(POLICY)
         refused = run("reload", "-c", files.config)
-        phrase = "would remove 4 of 5 (80 %) hosts and 4 of 5 (80 %) grants, and policy.guard allows 10 %: host host0."
+        phrase = "would remove 4 of 5 hosts (80 %) and 4 of 5 grants (80 %), and policy.guard allows 10 %: host host0."
         assert refused.returncode == 1
         assert phrase in refused.stderr
         assert "`certplane-broker reload --confirm`" in refused.stderr

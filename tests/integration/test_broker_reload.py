@@ -179,7 +179,7 @@ async def test_bundle_that_shuts_connected_hosts_out_is_asked_about(files: Broke
         files.write_pair(renewed)
         await until(lambda: broker.reloader.refused)
         (line,) = broker.reloader.refused
-        assert "would shut out 1 of the 1 hosts that are connected: it lacks CN=internal" in line
+        assert "would shut out 1 of 1 connected host: it lacks CN=internal" in line
         assert "`certplane-broker reload --confirm`" in line
         await until(lambda: broker.trust.current.server.serial_number == renewed.serial_number)
         refusal = await broker.reloader.request()
@@ -193,7 +193,7 @@ async def test_bundle_that_shuts_connected_hosts_out_is_asked_about(files: Broke
         assert not broker.reloader.refused
         assert await refused(get_identity(channel)) is Reason.IDENTITY_UNKNOWN
         recorded = [event for event in await events(broker) if event["event_type"].startswith("trust_")]
-    assert "would shut out 1 of the 1 hosts" in recorded[-2]["reason"]
+    assert "would shut out 1 of 1 connected host" in recorded[-2]["reason"]
     assert "(1 CA), by alice, confirmed; CA removed: CN=internal" in recorded[-1]["reason"]
 
 

@@ -208,6 +208,6 @@ async def test_a_bundle_is_planned(files: BrokerFiles) -> None:
         1,
         ["web1.certplane.test"],
     )
-    assert new.confirmation.startswith("would shut out 1 of the 1 hosts that are connected")
+    assert new.confirmation.startswith("would shut out 1 of 1 connected host")
     assert (len(wrong.problems), len(wrong.cas)) == (1, 0)
     assert broker.trust.bundle.hash != new.trust_hash

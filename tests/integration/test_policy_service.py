@@ -105,7 +105,7 @@ async def test_plan(files: BrokerFiles) -> None:
         assert broker.policy.current is before
     summary = first.summary
     assert (summary.policy.policy_hash, summary.policy_hash) == (before.hash, hashlib.sha256(new.encode()).hexdigest())
-    assert "would remove 4 of 5 (80 %) hosts" in summary.confirmation
+    assert "would remove 4 of 5 hosts (80 %)" in summary.confirmation
     assert next((c.before, c.after, c.lost) for c in summary.counts if c.subject == "host") == (5, 1, 4)
     changes = [change for message in others for change in message.changes]
     assert (summary.change_count, summary.issued_again_count) == (len(changes), 1)
@@ -167,7 +167,7 @@ async def test_reload(files: BrokerFiles) -> None:
         files.policy.write_text(POLICY + OPERATORS)
         asked = await reload()
         assert (asked.loaded, asked.confirmation_required, asked.policy.policy_hash) == (False, True, before)
-        assert "would remove 4 of 5 (80 %) hosts" in asked.lines[0]
+        assert "would remove 4 of 5 hosts (80 %)" in asked.lines[0]
         assert "would remove 4 of 5" in asked.policy.refusal
         taken = await reload(confirm=True)
         assert (taken.loaded, taken.confirmation_required, taken.policy.refusal) == (True, False, "")
@@ -226,7 +226,7 @@ async def test_certplanectl(files: BrokerFiles, tmp_path: Path, capsys: pytest.C
         assert "is not UTF-8" in (await ctl("plan", str(new), status=1))[1]
         files.policy.write_text(POLICY + OPERATORS)
         _, said = await ctl("reload", status=1)
-        assert "would remove 4 of 5 (80 %) hosts" in said
+        assert "would remove 4 of 5 hosts (80 %)" in said
         assert re.search(r"certplanectl -c \S+ policy reload --confirm$", said, re.MULTILINE)
         assert json.loads((await ctl("reload", "--confirm", "--json"))[0])["loaded"] is True
         new.write_text(TEXT)

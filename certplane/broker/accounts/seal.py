@@ -23,6 +23,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from certplane.errors import CertplaneError
+from certplane.runtime.text import counted
 
 _VERSION: Final = b"\x01"
 _KEY: Final = 32
@@ -91,7 +92,7 @@ def _key(word: str) -> bytes:
         # The cause may quote the text: it is cut off on purpose.
         raise SealError("isn't base64") from None
     if len(key) != _KEY:
-        raise SealError(f"holds {len(key)} octets in base64, and must hold {_KEY}")
+        raise SealError(f"holds {counted(len(key), 'octet')} in base64, and must hold {_KEY}")
     return key
 
 

@@ -24,6 +24,7 @@ from typing_extensions import override
 from certplane.broker import metrics
 from certplane.broker.audit.spill import SpillFile
 from certplane.broker.ports import AuditFallback, Meter, NullMeter
+from certplane.runtime.text import counted
 
 _log = logging.getLogger("certplane.audit")
 
@@ -78,7 +79,9 @@ class SpillFallback(AuditFallback):
                 self._spill.append(records)
             except OSError as error:
                 self.lost += len(records)
-                _log.error("could not spill %d audit events; this log is their only copy: %s", len(records), error)
+                _log.error(
+                    "could not spill %s; this log is their only copy: %s", counted(len(records), "audit event"), error
+                )
                 to = "log"
             else:
                 self.spilled += len(records)

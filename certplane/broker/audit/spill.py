@@ -25,6 +25,7 @@ from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock
 from certplane.runtime.files import give_to_service, sync_folder
 from certplane.runtime.pool import BlockingPool
+from certplane.runtime.text import counted
 
 _log = logging.getLogger("certplane.audit")
 
@@ -98,10 +99,13 @@ async def _import(path: Path, log: AuditImport, clock: Clock, pool: BlockingPool
         done = path.with_name(f"{path.name}.imported-{clock.now():%Y%m%dT%H%M%S.%fZ}")
         await pool.run(_finish, aside, done)
         _log.warning(
-            "the audit log had a gap: %d spilled events found, %d imported, kept as %s", len(records), new, done
+            "the audit log had a gap: %s found, %d imported, kept as %s",
+            counted(len(records), "spilled event"),
+            new,
+            done,
         )
         if torn:
-            _log.error("%d lines of %s are not audit events and were not imported", torn, done)
+            _log.error("%s of %s not imported: no audit events", counted(torn, "line"), done)
         total += new
     return total
 

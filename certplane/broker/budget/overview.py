@@ -14,6 +14,7 @@ from certplane.broker.budget.model import Bucket, BucketKey, IssuerLimits, Ledge
 from certplane.broker.budget.places import bucket_of
 from certplane.broker.budget.schedule import pending_of, schedule
 from certplane.pki.public_suffixes import registered_domain
+from certplane.runtime.text import counted
 
 _MOST_BUCKETS: Final = 20
 
@@ -121,7 +122,7 @@ def left_text(needs: Iterable[Need], state: LedgerState) -> str:
     if least is None:
         return ""
     _, left, limit = least
-    return f"{left} of {limit.amount} places of {limit.name} are left ({limit.text})"
+    return f"{left} of {counted(limit.amount, 'place')} of {limit.name} left ({limit.text})"
 
 
 def _limit_view(limit: Limit, buckets: Iterable[Bucket], counts: Mapping[BucketKey, int], now: datetime) -> LimitView:

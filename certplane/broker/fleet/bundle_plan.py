@@ -82,7 +82,7 @@ def shuts_out(before: TrustBundle, after: TrustBundle, hosts: Sequence[AnchoredH
     names = sorted({_subject(each) for each in before.certificates if anchor_of(each) in removed})
     more = f" and {len(names) - _MOST_CAS} more" if len(names) > _MOST_CAS else ""
     return (
-        f"would shut out {lost.connected} of the {lost.all_connected} hosts that are connected: "
+        f"would shut out {lost.connected} of {counted(lost.all_connected, 'connected host')}: "
         f"it lacks {'; '.join(names[:_MOST_CAS])}{more}"
     )
 

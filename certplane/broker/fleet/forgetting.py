@@ -19,6 +19,7 @@ from certplane.broker.ports import PolicySource
 from certplane.broker.renewal.model import InForce
 from certplane.broker.renewal.ports import RenewalPlanStore
 from certplane.runtime.clock import Clock
+from certplane.runtime.text import counted
 
 
 class HostStaysError(Exception):
@@ -82,9 +83,7 @@ class HostForgetting:
     def _event(
         self, caller: Caller, request_id: str, name: str, reason: str, in_force: Sequence[InForce]
     ) -> AuditEvent:
-        valid = {0: "no valid certificate", 1: "1 valid certificate"}.get(
-            len(in_force), f"{len(in_force)} valid certificates"
-        )
+        valid = counted(len(in_force), "valid certificate") if in_force else "no valid certificate"
         return self._trail.of_caller(caller, request_id).event(
             AuditEventType.HOST_FORGOTTEN,
             severity=AuditSeverity.WARNING,

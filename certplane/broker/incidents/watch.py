@@ -316,12 +316,12 @@ class IncidentWatch:
 
     def _closed(self, incident: Incident) -> AuditEvent:
         figures = incident.figures
-        reason = f"incident {incident.incident_id} is over: of {figures.certificate_count} certificates "
-        reason += f"{figures.in_use_count} have a successor in use"
+        reason = f"incident {incident.incident_id} is over: of {counted(figures.certificate_count, 'certificate')} "
+        reason += f"{counted(figures.in_use_count, 'has', 'have')} a successor in use"
         more = {
-            "were put off again by the CA": figures.withdrawn_count,
-            "are no longer at their hosts": figures.gone_count,
-            "expired or were revoked before": figures.hurt_count,
+            "put off again by the CA": figures.withdrawn_count,
+            "no longer held": figures.gone_count,
+            "expired or revoked before": figures.hurt_count,
         }
         reason += "".join(f", {count} {what}" for what, count in more.items() if count)
         severity = AuditSeverity.WARNING if figures.hurt_count else AuditSeverity.INFO

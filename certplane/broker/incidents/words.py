@@ -38,9 +38,9 @@ def summary(incident: Incident) -> str:
     text = f"{incident.issuer} wants {counted(figures.certificate_count, 'certificate')} of "
     text += f"{counted(figures.holder_count, 'holder')} replaced"
     text += "" if incident.deadline is None else f" by {moment_text(incident.deadline)}"
-    text += f": {figures.in_use_count} have a successor in use"
-    text += f", {figures.failing_count} fail" if figures.failing_count else ""
-    text += f", {figures.hurt_count} are revoked or expired without one" if figures.hurt_count else ""
+    text += f": {counted(figures.in_use_count, 'has', 'have')} a successor in use"
+    text += f", {counted(figures.failing_count, 'fails', 'fail')}" if figures.failing_count else ""
+    text += f", {counted(figures.hurt_count, 'is', 'are')} revoked or expired without one" if figures.hurt_count else ""
     return text + (f"; the CA explains it at {incident.explanation_url}" if incident.explanation_url else "")
 
 

@@ -23,6 +23,7 @@ from certplane.broker.policy.limits import WEEK
 from certplane.broker.ports import DurableLimits, PolicySource
 from certplane.errors import Refusal, RefusalError
 from certplane.runtime.clock import Clock
+from certplane.runtime.text import counted
 
 _PAGE: Final = 256
 _MOST_PAGES: Final = 8
@@ -250,5 +251,5 @@ class OrdersView:
             parts.append(places)
         if limit and spent is not None:
             left = max(limit - spent, 0)
-            parts.append(f"{left} of {limit} certificates of these names are left this week, this one counted")
+            parts.append(f"{left} of {counted(limit, 'certificate')} of these names left this week, this one counted")
         return "; ".join(parts)

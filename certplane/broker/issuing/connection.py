@@ -14,6 +14,7 @@ from typing import Final, cast
 from typing_extensions import override
 
 from certplane.broker.issuing.messages import NOT_A_MESSAGE
+from certplane.runtime.text import counted
 
 MOST_OCTETS: Final = 32 * 1024 * 1024
 """More than the profiles of the largest policy (16 MiB of text), which is the longest that is ever said."""
@@ -87,7 +88,7 @@ class Connection(asyncio.Protocol):
                 self._take(message)
             except NOT_A_MESSAGE as error:
                 # Not the error's text: it may quote what was sent.
-                self._give_up(f"it sent {length} octets that are no message ({type(error).__name__})")
+                self._give_up(f"it sent {counted(length, 'octet')} and no message ({type(error).__name__})")
                 return
         del buffer[:begin]
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from certplane.broker.notify.model import FleetState, HealthCount, Message, MessageKind, Trouble
 from certplane.runtime.health import Health, HealthActor, HealthWord, Severity, moment_text
-from certplane.runtime.text import printable
+from certplane.runtime.text import counted, printable
 
 _SUBJECT: Final = 200
 """Octets: what mail programs and chats show of one."""
@@ -49,15 +49,15 @@ def subject(message: Message) -> str:
             text = "this is a test of the notifier " + message.notifier
         case MessageKind.DIGEST:
             count = message.trouble_count
-            text = f"the week's digest: {_counted(count, 'trouble') if count else 'no trouble'}"
+            text = f"the week's digest: {counted(count, 'trouble') if count else 'no trouble'}"
         case MessageKind.OVER if message.trouble_count == 1:
             text = f"over: {message.troubles[0].cause}"
         case MessageKind.OVER:
-            text = f"over: {_counted(message.trouble_count, 'trouble')}"
+            text = f"over: {counted(message.trouble_count, 'trouble')}"
         case _ if message.trouble_count == 1:
             text = f"{_TITLES[message.kind]}{headline(message.troubles[0])}"
         case _:
-            text = f"{_TITLES[message.kind]}{_counted(message.trouble_count, 'trouble')}, the worst: "
+            text = f"{_TITLES[message.kind]}{counted(message.trouble_count, 'trouble')}, the worst: "
             text += headline(message.troubles[0])
     how_bad = severity(message)
     return printable(f"[certplane] {'' if how_bad is Severity.OK else how_bad.upper() + ': '}{text}", _SUBJECT)
@@ -67,10 +67,10 @@ def headline(trouble: Trouble) -> str:
     """How many have it, and what; of a broker's own, what is wrong."""
     if trouble.is_of_broker:
         return f"{trouble.cause}: {trouble.text}" if trouble.text else trouble.cause
-    certificates = _counted(trouble.certificate_count, "certificate")
+    certificates = counted(trouble.certificate_count, "certificate")
     services = trouble.service_count
     counts = {"host": trouble.host_count - services, "service": services}
-    holders = " and ".join(_counted(count, noun) for noun, count in counts.items() if count)
+    holders = " and ".join(counted(count, noun) for noun, count in counts.items() if count)
     return f"{certificates} of {holders or '0 hosts'} {trouble.word}: {trouble.cause}"
 
 
@@ -82,7 +82,7 @@ def body(message: Message) -> str:
     for trouble in message.troubles:
         lines += [*_trouble_lines(message.kind, trouble), ""]
     if message.trouble_count > len(message.troubles):
-        lines += [f"and {_counted(message.trouble_count - len(message.troubles), 'more trouble')}", ""]
+        lines += [f"and {counted(message.trouble_count - len(message.troubles), 'more trouble')}", ""]
     if message.kind is not MessageKind.TEST:
         lines += [*_fleet_lines(message.fleet), "", "More: certplanectl summary", ""]
     return "\n".join([*lines, f"{moment_text(message.create_time)}, message {message.message_id}", ""])
@@ -173,7 +173,7 @@ def _trouble_lines(kind: MessageKind, trouble: Trouble) -> list[str]:
 def _fleet_lines(fleet: FleetState) -> list[str]:
     counts = ", ".join(f"{each.count} {each.word}" for each in fleet.counts)
     return [
-        f"The fleet now: {_counted(fleet.host_count, 'host')}, {fleet.connected_count} connected",
+        f"The fleet now: {counted(fleet.host_count, 'host')}, {fleet.connected_count} connected",
         f"Certificates: {counts or 'none'}; {fleet.ending_count} end within 7 days",
     ]
 
@@ -201,7 +201,3 @@ def _health_count(count: HealthCount) -> dict[str, Any]:
 
 def _time(time: datetime | None) -> str | None:
     return None if time is None else f"{time:%Y-%m-%dT%H:%M:%SZ}"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -70,7 +70,7 @@ def check_removal(
     hosts, grants = changes.count(Subject.HOST), changes.count(Subject.GRANT)
     if len({change.identity for change in losses}) > 1 and (_exceeds(hosts, guard) or _exceeds(grants, guard)):
         message = (
-            f"would remove {_part(hosts)} hosts and {_part(grants)} grants, and policy.guard allows {guard} %: "
+            f"would remove {_part(hosts, 'host')} and {_part(grants, 'grant')}, and policy.guard allows {guard} %: "
             f"{_listed(losses)}"
         )
         raise UnconfirmedError(file, message)
@@ -94,9 +94,9 @@ def _exceeds(count: Count, guard: int) -> bool:
     return count.lost * 100 > count.before * guard
 
 
-def _part(count: Count) -> str:
+def _part(count: Count, noun: str) -> str:
     share = f" ({count.lost * 100 // count.before} %)" if count.before else ""
-    return f"{count.lost} of {count.before}{share}"
+    return f"{count.lost} of {counted(count.before, noun)}{share}"
 
 
 def _listed(losses: list[PolicyChange]) -> str:

@@ -17,6 +17,7 @@ from certplane.broker.budget.model import IssuerLimits, Limit, LimitScope
 from certplane.broker.model import IdentityKind, Profile
 from certplane.broker.policy.document import PolicyDocument
 from certplane.runtime.tables import span_text
+from certplane.runtime.text import counted
 
 REMEDY: Final = (
     "give each host names of its own ({label} in the profile's dns_names), or some of them a profile with another "
@@ -94,4 +95,4 @@ def warnings(found: Sequence[SameNames]) -> list[str]:
     """What a person who writes the policy is told of it: the first few, and how many more."""
     said = [f"{each}; {REMEDY}" for each in found[:_SAID]]
     more = len(found) - _SAID
-    return [*said, f"so it is for {more} more sets of names"] if more > 0 else said
+    return [*said, f"so it is for {counted(more, 'more set')} of names"] if more > 0 else said

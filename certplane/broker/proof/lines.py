@@ -20,6 +20,7 @@ from typing import Any, Final
 from certplane.broker.proof.chain import Chain, ChainStart, LoggedEvent
 from certplane.broker.proof.checkpoints import Checkpoint, Verifier
 from certplane.broker.proof.verify import Finding, FindingKind, Verification, Verified
+from certplane.runtime.text import counted
 
 _VERSION: Final = 1
 _MOST: Final = 1_000_000
@@ -143,9 +144,9 @@ class LinesVerification:
             raise LinesError("the file is empty")
         yield from self._log.end()
         if self._count != self.result.event_count:
-            end = "has no end" if self._count is None else f"had {self._count} events when it was written"
+            end = "has no end" if self._count is None else f"had {counted(self._count, 'event')} when it was written"
             yield self._count_in(
-                Finding(FindingKind.TRUNCATED, 0, "", f"it {end}; {self.result.event_count} are in it")
+                Finding(FindingKind.TRUNCATED, 0, "", f"it {end}, and has {self.result.event_count} now")
             )
 
     def _take(self, said: dict[str, Any]) -> Sequence[Finding]:

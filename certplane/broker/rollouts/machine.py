@@ -47,6 +47,7 @@ from certplane.broker.rollouts.model import (
 from certplane.broker.rollouts.names import NameLimits, activates_soon
 from certplane.broker.rollouts.observed import Moment, again, observed, silent_at
 from certplane.broker.rollouts.timing import cut_bakes
+from certplane.runtime import text
 
 AT_ONCE: Final = 500
 """Items that one step tells or releases at most: what is written and told at a time stays small, and the next step
@@ -184,11 +185,11 @@ class _Stepping:
             until = self._moment.heard_until(turn) + self._spec.halt.silent_after
             if self._now >= until:
                 hosts = len({self._items[index].host for index in live})
-                self._halt(number, f"none of its {hosts} hosts is there, so that nothing was tried on any")
+                self._halt(number, f"0 of {text.counted(hosts, 'host')} there, so that nothing was tried on any")
             self._wake(until)
             return False
         self._rings[number] = replace(self._rings[number], state=RingState.RELEASED, release_time=self._now)
-        self._tell(Happened.RING_RELEASED, number, f"{self._rings[number].host_count} hosts")
+        self._tell(Happened.RING_RELEASED, number, text.counted(self._rings[number].host_count, "host"))
         return True
 
     def _has_failed(self, number: int) -> bool:
@@ -203,7 +204,7 @@ class _Stepping:
         share = halt.failed_percent and len(failed) * 100 >= halt.failed_percent * of
         if not failed or not (enough or share):
             return False
-        self._halt(number, f"{len(failed)} of {of} hosts failed: {_named(failed)}")
+        self._halt(number, f"{len(failed)} of {text.counted(of, 'host')} failed: {_named(failed)}")
         return True
 
     def _has_shown_nothing(self, number: int) -> bool:

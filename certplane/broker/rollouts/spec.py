@@ -15,6 +15,7 @@ from certplane.broker.rollouts.model import Halt, Revoke, RingSpec, RolloutActio
 from certplane.broker.rollouts.rings import Assignment
 from certplane.broker.standing_rules import RingRule
 from certplane.errors import Reason, RefusalError, Violation
+from certplane.runtime.text import counted
 
 MOST_RINGS: Final = 20
 MOST_REASON_BYTES: Final = 500
@@ -51,7 +52,8 @@ def check_assignment(spec: RolloutSpec, found: Assignment) -> None:
     ]
     if found.left_out:
         named = ", ".join(found.left_out[:_SHOWN]) + (", ..." if len(found.left_out) > _SHOWN else "")
-        message = f"{len(found.left_out)} hosts are in no ring ({named}): add a last ring that is the rest"
+        without = counted(len(found.left_out), "host is", "hosts are")
+        message = f"{without} in no ring ({named}): add a last ring that is the rest"
         problems.append(Violation("spec.rings", message))
     _refuse(problems)
 
@@ -59,7 +61,7 @@ def check_assignment(spec: RolloutSpec, found: Assignment) -> None:
 def warnings(spec: RolloutSpec, found: Assignment) -> Sequence[str]:
     """What an operator should know of the rings before."""
     overlapping = [
-        f"{count} hosts are picked by the rings {first} and {second}: they are in {first}"
+        f"{counted(count, 'host is', 'hosts are')} picked by the rings {first} and {second}: in {first}"
         for (first, second), count in found.overlaps.items()
     ]
     picked = [ring for ring in spec.rings if not ring.labels]

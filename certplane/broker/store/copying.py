@@ -33,6 +33,7 @@ from certplane.broker.store.audit_records import EventRow
 from certplane.broker.store.schema import audit_chains, audit_events, metadata
 from certplane.broker.store.statements import Compiler, Driver, Row, limited_to
 from certplane.errors import OperationError
+from certplane.runtime.text import counted
 
 _BATCH: Final = 1_000
 """Rows at a time: some megabytes of the largest, orders with their CSRs and audit records."""
@@ -212,14 +213,14 @@ def copy_all(
     """
     read = [_copy(source, target, table, progress) for table in metadata.sorted_tables]
     for table, expected in zip(metadata.sorted_tables, read, strict=True):
-        progress(f"{table.name}: comparing {expected.rows} rows")
+        progress(f"{table.name}: comparing {counted(expected.rows, 'row')}")
         found = _Digest(table.name, lambda _: None)
         for _ in found.through(target.rows(table)):
             pass
         if found.copied != expected:
             raise OperationError(
-                f"{table.name}: {expected.rows} rows were read, SHA-256 {expected.sha256[:16]}, and {found.rows} stand"
-                f" in the target, SHA-256 {found.copied.sha256[:16]}; nothing was copied",
+                f"{table.name}: {counted(expected.rows, 'row')} read, SHA-256 {expected.sha256[:16]}, and"
+                f" {found.rows} in the target, SHA-256 {found.copied.sha256[:16]}; nothing was copied",
                 remedy="check both databases (`certplane-broker store check`, pg_amcheck), then copy again",
             )
     if (row := event(read)) is not None:
@@ -239,7 +240,7 @@ def _copy(source: Database, target: Database, table: Table, progress: Progress) 
         ) from error
     if (column := table.autoincrement_column) is not None and (last := source.last_number(table, column.name)):
         target.number_on(table, column.name, last)
-    progress(f"{table.name}: {digest.rows} rows")
+    progress(f"{table.name}: {counted(digest.rows, 'row')}")
     return digest.copied
 
 
@@ -265,4 +266,4 @@ class _Digest:
                 yield row
             self.rows += len(batch)
             if self.rows % _TELL == 0:
-                self._progress(f"{self._table}: {self.rows} rows so far")
+                self._progress(f"{self._table}: {counted(self.rows, 'row')} so far")

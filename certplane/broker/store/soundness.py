@@ -29,6 +29,7 @@ from certplane.broker.store.audit_log import reading
 from certplane.broker.store.session import Database, Fault, SqlError
 from certplane.errors import OperationError, Reason, RefusalError
 from certplane.runtime.pool import BlockingPool
+from certplane.runtime.text import counted
 
 QUICK_AT_START: Final = 16 << 20
 """Octets: a file of no more than this is checked at the start too, in some hundredths of a second."""
@@ -209,7 +210,7 @@ class ServerSoundness(Soundness):
             invalid = await self._database.all(self._database.compiler(_INVALID), {})
         found = [f"the index {row[0]} is invalid" for row in invalid[:MOST_FINDINGS]]
         if failures is not None and failures[0]:
-            found.append(f"the server has read {failures[0]} pages whose checksum is wrong")
+            found.append(f"the server has read {counted(failures[0], 'page')} with a wrong checksum")
         return found
 
     async def close(self) -> None:

@@ -36,6 +36,7 @@ from certplane.broker.watches.recording import WatchRecorder
 from certplane.broker.watches.session import WatchSession
 from certplane.errors import Reason, RefusalError, Violation
 from certplane.runtime.clock import Clock
+from certplane.runtime.text import counted
 
 _logger = logging.getLogger("certplane.broker.watches")
 
@@ -245,7 +246,7 @@ class WatchDesk:
         most, of_one = self.settings.service_watches, self.settings.watches_of_one
         known = self._services.get(service)
         if known is not None and len(known.watches) >= of_one:
-            message = f"this identity watches its certificates {of_one} times already; end one of those calls first"
+            message = f"this identity watches its certificates {counted(of_one, 'time')} already; end one of those calls first"
             raise RefusalError(
                 Reason.RATE_LIMITED, message, violations=[Violation("watches_of_one", f"{of_one} at once")]
             )

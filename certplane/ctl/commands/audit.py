@@ -62,7 +62,7 @@ async def verify(_: argparse.Namespace, session: Session) -> int:
             match message.WhichOneof("message"):
                 case "progress":
                     progress = message.progress
-                    session.say(f"{progress.event_count} of about {progress.total_event_count} events")
+                    session.say(f"{progress.event_count} of about {counted(progress.total_event_count, 'event')}")
                 case "finding":
                     if out.for_people:
                         out.line(finding_line(message.finding), Style.BAD, folded=True)

@@ -10,6 +10,7 @@ from google.protobuf.json_format import MessageToDict
 from certplane.ctl.show.words import clock_text
 from certplane.runtime.columns import Column
 from certplane.runtime.terminal import Style
+from certplane.runtime.text import counted
 from certplane.v1 import audit_pb2
 
 _STYLES: Final = {"error": Style.BAD, "warning": Style.WARNING}
@@ -100,7 +101,7 @@ def result_facts(result: audit_pb2.VerifyAuditLogResponse.Result) -> list[tuple[
         ("signed up to", f"event {result.signed_sequence}" if result.signed_sequence else ""),
         (
             "not proven",
-            f"{result.unchained_event_count} events of releases without a chain"
+            f"{counted(result.unchained_event_count, 'event')} of releases without a chain"
             if result.unchained_event_count
             else "",
         ),

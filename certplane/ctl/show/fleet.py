@@ -159,7 +159,7 @@ def totals(counts: Iterable[fleet_pb2.HealthCount]) -> list[tuple[str, Style]]:
 
 def hosts_total(hosts: int, connected: int, *, services: bool) -> str:
     """How many, and how many are there."""
-    what = f"{hosts} hosts and services" if services else counted(hosts, "host")
+    what = counted(hosts, "host or service", "hosts and services") if services else counted(hosts, "host")
     return f"{what}, {connected} connected"
 
 

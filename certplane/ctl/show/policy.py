@@ -12,6 +12,7 @@ from certplane.rpc.times import span_of, time_of
 from certplane.runtime.columns import Column
 from certplane.runtime.tables import span_text
 from certplane.runtime.terminal import Style
+from certplane.runtime.text import counted
 from certplane.v1 import policy_pb2
 
 _HASH: Final = 12
@@ -83,8 +84,9 @@ def summary_lines(plan: policy_pb2.PlanPolicyResponse) -> list[str]:
 def _same_names_line(same: policy_pb2.PlanPolicyResponse.SameNames) -> str:
     names = " ".join(same.dns_names[:1]) + (f" and {len(same.dns_names) - 1} more" if len(same.dns_names) > 1 else "")
     took, per = span_of(same.order_duration) or timedelta(), span_of(same.per) or timedelta()
+    many = counted(same.identity_count, "identity", "identities")
     return (
-        f"the same names for {same.identity_count} identities of profile {same.profile} ({names}): "
+        f"the same names for {many} of profile {same.profile} ({names}): "
         f"their CA issues {same.amount} per {span_text(per)}, so that the first certificate of each takes "
         f"{span_text(took)}, and a new key for all as long; {same.remedy}"
     )

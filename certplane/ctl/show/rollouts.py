@@ -66,7 +66,7 @@ def late_by(rollout: Rollout) -> str:
 def facts(rollout: Rollout, now: datetime) -> list[tuple[str, str]]:
     """All of it but rings and hosts."""
     spec, late = rollout.spec, late_by(rollout)
-    revoked = f"{rollout.revoked_count} certificates, {rollout.unrevoked_count} to be revoked"
+    revoked = f"{counted(rollout.revoked_count, 'certificate')}, {rollout.unrevoked_count} to be revoked"
     revoking = spec.revoke == _Spec.REVOKE_AFTER_SERVED or rollout.revoked_count
     whole = counted(sum(each.certificate_count for each in rollout.item_counts), "certificate")
     deadline = moment(spec.deadline, now) if spec.HasField("deadline") else ""

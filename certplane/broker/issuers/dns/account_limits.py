@@ -14,6 +14,7 @@ from datetime import timedelta
 from certplane.broker.issuers.attempts import Deadline
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import Clock
+from certplane.runtime.text import counted
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class CallBudget:
             clock: for time and waiting.
         """
         self._what, self._clock = what, clock
-        self._limit = f"{calls} calls in {span.total_seconds():.0f} s"
+        self._limit = f"{counted(calls, 'call')} in {span.total_seconds():.0f} s"
         self._burst = max(1.0, calls * _BURST_SHARE)
         self._rate = max(calls - self._burst, 1.0) / span.total_seconds()
         self._left, self._at = self._burst, clock.monotonic()

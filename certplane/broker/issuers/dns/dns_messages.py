@@ -14,6 +14,8 @@ import dns.rdatatype
 import dns.rdtypes.ANY.TXT
 import dns.rrset
 
+from certplane.runtime.text import counted
+
 MALFORMED = (dns.exception.DNSException, OSError, EOFError, ValueError)
 """What dnspython raises on answers that are late, broken or cut off."""
 
@@ -145,7 +147,7 @@ def lacking_txt(answer: Answer, name: dns.name.Name, values: frozenset[str]) -> 
             if isinstance(record, dns.rdtypes.ANY.TXT.TXT)
         )
     missing = [value for value in values if value.encode() not in shown]
-    return f"lacks {len(missing)} of {len(values)} values" if missing else ""
+    return f"lacks {len(missing)} of {counted(len(values), 'value')}" if missing else ""
 
 
 def alias_in(answer: Answer, name: dns.name.Name) -> str:

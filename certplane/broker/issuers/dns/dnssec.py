@@ -33,6 +33,7 @@ from certplane.broker.model import PreflightCheck, PreflightResult
 from certplane.config.values import HostPort
 from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock
+from certplane.runtime.text import counted
 
 _CHECK: Final = "dnssec"
 _ONE_TRY = timedelta(seconds=3)
@@ -120,7 +121,9 @@ class DnssecCheck:
         if not answering:
             silent = "; ".join(why for why, _ in found[:3]) or "the zone has no servers that can be asked"
             return PreflightCheck(_CHECK, _text(zone), PreflightResult.UNKNOWN, one_line(silent, 400))
-        detail = f"signed; nothing wrong at {answering} of {len(servers)} servers; the resolver doesn't validate"
+        detail = (
+            f"signed; nothing wrong at {answering} of {counted(len(servers), 'server')}; the resolver doesn't validate"
+        )
         return PreflightCheck(_CHECK, _text(zone), PreflightResult.OK, detail)
 
     async def _topmost(

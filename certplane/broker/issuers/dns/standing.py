@@ -34,6 +34,7 @@ from certplane.broker.issuers.standing_records import (
 from certplane.broker.model import PreflightCheck, PreflightResult
 from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock
+from certplane.runtime.text import counted
 
 _CHECK: Final = "record"
 _MOST_PARENTS = 4
@@ -90,9 +91,9 @@ class StandingRecords:
         if not answering:
             return PreflightCheck(_CHECK, subject, PreflightResult.UNKNOWN, one_line(silent, 400))
         worst = min(answering, key=lambda one: _ORDER.index(one.judgement.standing))
-        standing, count = worst.judgement.standing, f"{len(answering)} of {len(shown)} servers"
+        standing, count = worst.judgement.standing, f"{len(answering)} of {counted(len(shown), 'server')}"
         if standing is Standing.GOOD:
-            result, detail, remedy = PreflightResult.OK, f"{count} show it", ""
+            result, detail, remedy = PreflightResult.OK, f"shown by {count}", ""
             if (until := worst.judgement.until) is not None:
                 detail += f"; it ends {until:%Y-%m-%d} (persistUntil)"
                 remedy = "publish one that ends later" if until - self._clock.now() < _SOON else ""

@@ -144,7 +144,7 @@ async def test_a_torn_line_spoils_itself_alone(spill_path: Path, caplog: pytest.
     log = FakeImport()
     assert await import_spill(spill_path, log, ManualClock()) == 2
     assert set(log.records) == {"event-1", "event-3"}
-    assert "1 lines of" in caplog.text
+    assert "1 line of" in caplog.text
 
 
 async def test_a_spill_that_is_a_link_is_not_imported(spill_path: Path) -> None:

@@ -426,7 +426,7 @@ async def rollouts() -> list[AuditEvent]:
     ring = Ring("canary", host_count=1, counts=(StateCount(ItemState.DONE, 1),))
     rollout = Rollout("r261123-k7qx", "alice.test", "r-1", spec, clock.now(), clock.now(), rings=(ring,))
     finishing = replace(rollout, state=RolloutState.FINISHING, state_reason="some hosts are away")
-    happened = [Happening(what, "canary", "1 hosts") for what in Happened]
+    happened = [Happening(what, "canary", "1 host") for what in Happened]
     failed = replace(item, state=ItemState.FAILED, reason="reload: exit status 1", failure_mark="1")
     skipped = replace(item, state=ItemState.SKIPPED, reason="its host no longer has it")
     return [

@@ -224,5 +224,5 @@ def test_one_who_never_goes_has_no_time() -> None:
 def test_what_is_left_for_an_order() -> None:
     """Of the need that has least."""
     claim = asked(1)
-    assert left_text(claim.needs, state([empty(claim.needs[1], 1)])) == "1 of 2 places of names are left (2 per 20h)"
+    assert left_text(claim.needs, state([empty(claim.needs[1], 1)])) == "1 of 2 places of names left (2 per 20h)"
     assert not left_text((), state())

@@ -102,7 +102,7 @@ def test_a_plan_counts_hosts_by_their_ca(cas: list[PrivateCa]) -> None:
     plan = plan_bundle(bundle(old, new), bundle(new), hosts)
     assert [(ca.before, ca.after, ca.host_count) for ca in plan.cas] == [(True, False, 2), (True, True, 1)]
     assert (plan.shut_out.hosts, plan.shut_out.connected) == (("a", "b"), 1)
-    assert plan.confirmation.startswith("would shut out 1 of the 2 hosts that are connected: it lacks CN=old")
+    assert plan.confirmation.startswith("would shut out 1 of 2 connected hosts: it lacks CN=old")
     assert plan.trust_hash == bundle(new).hash
 
 

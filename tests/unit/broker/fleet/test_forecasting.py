@@ -149,7 +149,7 @@ async def test_what_is_left(pool: BlockingPool) -> None:
     view = fleet.authority.overview(world.stores.order_listing, lambda _: None, name="here", left=fleet.forecasts.left)
     views, _ = await view.page(OrderQuery(open_only=True), None, 50)
     assert {each.budget for each in views if not each.order.acme_order_url} <= {
-        "0 of 1 places of orders are left (1 per 1h)"
+        "0 of 1 place of orders left (1 per 1h)"
     }
 
 

@@ -242,7 +242,7 @@ async def test_a_drill_that_is_called_off_ends(night: Night) -> None:
     ended = await night.stores.incidents.get_incident(DAY_OF_IT)
     assert ended is not None
     assert (ended.close_time, ended.figures.withdrawn_count) == (night.clock.now(), 2)
-    assert "2 were put off again" in night.events[-1].reason
+    assert "2 put off again" in night.events[-1].reason
 
 
 async def test_what_is_revoked_without_a_successor_hurts(night: Night) -> None:

@@ -130,7 +130,7 @@ async def test_what_is_left_of_a_limit_and_what_a_ca_has_said() -> None:
     await authority.issue(caller(), issue(wait=NO_WAIT))
     await settle()
     (view,) = await shown(world, authority)
-    assert view.budget == "4 of 5 certificates of these names are left this week, this one counted"
+    assert view.budget == "4 of 5 certificates of these names left this week, this one counted"
     world.issuer.faults.fail("answer_challenges", limited)
     gate.set()
     await world.run_on()

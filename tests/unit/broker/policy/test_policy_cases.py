@@ -111,7 +111,7 @@ def test_command_says_which_case_failed_and_why(
     said = capsys.readouterr()
     (row,) = map(json.loads, said.out.splitlines())
     assert (row["result"], row["outcome"]) == ("passed", "allowed")
-    assert said.err == "certplane-broker: 0 of 1 cases failed\n"
+    assert said.err == "certplane-broker: 0 of 1 case failed\n"
     cases.write_text(good + "  - {identity: web1.example, profile: mail, expect: allowed}\n")
     assert main([*command, "--json"]) == 1
     said = capsys.readouterr()

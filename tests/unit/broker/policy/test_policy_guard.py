@@ -34,11 +34,11 @@ def path(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("guard", "before", "after", "phrase"),
     [
-        pytest.param(10, _text(20), _text(17), "would remove 3 of 20 (15 %) hosts and 6 of 40 (15 %) grants", id="hosts"),
+        pytest.param(10, _text(20), _text(17), "would remove 3 of 20 hosts (15 %) and 6 of 40 grants (15 %)", id="hosts"),
         pytest.param(
-            10, _text(20), _text(20, profiles="[web]"), "0 of 20 (0 %) hosts and 20 of 40 (50 %) grants", id="grants"
+            10, _text(20), _text(20, profiles="[web]"), "0 of 20 hosts (0 %) and 20 of 40 grants (50 %)", id="grants"
         ),
-        pytest.param(10, _text(20), _text(20, first=10), "would remove 10 of 20 (50 %) hosts", id="replaced"),
+        pytest.param(10, _text(20), _text(20, first=10), "would remove 10 of 20 hosts (50 %)", id="replaced"),
         pytest.param(0, _text(20), _text(18), "policy.guard allows 0 %: host h18.example, host h19.example", id="none"),
         pytest.param(
             100, _text(2), "operators: {alice: {identity: alice.example}}\n", "would lock out all of the policy in force: 2 hosts", id="everybody"

@@ -110,7 +110,7 @@ def test_what_an_operator_should_know_of_rings() -> None:
     """Overlaps, and rings that are of nobody by their share."""
     spec = a_spec(rings=(CANARY, RingSpec("two", ("dc=d0",)), RingSpec("all", percent=100), REST))
     assert warnings(spec, assign(spec.rings, hosts(5, 4))) == [
-        "2 hosts are picked by the rings canary and two: they are in canary",
+        "2 hosts are picked by the rings canary and two: in canary",
         "ring rest has no host: it is passed",
     ]
 

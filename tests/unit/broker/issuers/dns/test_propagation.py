@@ -161,7 +161,7 @@ async def test_server_that_gives_no_answer(sandbox_dns: SandboxDnsServer, reply:
 
         alone = PropagationCheck(DnsLookup(servers=[broken]), **settings)  # type: ignore[arg-type] # kwargs
         await until(told, what=said)
-        await until(lambda: refused(check, OTHER, "lacks 1 of 1 values"), what="the refusal of all others' lack")
+        await until(lambda: refused(check, OTHER, "lacks 1 of 1 value"), what="the refusal of all others' lack")
         await until(lambda: refused(alone, RECORD, said), what=f"the refusal with {said}")
 
 
@@ -187,7 +187,7 @@ async def test_server_that_comes_back_without_the_record(sandbox_dns: SandboxDns
             DnsLookup(servers=servers), interval=timedelta(milliseconds=50), patience=timedelta(minutes=1)
         )
         refusal = await refusal_of(check, RECORD, timeout=2)
-    assert (refusal.reason, "lacks 1 of 1 values" in refusal.message) == (Reason.DNS_UNAVAILABLE, True)
+    assert (refusal.reason, "lacks 1 of 1 value" in refusal.message) == (Reason.DNS_UNAVAILABLE, True)
 
 
 async def test_long_wait_is_told_once(sandbox_dns: SandboxDnsServer) -> None:
@@ -247,7 +247,7 @@ async def test_wildcard_txt_is_not_the_record(sandbox_dns: SandboxDnsServer) -> 
     """A stale value at a wildcard answers for every name, until the name has a record of its own."""
     await sandbox_dns.endpoint.add("*.certplane.test", "TXT", "stale")
     refusal = await refusal_of(check_of(sandbox_dns), RECORD)
-    assert "lacks 1 of 1 values" in refusal.message
+    assert "lacks 1 of 1 value" in refusal.message
     await publish(sandbox_dns, RECORD)
     await wait(check_of(sandbox_dns), RECORD)
 

@@ -53,7 +53,7 @@ async def test_at_every_server(sandbox_dns: SandboxDnsServer) -> None:
         sandbox_dns, WANTED.name, "v=spf1 -all", "other.example; accounturi=https://o/1", WANTED.value(ACCOUNT)
     )
     found = await check(sandbox_dns)
-    assert (found.result, found.detail, found.remedy) == (OK, "2 of 2 servers show it", "")
+    assert (found.result, found.detail, found.remedy) == (OK, "shown by 2 of 2 servers", "")
     sandbox_dns.faults["127.0.0.2"].visible_after = timedelta(hours=1)
     found = await check(sandbox_dns)
     assert found.result is FAILED
@@ -68,7 +68,7 @@ async def test_a_server_that_says_nothing_of_use(sandbox_dns: SandboxDnsServer) 
     sandbox_dns.faults["127.0.0.2"].servfail = True
     found = await check(sandbox_dns)
     assert found.result is UNKNOWN
-    assert "1 of 2 servers show it; 127.0.0.2" in found.detail
+    assert "shown by 1 of 2 servers; 127.0.0.2" in found.detail
     assert "answers SERVFAIL" in found.detail
     sandbox_dns.faults["127.0.0.1"].servfail = True
     assert (await check(sandbox_dns)).result is UNKNOWN
@@ -132,7 +132,7 @@ async def test_by_resolvers(sandbox_dns: SandboxDnsServer) -> None:
     assert (await check(sandbox_dns, mode=Mode.RECURSIVE)).result is FAILED
     await publish(sandbox_dns, WANTED.name, WANTED.value(ACCOUNT))
     found = await check(sandbox_dns, mode=Mode.RECURSIVE)
-    assert (found.result, found.detail) == (OK, "1 of 1 servers show it")
+    assert (found.result, found.detail) == (OK, "shown by 1 of 1 server")
 
 
 async def test_nobody_who_writes() -> None:
