@@ -50,6 +50,8 @@ def take_over_certificate(lineage: Lineage, store: FileVersionStore, outputs: Ou
         CertplaneError: the disk refuses.
     """
     spec = lineage.spec
+    if _is_ordered(lineage):
+        return None
     # Before links are replaced: afterwards nothing says any more whose they were.
     managers = managers_of(outputs)
     try:
@@ -71,9 +73,13 @@ def take_over_certificate(lineage: Lineage, store: FileVersionStore, outputs: Ou
 
 
 def note_taken_over(lineage: Lineage, version: Version, now: datetime) -> None:
-    """Have the status say that what was taken over is in force, so that nobody reloads a service for it. Blocks."""
+    """Have the status say that what was taken over is in force, so that nobody reloads a service for it. Blocks.
+
+    A key that waits for its first order isn't needed any more, and would be asked with at once.
+    """
     status = lineage.statuses.load() or new_status(lineage.name, now)
-    if status.confirmed_version is None and not status.activation_failures:
+    if status.confirmed_version is None:
+        lineage.keys.abandon()
         lineage.statuses.save(kept(status, version, now, lineage.spec.asked.settings))
 
 
@@ -84,11 +90,17 @@ def would_take_over(lineage: Lineage, store: FileVersionStore, outputs: Outputs,
         CertplaneError: what stands there can't be kept, and why.
     """
     found = {output.part: output.data for output in store.standing() if output.data is not None}
-    if not found:
+    if not found or _is_ordered(lineage):
         return ""
     check_standing(found, wanted_of(lineage.spec, outputs), now)
     end = leaf_facts(rebuilt(found)[Part.CERT].decode("ascii")).not_after
     return f"the pair at its paths is taken over at the agent's start, and kept until it is due; it ends {_text(end)}"
+
+
+def _is_ordered(lineage: Lineage) -> bool:
+    """Whether the broker has an order of this lineage, whose certificate is on its way."""
+    pending = lineage.keys.pending()
+    return pending is not None and bool(pending.order_id)
 
 
 def managers_of(outputs: Outputs) -> list[Manager]:
@@ -126,6 +138,7 @@ async def take_over_identity(
 
     version = await lineage.disk.run(store.take_over, check)
     if version is not None:
+        await lineage.disk.run(lineage.keys.abandon)  # of an enrollment that failed
         logger.info(
             "the identity at identity.cert and identity.key is taken over: %s until %s", name, _text(version.not_after)
         )

@@ -20,6 +20,8 @@ Places to start:
     linking     configured paths as symlinks
     copying     configured paths as copies, with a journal
     keeping     what stood at the paths: version 0, or replaced/
+    takeover    what of that is kept in force until it is due, instead of a certificate that is ordered
+    managed     which other program renews what stands at a path
     access      owner, group and mode that are configured for an output
     trial       whether the next version could be installed, tried out without a change
     pkcs12      the PKCS#12 file that is derived from a version's PEM files

@@ -200,6 +200,8 @@ def request_succeeded(
 def kept(status: LineageStatus, version: Version, now: datetime, settings: str) -> LineageStatus:
     """A pair that stood at the configured paths is in force, as it was before: nothing has to be activated.
 
+    What failed before (a request of other names, files that couldn't be read) was about what nobody needs now.
+
     Args:
         status: Before.
         version: What the pair is now.
@@ -214,6 +216,15 @@ def kept(status: LineageStatus, version: Version, now: datetime, settings: str) 
         issued_version=version.number,
         installed_version=version.number,
         activated_settings=settings,
+        renew_reason="",
+        failures=0,
+        next_attempt_time=None,
+        last_error="",
+        failed_step=None,
+        request_error="",
+        failed_time=None,
+        activation_failures=0,
+        next_activation_time=None,
     )
 
 

@@ -181,6 +181,45 @@ async def test_a_crash_on_the_way_is_finished_by_the_next_start(
     assert ORDERS not in world.broker.calls
 
 
+async def test_names_that_are_corrected_after_a_refusal(make_world: MakeWorld) -> None:
+    """Other names were asked for and refused: once agent.yml has the pair's, it is taken over and nothing more asked."""
+    world = make_world(dns_names=["other.example"], profile="unknown")
+    place(world, PublicCa(world.clock.now()).pair(WEB))
+    await world.enroll()
+    assert (await run(world))["web"].state is CertificateState.FAILED
+    world.configure([{"name": "web"}], {})
+    world.broker.calls.clear()
+    status = (await run(world))["web"]
+    assert (is_well(status), status.confirmed_version, status.failures) == (True, 0, 0)
+    assert ORDERS not in world.broker.calls
+
+
+async def test_an_order_that_is_under_way_is_followed(make_world: MakeWorld) -> None:
+    """Whoever puts a pair there meanwhile has the ordered certificate in its place."""
+    world = make_world()
+    await world.enroll()
+    host = world.start()
+    keys = host.certificates["web"].keys
+    keys.begin(common_name="", sans=(WEB,), replaces_certificate_id="", reuse_key=False)
+    keys.record_order("an-order")
+    place(world, PublicCa(world.clock.now()).pair(WEB))
+    assert (await run(world))["web"].installed_version == 1
+
+
+async def test_files_that_could_not_be_read_at_first(tmp_path: Path, make_world: MakeWorld) -> None:
+    """A broken lineage that was restored is taken over by the next start, without a reload."""
+    live = certbot_lineage(tmp_path / "le", WEB, PublicCa().pair(WEB))
+    archive = tmp_path / "le" / "archive" / WEB
+    archive.rename(archive.with_name("away"))
+    world = make_world(reload_command="false", **paths_of(live))
+    await world.enroll()
+    assert not is_well((await run(world))["web"])
+    archive.with_name("away").rename(archive)
+    status = (await run(world))["web"]
+    assert (is_well(status), status.confirmed_version) == (True, 0)
+    assert ORDERS not in world.broker.calls
+
+
 async def test_certbot(tmp_path: Path, make_world: MakeWorld, caplog: pytest.LogCaptureFixture) -> None:
     """Paths in `live`, which lead to `archive`, become the agent's; what is left for a person is said."""
     live = certbot_lineage(tmp_path / "le", WEB, pair := PublicCa().pair(WEB), number=3, hook="systemctl reload nginx")
