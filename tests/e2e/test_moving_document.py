@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import re
@@ -17,6 +18,7 @@ import pytest
 import pytest_asyncio
 
 from certplane.sandbox.deployment import Deployment, DeploymentOptions
+from certplane.sandbox.operator import Operator
 from certplane.sandbox.pebble import Pebble, PebbleOptions
 from certplane.sandbox.step_ca import StepCa
 from tests.support.certbot_client import Certbot
@@ -29,6 +31,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "moving.md"
 WEB = "www.example.com"
+OPERATOR = "alice.certplane.test"
 HOST = "host{}.certplane.test"
 _NUMBERS = iter(range(10))
 
@@ -41,6 +44,7 @@ async def deployment(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[
     policy = {
         "version": 1,
         "profiles": {"web": {"type": "multi_san", "dns_names": [WEB]}},
+        "operators": {"alice": {"identity": OPERATOR, "roles": ["viewer", "operator"]}},
         "hosts": {f"host{number}": {"identity": HOST.format(number), "profiles": ["web"]} for number in range(10)},
     }
     async with Deployment(tmp_path_factory.mktemp("moving"), DeploymentOptions(policy=policy)) as deployment:
@@ -154,8 +158,21 @@ async def test_from_certbot_for_an_agent_of_root(host: InitHost, certbot: Certbo
     assert len(deployment.pebble.log.orders) == orders
     assert read_leaf(live / "fullchain.pem") == serial
     assert (live / "privkey.pem").readlink().is_relative_to(host.state)
-    status = await host.run("-c", str(host.config), "status")
-    assert status.status == 0, status.stdout
+    check = await host.run("-c", str(host.config), "check")
+    assert (check.status, "state of web: OK: version 0 until " in check.stdout) == (0, True), check.stdout
+    await operators_see(deployment, host, serial)
+
+
+async def operators_see(deployment: Deployment, host: InitHost, serial: str) -> None:
+    """The fleet's view has what was taken over, with its end; the broker, which hasn't issued it, can't renew it."""
+    alice = Operator(deployment, OPERATOR)
+    enrolled = await alice.enroll()
+    assert enrolled.status == 0, enrolled.stderr
+    shown = json.loads((await alice.run("host", host.name.partition(".")[0])).stdout)
+    web = next(each for each in shown["certificates"] if each["name"] == "web")
+    assert (web["health"], web["installed"]["serialNumber"]) == ("HEALTH_OK", serial)
+    refused = await alice.run("renew", "--host", host.name.partition(".")[0], "--yes", "--reason", "moved")
+    assert (refused.status, "no certificate in force matches" in refused.stderr) == (1, True), refused.stderr
 
 
 @pytest.mark.parametrize("client", ["acme.sh", "lego"])
