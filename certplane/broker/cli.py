@@ -27,6 +27,7 @@ from certplane.broker.command_line import (
     print_rows,
     settings_of,
 )
+from certplane.broker.init.parser import add_init_commands
 from certplane.broker.notify_cli import add_notify_commands
 from certplane.broker.policy_cli import add_policy_commands
 from certplane.errors import ConfigurationError, ConfigurationProblem
@@ -90,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=text, description=text, parents=[common])
         return made.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
+    add_init_commands(commands, command)
     command(commands, "serve", _serve, "run the broker until it is told to stop")
     text = "check the configuration, every file that it names and the CAs' directories; changes nothing"
     checking = command(commands, "check", _check, text)

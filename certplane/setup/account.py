@@ -2,7 +2,7 @@
 
 Root makes the folders and writes what belongs to root; what the program itself will own is made by a process of the
 program's user, which has no more rights than the program will have. That process is a fork: it must be made before
-any thread is, and before gRPC is loaded.
+any thread is, and before gRPC is used.
 """
 
 from __future__ import annotations

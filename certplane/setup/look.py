@@ -95,9 +95,16 @@ def _file(step: WriteFile, folder: Directory) -> Finding:
     status = folder.status(step.path.name)
     if status is None:
         return Finding(step, State.MAKE)
+    return _other_file(step, folder, status)
+
+
+def _other_file(step: WriteFile, folder: Directory, status: os.stat_result) -> Finding:
+    """What stands where a file would be written."""
     if not stat.S_ISREG(status.st_mode):
         link = stat.S_ISLNK(status.st_mode)
         return Finding(step, State.DIFFERS, "is a symbolic link" if link else "is no file", in_the_way=not link)
+    if step.once:
+        return Finding(step, State.KEEP)
     if status.st_size > _MOST_OCTETS:
         return Finding(step, State.DIFFERS, "is larger than what would be written")
     try:

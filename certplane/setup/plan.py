@@ -36,6 +36,7 @@ class WriteFile:
         mode: permission bits.
         owner: None for who runs the program.
         secret: whether its text is shown to nobody, not as a difference either.
+        once: whether one that is there is kept whatever it says: a first text, for a person to go on with.
     """
 
     path: Path
@@ -43,6 +44,7 @@ class WriteFile:
     mode: int = 0o644
     owner: Owner | None = None
     secret: bool = False
+    once: bool = False
 
 
 @dataclass(frozen=True, slots=True)

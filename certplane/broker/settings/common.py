@@ -24,6 +24,7 @@ OWN: Final = frozenset(
         "server.read_header_timeout",
         "server.write_timeout",
         "server.idle_timeout",
+        "server.tls.step_ca",
         "policy",
         "secrets",
         "store.driver",

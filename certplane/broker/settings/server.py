@@ -10,7 +10,16 @@ from typing import Annotated, Self
 
 from certplane.config.decoding import Check, InputPath, KeyProblem
 from certplane.config.durations import DurationError, format_duration, parse_duration
-from certplane.config.values import ListenAddress, LogDestination, LogFormat, LogLevel, NonEmptyText, PositiveNumber
+from certplane.config.values import (
+    HttpsUrl,
+    ListenAddress,
+    LogDestination,
+    LogFormat,
+    LogLevel,
+    NonEmptyText,
+    PositiveNumber,
+    PositiveSpan,
+)
 from certplane.pki.identity import PROVISIONER_KINDS
 
 _DEFAULT_ADDRESS = ListenAddress("", 8443)
@@ -41,12 +50,25 @@ class TlsVersion(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class ServerCaSettings:
+    """The internal CA that the broker's own certificate is of: `certplane-broker renew-certificate` asks it.
+
+    `root_ca_bundle` is what it is known by; unset, `server.mtls.agent_ca_bundle`.
+    """
+
+    url: HttpsUrl
+    root_ca_bundle: InputPath | None = None
+    timeout: PositiveSpan = timedelta(seconds=10)
+
+
+@dataclass(frozen=True, slots=True)
 class TlsSettings:
-    """The broker's own certificate: `cert` is its chain in PEM, leaf first."""
+    """The broker's own certificate: `cert` is its chain in PEM, leaf first; `step_ca` is who renews it."""
 
     cert: InputPath
     key: InputPath
     min_version: TlsVersion = TlsVersion.TLS_1_2
+    step_ca: ServerCaSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)
