@@ -32,6 +32,8 @@ _COMMANDS = {
     "certplane.agent": ["", "init", "enroll", "run", "check", "status", "renew", "activate", "reload"],
     "certplane.broker": [
         "",
+        "init",
+        "renew-certificate",
         "serve",
         "check",
         "reload",

@@ -19,6 +19,7 @@ UNITS = sorted(path.name for path in FOLDER.iterdir() if path.suffix in {".servi
 MOST_EXPOSURE = {
     "certplane-broker.service": 1.1,
     "certplane-broker@.service": 1.1,
+    "certplane-broker-certificate.service": 1.1,
     "certplane-agent.service": 1.4,
     "certplane-agent-once.service": 1.4,
 }
