@@ -34,6 +34,7 @@ _POLICY = {
         "payments": {"type": "multi_san", "dns_names": ["pay.certplane.test"]},
     },
     "hosts": {"web1": {"identity": "web1.certplane.test", "profiles": ["web"]}},
+    "services": {"shop": {"identity": "shop.certplane.test", "profiles": ["payments"]}},
     "operators": {"alice": {"identity": "alice.certplane.test", "roles": ["operator"]}},
 }
 
@@ -105,8 +106,10 @@ async def test_commands_work_as_they_stand(deployment: Deployment, tmp_path: Pat
     need_part("openssl")
     grpcurl = need_part("grpcurl")
     operator = Operator(deployment, "alice.certplane.test")
-    enrolled = await operator.enroll()
-    assert enrolled.status == 0, enrolled.stderr
+    service = Operator(deployment, "shop.certplane.test")  # enrolled as any caller is
+    for caller in (operator, service):
+        enrolled = await caller.enroll()
+        assert enrolled.status == 0, enrolled.stderr
     certificate, key = deployment.hosts["web1.certplane.test"].identity
     values = {
         "BROKER": f"localhost:{deployment.broker_port}",
@@ -115,6 +118,8 @@ async def test_commands_work_as_they_stand(deployment: Deployment, tmp_path: Pat
         "KEY": str(key),
         "OPERATOR_CERT": str(operator.identity[0]),
         "OPERATOR_KEY": str(operator.identity[1]),
+        "SERVICE_CERT": str(service.identity[0]),
+        "SERVICE_KEY": str(service.identity[1]),
     }
     first, *others = blocks()
     defined = dict(re.findall(r"^(\w+)=(?!\()(.*)$", first[0], re.MULTILINE))
