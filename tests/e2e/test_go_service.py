@@ -21,6 +21,7 @@ from tests.support.waiting import HANG, until
 pytestmark = pytest.mark.e2e
 
 _NAMES = ["api.certplane.test", "www.certplane.test"]
+_TOLD = "the broker tells what becomes of the certificate"
 _POLICY = {
     "version": 1,
     "profiles": {"api": {"type": "multi_san", "dns_names": _NAMES}},
@@ -95,6 +96,29 @@ async def test_it_gets_a_certificate_and_serves_it_while_the_broker_is_away(
     await service.start()
     assert await service.serial() == serial
     assert len(deployment.pebble.log.orders) == 1
+
+
+async def test_it_renews_as_soon_as_an_operator_asks(deployment: Deployment, service: GoService) -> None:
+    """A renewal that an operator asks for, also of a broker that came later, is done with a new key and served at once."""
+    operator = Operator(deployment, "alice.certplane.test")
+    enrolled = await operator.enroll()
+    assert enrolled.status == 0, enrolled.stderr
+    await service.start()
+    serial = await service.serial()
+    _, public = _kept(service)
+    await until(lambda: service.log_text().count(_TOLD) == 1, what="the watch")
+    await deployment.start_broker()  # anew: the watch ends, and the service comes back by itself
+    await until(lambda: service.log_text().count(_TOLD) == 2, what="the watch of the new broker")
+
+    asked = await operator.run("renew", "--profile", "api", "--reason", "drill", "--yes")
+    assert asked.status == 0, asked.stderr
+
+    async def another() -> bool:
+        return await service.serial() != serial
+
+    await until(another, what="another certificate")
+    assert _kept(service)[1] != public
+    assert len(deployment.pebble.log.orders) == 2
 
 
 async def test_a_profile_that_it_does_not_have_is_said(deployment: Deployment, service: GoService) -> None:

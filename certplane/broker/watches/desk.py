@@ -246,7 +246,8 @@ class WatchDesk:
         most, of_one = self.settings.service_watches, self.settings.watches_of_one
         known = self._services.get(service)
         if known is not None and len(known.watches) >= of_one:
-            message = f"this identity watches its certificates {counted(of_one, 'time')} already; end one of those calls first"
+            times = counted(of_one, "time")
+            message = f"this identity watches its certificates {times} already; end one of those calls first"
             raise RefusalError(
                 Reason.RATE_LIMITED, message, violations=[Violation("watches_of_one", f"{of_one} at once")]
             )
