@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import re
 import subprocess
 import sys
@@ -163,9 +164,14 @@ def build(root: Path, *, packages: bool) -> Path:
         subprocess.run([root / "scripts" / "build", Path(again) / "dist"], check=True, stdout=quiet)
         if differ := differing(dist, Path(again) / "dist"):
             raise ValueError(f"built twice, these differ: {', '.join(differ)}")
-    validate(dist)
     if packages:
         subprocess.run([root / _DEBS], check=True, stdout=sys.stderr)
+        committed = subprocess.run(
+            ["git", "log", "-1", "--format=%ct"], cwd=root, check=True, capture_output=True, text=True
+        )
+        command = [sys.executable, root / "scripts" / "sbom.py", *sorted(dist.glob("debs/*.deb"))]
+        subprocess.run(command, check=True, env={**os.environ, "SOURCE_DATE_EPOCH": committed.stdout.strip()})
+    validate(dist)
     write_sums(dist)
     return dist
 
@@ -182,7 +188,7 @@ def main(arguments: list[str] | None = None, root: Path = _ROOT) -> int:
     version, packages = version_of(checkout.version_file), (root / _DEBS).is_file()
     if asked.dry_run:
         kinds = ["the wheel and the source archive", "requirements files with hashes, and their SBOMs"]
-        kinds += ["Debian packages"] if packages else []
+        kinds += ["Debian packages with theirs"] if packages else []
         print(f"would make {version} of {checkout.head[:12]}: {'; '.join(kinds)}; {_SUMS}")
         print("would first run scripts/check")
     if found or asked.dry_run:

@@ -140,6 +140,7 @@ PLACES = {
     "scripts": [path for path in sorted((ROOT / "scripts").iterdir()) if path.is_file()],
     "documents": [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))],
     "messages": sorted((ROOT / "certplane").rglob("*.py")),
+    "examples": [path for path in sorted((ROOT / "examples").rglob("*")) if path.is_file()],
     "units": [path for path in sorted((ROOT / "packaging").rglob("*")) if path.is_file()],
 }
 _INSTALL = re.compile(r"(?:\bpip|/pip)\b(?:[^\n`']*\\\n)*?[^\n`']*?\binstall\b(?:[^\n]*\\\n)*[^\n]*")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import tarfile
 import zipfile
@@ -110,7 +111,7 @@ def test_the_archive_has_the_source(built: Path) -> None:
         "buf.yaml",
     ):
         assert needed in names
-    for folder in ("tests", "packaging", "proto", "third_party", "docs"):
+    for folder in ("tests", "packaging", "proto", "third_party", "docs", "examples"):
         assert {f"{folder}/{name}" for name in _tracked(folder)} <= names
 
 
@@ -178,3 +179,41 @@ def test_an_sbom_is_made_again_alike() -> None:
     one, same, other = (sbom.bom("x.txt", sbom.read(each), when) for each in (text, text, more))
     assert one == same
     assert one["serialNumber"] != other["serialNumber"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "without"),
+    [
+        pytest.param("certplane-agent", "agent", None, id="agent"),
+        pytest.param("certplane-broker", "broker", None, id="broker"),
+        pytest.param("certplane-broker-cloudflare", "broker-cloudflare", "broker", id="beside-another"),
+        pytest.param("certplanectl", None, None, id="nothing-of-its-own"),
+    ],
+)
+def test_an_sbom_of_a_debian_package(
+    built: Path, tmp_path: Path, name: str, kind: str | None, without: str | None
+) -> None:
+    """It has the wheel and what that needs; what stands beside another package has the rest; all of it is needed."""
+    shutil.copytree(built, tmp_path, dirs_exist_ok=True)
+    deb = tmp_path / "debs" / f"{name}_1.2.3-1_amd64.deb"
+    deb.parent.mkdir()
+    deb.write_bytes(b"deb")
+    sbom.main([deb])
+    releasing.validate(tmp_path / "debs")
+    made = json.loads(deb.with_suffix(".cdx.json").read_text())
+    about = made["metadata"]["component"]
+    assert (about["name"], about["version"]) == (name, "1.2.3-1")
+    assert about["hashes"] == [{"alg": "SHA-256", "content": hashlib.sha256(b"deb").hexdigest()}]
+
+    def packages(kind: str) -> set[str]:
+        return {package.name for package in sbom.read((built / f"{kind}.txt").read_text())}
+
+    wanted = packages(kind) - (packages(without) if without else set()) if kind else set()
+    assert {each["name"] for each in made["components"]} == wanted
+    assert ("certplane" in wanted, "cloudflare" in wanted) == (kind in {"agent", "broker"}, without is not None)
+    reached, todo = set(), [about["bom-ref"]]
+    needs = {each["ref"]: each["dependsOn"] for each in made["dependencies"]}
+    while todo:
+        reached.add(ref := todo.pop())
+        todo += [below for below in needs[ref] if below not in reached]
+    assert reached == {about["bom-ref"], *(each["bom-ref"] for each in made["components"])}
