@@ -18,7 +18,7 @@ from typing import Final
 
 from cryptography import x509
 
-from certplane.agent.install.managed import acme_sh_hooks, certbot_hooks, settings_of
+from certplane.agent.install.managed import acme_sh_hooks, certbot_hooks, certbot_hooks_around, settings_of
 from certplane.agent.install.material import NoPairError, Part, rebuilt
 from certplane.agent.install.takeover import NotTakenOverError, Wanted, check_standing
 from certplane.errors import CertplaneError, OperationError, RefusalError
@@ -33,6 +33,10 @@ USUAL_FOLDERS: Final[Mapping[str, str]] = {
 """Where each client keeps its files unless it is told otherwise."""
 
 _MOVED: Final = ".moved"
+_SCRIPTS: Final = ("pre", "deploy", "post")
+"""Folders below `renewal-hooks`: what is in them certbot runs for each of its certificates."""
+_HOOKS_AROUND: Final = ("Le_PreHook", "Le_PostHook", "Le_RenewHook")
+"""acme.sh's."""
 _MOST_FILE: Final = 1 << 20
 _CODED = re.compile(r"__ACME_BASE64__START_(?P<text>[A-Za-z0-9+/=]*)__ACME_BASE64__END_", re.ASCII)
 
@@ -45,7 +49,8 @@ class Lineage:
         client: whose it is.
         name: what the client calls it.
         paths: where services read it now, by output as agent.yml calls them; empty where the client doesn't say.
-        hooks: the commands that it runs after a renewal.
+        hooks: the commands that it runs once the certificate is renewed.
+        around: those that it runs besides: before and after each try, or for all of its certificates.
         stop: what a person types so that the client leaves it alone.
         files: the pair as read; empty where `problem` says why.
         dns_names: of its certificate, canonical and sorted; empty where that can't be read.
@@ -64,6 +69,7 @@ class Lineage:
     key_type: KeyType | None = None
     not_after: datetime | None = None
     problem: str = ""
+    around: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.client}'s {self.name}"
@@ -101,6 +107,7 @@ def _certbot(folder: Path, now: datetime) -> Iterator[Lineage]:
     live = folder / "live"
     names = {path.name for path in live.iterdir() if path.is_dir()} if live.is_dir() else set()
     renewal = folder / "renewal"
+    scripts = [str(path) for kind in _SCRIPTS for path in sorted((folder / "renewal-hooks" / kind).glob("*"))]
     names |= {path.name.removesuffix(".conf") for path in renewal.glob("*.conf")}
     for name in sorted(names):
         file = renewal / f"{name}.conf"
@@ -111,7 +118,9 @@ def _certbot(folder: Path, now: datetime) -> Iterator[Lineage]:
             for kind, key in (("key", "privkey"), ("fullchain", "fullchain"))
         }
         stop = f"mv {shlex.quote(str(file))} {shlex.quote(str(moved))}" if file.is_file() else ""
-        yield _judged(Lineage("certbot", name, paths, certbot_hooks(settings), stop, {}), paths, now)
+        around = (*certbot_hooks_around(settings), *scripts)
+        lineage = Lineage("certbot", name, paths, certbot_hooks(settings), stop, {}, around=around)
+        yield _judged(lineage, paths, now)
 
 
 def _acme_sh(home: Path, now: datetime) -> Iterator[Lineage]:
@@ -132,7 +141,9 @@ def _acme_sh(home: Path, now: datetime) -> Iterator[Lineage]:
         ecc = " --ecc" if folder.name.endswith("_ecc") else ""
         stop = f"acme.sh --remove -d {shlex.quote(name)}{ecc}" if file == conf else ""
         decoded = {key: _decoded(value) for key, value in settings.items()}
-        yield _judged(Lineage("acme.sh", name, paths, acme_sh_hooks(decoded), stop, {}), own, now)
+        around = tuple(decoded[key] for key in _HOOKS_AROUND if decoded.get(key))
+        lineage = Lineage("acme.sh", name, paths, acme_sh_hooks(decoded), stop, {}, around=around)
+        yield _judged(lineage, own, now)
 
 
 def _lego(folder: Path, now: datetime) -> Iterator[Lineage]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +26,8 @@ from certplane.setup.plan import Plan, WriteFile
 
 _OF_THE_CLIENT = "RENEWED_"
 """What certbot's hooks know their certificate by; nobody else sets it."""
+_HOMES = ("/root", "/home", "/run/user")
+"""What systemd's ProtectHome hides (systemd.exec(5))."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ def taken(wanted: Wanted, lineages: Sequence[Lineage], names: Mapping[str, tuple
         if lineage is None:
             certificates.append(plain)
             continue
-        certificate = _entry(plain, lineage, in_place=_is_root(who))
+        certificate = _entry(plain, lineage, in_place=_may_write_at(lineage.paths.values(), who))
         certificates.append(certificate)
         then += _stop(lineage)
         if lineage.problem:
@@ -88,6 +90,9 @@ def taken(wanted: Wanted, lineages: Sequence[Lineage], names: Mapping[str, tuple
             copies += _copies(certificate, lineage)
         if certificate.outputs == plain.outputs:
             then += _links(certificate, lineage)
+        else:
+            folders = dict.fromkeys(str(path.parent) for _, path in certificate.outputs)
+            then.append(f"let the agent's unit write there, by a drop-in: ReadWritePaths={' '.join(folders)}")
         then += _hooks(certificate, lineage)
     return Taken(tuple(certificates), copies, tuple(said), tuple(then))
 
@@ -188,14 +193,18 @@ def _leads_to(path: Path, target: Path) -> bool:
 
 
 def _hooks(certificate: Certificate, lineage: Lineage) -> Iterator[str]:
-    if not lineage.hooks or certificate.reload_command in lineage.hooks:
-        return
-    listed = "; ".join(lineage.hooks)
-    yield f"{lineage.client}'s hook of {lineage.name} runs no longer, give what it does as reload_command: {listed}"
+    lost = [each for each in (*lineage.hooks, *lineage.around) if each != certificate.reload_command]
+    if lost:
+        yield (
+            f"{lineage.client} runs this no longer for {lineage.name}, give what of it is needed as reload_command: "
+            f"{'; '.join(lost)}"
+        )
 
 
-def _is_root(who: Account) -> bool:
-    return who.name == "root"
+def _may_write_at(paths: Iterable[Path], who: Account) -> bool:
+    """Whether the agent's outputs can be where services read: root's can, but not in homes, which its unit hides."""
+    hidden = any(path.is_relative_to(home) for path in paths for home in _HOMES)
+    return who.name == "root" and not hidden
 
 
 def _word(path: Path) -> str:

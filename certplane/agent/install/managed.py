@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _MOST = 256 * 1024
-_HOOKS = ("renew_hook", "deploy_hook", "post_hook", "pre_hook")
+_DEPLOY = ("renew_hook", "deploy_hook")
+_AROUND = ("pre_hook", "post_hook")
 _SETTING = re.compile(r"\s*(?P<key>[A-Za-z_]+)\s*=\s*(?P<value>.*?)\s*", re.ASCII)
 
 
@@ -54,9 +55,26 @@ def settings_of(text: str) -> dict[str, str]:
 
 
 def certbot_hooks(settings: dict[str, str]) -> tuple[str, ...]:
-    """The commands that certbot runs for a lineage, of its renewal file; `None` is how it writes none."""
-    values = (settings.get(key, "") for key in _HOOKS)
-    return tuple(dict.fromkeys(value.strip("\"'") for value in values if value not in {"", "None"}))
+    """The commands that certbot runs once a lineage is renewed, of its renewal file."""
+    return _commands(settings, _DEPLOY)
+
+
+def certbot_hooks_around(settings: dict[str, str]) -> tuple[str, ...]:
+    """Those that it runs before and after each try, whatever comes of it: they may stop a service."""
+    return _commands(settings, _AROUND)
+
+
+def _commands(settings: dict[str, str], keys: tuple[str, ...]) -> tuple[str, ...]:
+    """`None` is how certbot writes none; it quotes what has a comma or a quote in it."""
+    values = (settings.get(key, "") for key in keys)
+    return tuple(dict.fromkeys(_unquoted(value) for value in values if value not in {"", "None"}))
+
+
+def _unquoted(value: str) -> str:
+    for quote in ('"""', "'''", '"', "'"):
+        if len(value) >= 2 * len(quote) and value.startswith(quote) and value.endswith(quote):
+            return value[len(quote) : -len(quote)]
+    return value
 
 
 def _certbot(path: Path) -> Manager | None:
@@ -68,7 +86,8 @@ def _certbot(path: Path) -> Manager | None:
     if not file.is_file():
         return None
     stop = f"mv {shlex.quote(str(file))} {shlex.quote(str(file))}.moved"
-    return Manager("certbot", file, stop, certbot_hooks(settings_of(_read(file))))
+    settings = settings_of(_read(file))
+    return Manager("certbot", file, stop, (*certbot_hooks(settings), *certbot_hooks_around(settings)))
 
 
 def _acme_sh(path: Path) -> Manager | None:
@@ -82,9 +101,9 @@ def _acme_sh(path: Path) -> Manager | None:
 
 
 def acme_sh_hooks(settings: dict[str, str]) -> tuple[str, ...]:
-    """The commands of an acme.sh configuration, as far as they stand there in clear."""
-    values = (settings.get(key, "").strip("\"'") for key in ("Le_ReloadCmd", "Le_RenewHook", "Le_PostHook"))
-    return tuple(value for value in values if value and not value.startswith("__ACME_BASE64__"))
+    """The command that acme.sh runs once a certificate is renewed, as far as it stands there in clear."""
+    value = _unquoted(settings.get("Le_ReloadCmd", ""))
+    return (value,) if value and not value.startswith("__ACME_BASE64__") else ()
 
 
 def _lego(path: Path) -> Manager | None:

@@ -64,7 +64,10 @@ def test_root_takes_the_paths_that_services_read(tmp_path: Path, wanted: Wanted,
     assert (entry["profile"], entry["reload_command"]) == ("web", "systemctl reload nginx")
     assert (found.copies.steps, found.said) == ((), ())
     conf = tmp_path / "le" / "renewal" / f"{WEB}.conf"
-    assert found.then == (f"keep certbot from renewing {WEB}: mv {conf} {conf}.moved",)
+    assert found.then == (
+        f"keep certbot from renewing {WEB}: mv {conf} {conf}.moved",
+        f"let the agent's unit write there, by a drop-in: ReadWritePaths={live}",
+    )
 
 
 def test_for_another_user_the_pair_is_copied(tmp_path: Path, wanted: Wanted, ca: PublicCa) -> None:
@@ -112,7 +115,7 @@ def test_a_service_has_its_files_and_its_reload(tmp_path: Path, wanted: Wanted, 
     assert [step.path.name for step in found.copies.steps if isinstance(step, WriteFile)] == ["web.combined"]
     (entry,) = entries(wanted, found)
     assert entry["reload_command"] == "systemctl reload haproxy.service"
-    assert found.then[-1].endswith("runs no longer, give what it does as reload_command: /opt/deploy.sh")
+    assert found.then[-1].endswith("give what of it is needed as reload_command: /opt/deploy.sh")
 
 
 def test_a_hook_that_only_certbot_can_run_is_told(tmp_path: Path, wanted: Wanted, ca: PublicCa) -> None:
@@ -121,7 +124,32 @@ def test_a_hook_that_only_certbot_can_run_is_told(tmp_path: Path, wanted: Wanted
     certbot_lineage(tmp_path / "le", WEB, ca.pair(WEB, "example.com"), hook=hook)
     found = from_certbot(wanted, tmp_path / "le", ROOT)
     assert "reload_command" not in entries(wanted, found)[0]
-    assert found.then[-1].endswith(f"give what it does as reload_command: {hook}")
+    assert found.then[-1].endswith(f"give what of it is needed as reload_command: {hook}")
+
+
+def test_what_stops_a_service_is_no_reload_command(tmp_path: Path, wanted: Wanted, ca: PublicCa) -> None:
+    """`pre_hook` and `post_hook` run around each try, scripts for each certificate: they are told, and not taken."""
+    certbot_lineage(tmp_path / "le", WEB, ca.pair(WEB, "example.com"))
+    with (tmp_path / "le" / "renewal" / f"{WEB}.conf").open("a") as conf:
+        conf.write("pre_hook = systemctl stop nginx\npost_hook = None\n")
+    script = tmp_path / "le" / "renewal-hooks" / "deploy" / "10-mail"
+    script.parent.mkdir(parents=True)
+    script.write_text("#!/bin/sh\n")
+    found = from_certbot(wanted, tmp_path / "le", ROOT)
+    assert "reload_command" not in entries(wanted, found)[0]
+    assert found.then[-1].endswith(f"is needed as reload_command: systemctl stop nginx; {script}")
+
+
+def test_homes_are_hidden_from_an_agent_of_root(tmp_path: Path, wanted: Wanted, ca: PublicCa) -> None:
+    """Its unit has ProtectHome: what lies there is copied, for root too."""
+    folder = lego_certificate(tmp_path / "lego", WEB, ca.pair(WEB, "example.com"))
+    (lineage,) = find("lego", tmp_path / "lego", NOW)
+    moved = {kind: Path("/root/.lego/certificates") / path.name for kind, path in lineage.paths.items()}
+    found = taken(wanted, [dataclasses.replace(lineage, paths=moved)], NAMES, ROOT)
+    assert len(found.copies.steps) == 3
+    assert entries(wanted, found)[0]["key"] == str(wanted.tls / "web.key")
+    in_place = taken(wanted, [lineage], NAMES, ROOT)
+    assert entries(wanted, in_place)[0]["key"] == str(folder / f"{WEB}.key")
 
 
 def test_an_rsa_key_is_what_agent_yml_says(tmp_path: Path, wanted: Wanted, ca: PublicCa) -> None:
