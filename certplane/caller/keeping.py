@@ -142,7 +142,7 @@ class Keeping:
         return self._plan(self._clock.now()).time
 
     def on_change(self, changed: Changed) -> Callable[[], None]:
-        """Have `changed` called with each new certificate, in the order in which they were added."""
+        """Have `changed` called with each certificate that comes after the start's, in the order of adding."""
         self._changed.append(changed)
 
         def end() -> None:
@@ -363,7 +363,7 @@ class Keeping:
         logger.info(
             "profile %s has certificate %s until %s", self._profile, certificate.serial_number, certificate.not_after
         )
-        for changed in list(self._changed):
+        for changed in list(self._changed) if self._tasks else ():  # what `start` brings is no change
             try:
                 done = changed(issued)
                 if isinstance(done, Awaitable):
