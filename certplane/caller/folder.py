@@ -31,7 +31,7 @@ from certplane.pki.chain import leaf_facts, split_chain
 from certplane.pki.keys import load_private_key, public_key_sha256
 from certplane.runtime.disk_errors import disk_error
 from certplane.runtime.failpoints import failpoint
-from certplane.runtime.files import Directory, UnsafeDirectoryError, open_directory
+from certplane.runtime.files import Directory, open_directory
 from certplane.runtime.json_state import MOST_BYTES, StateError, decode, encode
 from certplane.runtime.pid_lock import HeldError, lock_with_pid
 
@@ -175,7 +175,7 @@ class FolderStore(CertificateStore):
         """Remove what a crash has left half-way, and a request whose certificate is in use already."""
         for name in (_NEW, _OLD):
             folder.discard_tree(name)
-        with contextlib.suppress(OSError, StateError, CertplaneError):
+        with contextlib.suppress(OSError, ValueError, CertplaneError):
             current, pending = _read_version(folder, _CURRENT), _read_pending(folder, _PENDING)
             if current.certificate.public_key_sha256 == pending.wanted.public_key_sha256:
                 _drop_pending(folder)
@@ -189,7 +189,7 @@ class FolderStore(CertificateStore):
             return read(folder, name)
         except FileNotFoundError as error:
             why: object = f"lacks {error.filename}"
-        except (StateError, UnsafeDirectoryError, CertplaneError) as error:
+        except (ValueError, CertplaneError) as error:  # StateError, and octets that are no text
             why = error
         aside = folder.set_aside(name)
         logger.warning("%s is damaged (%s); it is now %s", folder.path / name, why, aside)

@@ -58,6 +58,10 @@ async def test_a_certificate_ends_its_request(store: CertificateStore) -> None:
         assert store.load() == (made, None)
 
 
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
 class TestFolder:
     """What is the folder's alone."""
 
@@ -88,8 +92,7 @@ class TestFolder:
             made = await issued(pending())
             store.put(made)
         current = folder / "current"
-        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-        assert stat.S_IMODE((current / "privkey.pem").stat().st_mode) == 0o600
+        assert [mode_of(folder), mode_of(current / "privkey.pem")] == [0o700, 0o600]
         assert (current / "privkey.pem").read_bytes() == made.private_key_pem
         assert (current / "fullchain.pem").read_text() == made.fullchain_pem
         assert sorted(path.name for path in (folder / "versions").iterdir()) == ["3", "4"]
@@ -97,7 +100,7 @@ class TestFolder:
     def test_two_keepers(self, folder: Path) -> None:
         """The second one of a folder is told whose it is."""
         first = self.opened(folder)
-        with pytest.raises(OperationError, match="is in use by process .*one keeper has a folder"):
+        with pytest.raises(OperationError, match=r"is in use by process .*one keeper has a folder"):
             self.opened(folder)
         first.close()
         self.opened(folder).close()

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from certplane.client import (
     Certificate,
@@ -28,50 +27,18 @@ from certplane.client import (
     SyncClient,
 )
 from certplane.pki.keys import load_private_key, public_key_sha256
-from tests.support.deployed_broker import DeployedBroker
-from tests.support.waiting import no_hang, until
+from certplane.v1 import fleet_pb2, fleet_pb2_grpc
+from tests.support.client_site import OPERATOR, SERVICE, ClientSite
+from tests.support.waiting import HANG, no_hang, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
-POLICY: dict[str, Any] = {
-    "hosts": {"web1": {"identity": "web1.certplane.test", "profiles": ["web"]}},
-    "services": {"api": {"identity": "api.certplane.test", "profiles": ["api", "wide"]}},
-    "profiles": {
-        "web": {"type": "multi_san", "dns_names": ["web.example.test"]},
-        "api": {"type": "multi_san", "dns_names": ["api.example.test"]},
-        "wide": {"type": "multi_san", "dns_names": ["a.api.example.test", "b.api.example.test"]},
-    },
-}
 
-NO_LIMITS = {
-    "new_keys_per_identity_profile_per_day": 0,
-    "certificates_per_identity_profile_per_day": 0,
-    "certificates_per_name_set_per_week": 0,
-}
-
-
-class Site:
-    """A broker, and clients of its identities from files."""
-
-    def __init__(self, folder: Path, broker: DeployedBroker) -> None:
-        self.folder, self.broker = folder, broker
-
-    async def config(self, name: str = "api.certplane.test") -> Path:
-        """client.yml of an identity, beside its files."""
-        folder = self.folder / name
-        folder.mkdir(exist_ok=True)
-        (await self.broker.identity(name)).write(folder, "identity")
-        deployment = self.broker.deployment
-        file = folder / "client.yml"
-        file.write_text(
-            f'broker: {{url: "https://localhost:{deployment.broker_port}", '
-            f"server_ca_bundle: {deployment.broker_folder / 'root.crt'}}}\n"
-            "identity: {cert: identity.crt, key: identity.key}\n"
-        )
-        return file
+class Site(ClientSite):
+    """With clients."""
 
     @asynccontextmanager
-    async def client(self, name: str = "api.certplane.test") -> AsyncIterator[Client]:
+    async def client(self, name: str = SERVICE) -> AsyncIterator[Client]:
         async with Client.from_config(await self.config(name)) as client:
             yield client
 
@@ -79,8 +46,8 @@ class Site:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
     folder = tmp_path_factory.mktemp("client")
-    async with DeployedBroker.running(folder / "site", POLICY, rate_limits=NO_LIMITS) as broker:
-        yield Site(folder, broker)
+    async with Site.running(folder) as site:
+        yield site  # type: ignore[misc]
 
 
 async def test_a_caller_learns_who_it_is(site: Site) -> None:
@@ -197,8 +164,7 @@ async def test_keep_and_renew(site: Site, tmp_path: Path) -> None:
         keeper.on_change(heard.append)
         server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context)
         port = server.sockets[0].getsockname()[1]
-        roots = tmp_path / "roots.pem"
-        roots.write_bytes((await site.broker.deployment.pebble.root()).public_bytes(Encoding.PEM))
+        roots = await site.roots()
         first = await asyncio.to_thread(handshake, port, roots)
         keeper.renew()
         async with no_hang():
@@ -210,6 +176,66 @@ async def test_keep_and_renew(site: Site, tmp_path: Path) -> None:
             True,
         )
         assert (tmp_path / "tls/current/fullchain.pem").read_text() == keeper.current.fullchain_pem
+
+
+async def watches_of(channel: Any) -> int:
+    """How many watches of the service operators see."""
+    stub: Any = fleet_pb2_grpc.FleetServiceStub(channel)
+    wanted = fleet_pb2.FleetFilter(hosts=["api.certplane.test"])
+    listed = await stub.ListHosts(fleet_pb2.ListHostsRequest(filter=wanted), timeout=HANG)
+    return sum(host.watch_count for host in listed.hosts if host.connected)
+
+
+async def test_told_by_the_broker(site: Site) -> None:
+    """A keeper's service is connected in the fleet, and renews the moment an operator asks for it, or it is revoked."""
+    heard: list[Any] = []
+    async with site.broker.channel(OPERATOR) as channel, site.client() as client:
+        async with CertificateKeeper(client, profile="api") as keeper, no_hang():
+            keeper.on_change(heard.append)
+
+            async def connected() -> bool:
+                return await watches_of(channel) == 1
+
+            await until(connected, poll=0.2, what="the service in the fleet")
+            await until(lambda: client._news.live, what="the stream of news")
+            certificate_id = keeper.current.certificate.certificate_id
+            await site.request_renewal(certificate_id)
+            await until(lambda: len(heard) == 1, what="the renewal that was asked for")
+            assert keeper.current.certificate.certificate_id != certificate_id
+            revoked = keeper.current.certificate.certificate_id
+            await client.revoke(revoked)
+            await until(lambda: len(heard) == 2, what="what replaces the revoked one")
+            assert keeper.current.certificate.certificate_id != revoked
+
+        async def gone() -> bool:
+            return await watches_of(channel) == 0
+
+        await until(gone, poll=0.2, what="the end of the watch in the fleet")
+
+
+async def test_news_for_whoever_watches(site: Site) -> None:
+    """`watch_certificates` begins with what there is, and goes on after a restart of the broker."""
+    async with site.client() as client, no_hang():
+        issued = await client.issue(profile="wide")
+        news = client.watch_certificates()
+        async for first in news:
+            if first.certificate_id == issued.certificate.certificate_id:
+                break
+        assert (first.dns_names, first.revoke_time) == (("a.api.example.test", "b.api.example.test"), None)
+        await site.broker.deployment.start_broker()
+        await client.revoke(issued.certificate.certificate_id, RevocationReason.SUPERSEDED)
+        async for told in news:
+            if told.revoke_time is not None and told.certificate_id == issued.certificate.certificate_id:
+                break
+        assert told.revocation_reason is RevocationReason.SUPERSEDED
+        await news.aclose()
+
+
+async def test_a_host_has_another_stream(site: Site) -> None:
+    """A host's own program keeps a certificate too: without news it polls."""
+    async with site.client("web1.certplane.test") as client, CertificateKeeper(client, profile="web") as keeper:
+        assert keeper.current.certificate.dns_names == ("web.example.test",)
+        assert not client._news.live
 
 
 async def test_the_same_without_a_loop(site: Site, tmp_path: Path) -> None:

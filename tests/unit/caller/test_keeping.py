@@ -70,6 +70,7 @@ class World:
             self.clock.advance(step)
             for _ in range(20):
                 await asyncio.sleep(0)
+        await self.rests()
 
 
 def news_of(certificate: Certificate, **changes: object) -> CertificateNews:

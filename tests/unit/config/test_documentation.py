@@ -19,6 +19,7 @@ from certplane.agent import settings as agent
 from certplane.broker import settings as broker
 from certplane.broker.policy import document as policy
 from certplane.broker.policy.entries import PolicyFile
+from certplane.caller import settings as caller
 from certplane.config.document import Source
 from certplane.config.durations import format_duration
 from certplane.ctl import settings as ctl
@@ -29,12 +30,14 @@ _FILES = {
     "broker.yml": broker.BrokerSettings,
     "policy.yml": PolicyFile,
     "ctl.yml": ctl.CtlSettings,
+    "client.yml": caller.ClientSettings,
 }
 _LOADERS: dict[str, Callable[[Path], object]] = {
     "agent.yml": agent.load_settings,
     "broker.yml": broker.load_settings,
     "policy.yml": policy.load_policy,
     "ctl.yml": ctl.load_settings,
+    "client.yml": caller.load_settings,
 }
 _ROW = re.compile(r"^\| `([^`]+)` \| (.*?) \| (.+) \|$")
 _NO_DEFAULT = {dataclasses.MISSING: "required", None: "none", "": "none", (): "none"}
