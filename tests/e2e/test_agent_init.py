@@ -10,16 +10,23 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import pytest_asyncio
+import yaml
+from cryptography import x509
 
 from certplane.sandbox.certificates import CertificateAuthority
 from certplane.sandbox.deployment import Deployment, DeploymentOptions
+from certplane.sandbox.identity_pki import IdentityRules
 from certplane.sandbox.step_ca import StepCa
 from tests.support.init_host import InitHost
 from tests.support.limits import UNLIMITED
 from tests.support.parts import need_part
+from tests.support.tls_services import Haproxy, Nginx, served_serial
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
@@ -278,18 +285,16 @@ async def test_a_token_s_file_is_removed_once_it_is_used(host: InitHost, tmp_pat
 
 FREE_POINTS = (
     "setup.folder.before",
-    "setup.folder.made",
+    "setup.folder.made@2",
     "setup.file.before",
     "setup.file.after",
     "init.folders",
     "enroll.key.after",
     "enroll.stage.after",
-    "enroll.activate.after",
     "init.enrolled",
     "init.granted",
     "init.asked",
     "setup.file.before@3",
-    "setup.file.after@3",
 )
 """Where the token isn't spent, or the identity is on disk."""
 
@@ -316,6 +321,91 @@ async def test_a_run_that_lost_the_ca_s_answer_wants_a_new_token_and_keeps_the_k
     assert killed.status == KILLED
     assert "the token was used before" in (await host.init("--profile", "web", token=token)).stderr
     assert (await host.init("--profile", "web", token=host.mint())).status == 0
+
+
+async def test_an_identity_that_has_ended_is_got_anew_with_a_token(tmp_path: Path) -> None:
+    """Without a token it is told since when; with one the host is enrolled again, in the place of the old identity."""
+    need_part("step-ca")
+    rules = IdentityRules(lifetime=timedelta(seconds=3))
+    async with StepCa(tmp_path / "ca", rules, part=need_part("step-ca")) as ca:
+        world = SimpleNamespace(identity_ca=ca, broker_port=1, broker_folder=ca.roots_file.parent)
+        folder = tmp_path / "host"
+        folder.mkdir()
+        host = InitHost(cast("Deployment", world), folder, HOST.format("short"))
+        host.user = "root" if os.geteuid() == 0 else ""
+        at = host.arguments.index("--broker-ca")
+        arguments = [*host.arguments[:at], *host.arguments[at + 2 :], "--profile", "web"]
+        assert "this host is enrolled as" in (await host.init(arguments=arguments, token=host.mint())).stderr
+        leaf = x509.load_pem_x509_certificate((host.state / "identity" / "versions" / "1" / "cert.pem").read_bytes())
+        await until(lambda: datetime.now(UTC) > leaf.not_valid_after_utc, what="the end of the identity")
+        told = await host.init(arguments=arguments)
+        assert told.status == 2
+        assert "--token: is required: this host's identity ended at" in told.stderr
+        again = await host.init(arguments=arguments, token=host.mint())
+        assert "enrolled as" in again.stderr
+        assert (host.state / "identity" / "versions" / "2").exists()
+
+
+@pytest.mark.parametrize("kind", ["nginx", "haproxy"])
+async def test_what_a_preset_writes_is_what_the_service_reads(host: InitHost, kind: str) -> None:
+    """A real nginx, a real HAProxy: the outputs serve, a renewal is reloaded, and the look at the service finds it."""
+    part = need_part(kind)
+    assert (await host.init("--profile", "web", "--service", kind, token=host.mint())).status == 0
+    written = host.config.read_text()
+    host.config.write_text(written.replace(f"systemctl reload {kind}.service", "true"))
+    (certificate,) = host.settings["certificates"]
+    verify = certificate.pop("verify")
+    host.config.write_text(
+        yaml.safe_dump({**host.settings, "certificates": [{**certificate, "reload_command": "true"}]})
+    )
+    once = await host.run("-c", str(host.config), "run", "--once")
+    assert once.status == 0, once.stderr
+    service = {"nginx": Nginx, "haproxy": Haproxy}[kind](part, host.folder / kind, host.tls)
+    await service.start()
+    try:
+        before = await served_serial(service.port)
+        certificate |= {"reload_command": service.reload_command}
+        certificate["verify"] = {**verify, "connect": f"127.0.0.1:{service.port}"}
+        host.config.write_text(yaml.safe_dump({**host.settings, "certificates": [certificate]}))
+        renewed = await host.run("-c", str(host.config), "renew", "web")
+        assert renewed.status == 0, renewed.stderr
+        assert await served_serial(service.port) != before
+        status = await host.run("-c", str(host.config), "status", "--json")
+        assert "SERVING" in status.stdout or "serving" in status.stdout
+    finally:
+        await service.stop()
+
+
+async def test_a_terminal_is_asked_for_what_is_missing_and_shows_no_token(host: InitHost) -> None:
+    """Each question in turn, a wrong answer asked again; the token isn't echoed."""
+    arguments = host.arguments
+    for argument in ("--name", "--ca-url", "--ca-fingerprint"):
+        at = arguments.index(argument)
+        del arguments[at : at + 2]
+    ca, token = host.deployment.identity_ca, host.mint()
+    async with host.in_terminal("init", *arguments, "--profile", "web") as screen:
+        await screen.writes("This host's name in policy.yml")
+        screen.press("not a name\r")
+        await screen.writes("an identity is a DNS name or a URI")
+        screen.press(f"{host.name}\r")
+        await screen.writes("The internal CA's URL, https://:")
+        screen.press(f"{ca.url}\r")
+        await screen.writes("The fingerprint of its root")
+        screen.press(f"{ca.authority.fingerprint}\r")
+        await screen.writes(f"A one-time token for {host.name}")
+        screen.press(f"{token}\r")
+        await screen.ends(0)
+    assert token not in screen.text
+    assert host.settings["identity"]["name"] == host.name
+
+
+async def test_ctrl_d_at_a_question_ends_it_with_nothing_made(host: InitHost) -> None:
+    """Whoever doesn't want to go on is let go."""
+    async with host.in_terminal("init", "-c", str(host.config)) as screen:
+        await screen.writes("This host's name in policy.yml")
+        screen.press("\x04")
+        await screen.ends(130)
+    assert list(host.folder.iterdir()) == []
 
 
 @pytest.fixture
@@ -350,6 +440,27 @@ async def test_root_makes_the_folders_and_the_agent_s_user_the_identity(
     assert "runs as user nobody" in check.stdout
     again = await host.init("--profile", "web")
     assert "nothing to do" in again.stdout, again.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the other tests are this one then")
+async def test_a_plain_user_sets_an_agent_of_its_own_up(deployment: Deployment, open_folder: Path) -> None:
+    """Nobody but root needs to be root: all of it is that user's, in its own folders, and another user is refused."""
+    account = pwd.getpwnam("nobody")
+    os.chown(open_folder, account.pw_uid, account.pw_gid)
+    host = InitHost(deployment, open_folder, HOST.format(f"host{next(_NUMBERS)}"))
+    host.acts_as = account.pw_uid
+    root = open_folder.with_suffix(".pem")
+    shutil.copy(deployment.broker_folder / "root.crt", root)
+    root.chmod(0o644)
+    try:
+        arguments = [str(root) if each.endswith("root.crt") else each for each in host.arguments]
+        done = await host.init("--profile", "web", arguments=arguments, token=host.mint())
+        assert done.status == 0, done.stderr
+        assert {path.lstat().st_uid for path in host.folder.rglob("*")} == {account.pw_uid}
+        refused = await host.init("--profile", "web", "--user", "root", arguments=arguments)
+        assert "only root sets up a program of user root" in refused.stderr
+    finally:
+        root.unlink()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="somebody else's user is root's business alone")

@@ -302,7 +302,7 @@ async def test_a_ca_that_is_away_fails_the_check_and_not_the_files(broker: NewBr
     "armed",
     [
         "setup.folder.made=kill@2",
-        "setup.file.after=kill@4",
+        "init.files=kill",
         "init.key.after=kill",
         "init.certificate.after=kill",
     ],

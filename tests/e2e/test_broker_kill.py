@@ -20,6 +20,8 @@ import pytest
 import pytest_asyncio
 
 import certplane.broker
+from certplane.broker.init.certificate import FAILPOINTS as OWN_CERTIFICATE
+from certplane.broker.init.command import FAILPOINTS as INIT
 from certplane.broker.issuance.steps import FAILPOINTS
 from certplane.pki.keys import load_private_key
 from certplane.sandbox import faults
@@ -159,6 +161,9 @@ async def test_every_failpoint_of_the_broker_is_walked() -> None:
         *TOLD_AND_COPIED,
         *ROLLOUT,
         *INCIDENT,
+        # Where `certplane-broker init` can be killed: `test_broker_init` walks them.
+        *OWN_CERTIFICATE,
+        *INIT,
     }
 
 

@@ -7,14 +7,28 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import termios
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from certplane.sandbox.deployment import Deployment, Finished
+from tests.support.in_terminal import InTerminal
 from tests.support.waiting import no_hang
+
+_AS_USER = """
+import encodings.idna, encodings.utf_8_sig, os, sys
+from certplane.agent.cli import main
+from certplane.agent.init import command, identity
+identity.load()  # that user may have no way to the test's own virtual environment
+os.setgroups([])
+os.setresgid({uid}, {uid}, {uid})
+os.setresuid({uid}, {uid}, {uid})
+sys.exit(main())
+"""
 
 
 class InitHost:
@@ -28,7 +42,8 @@ class InitHost:
         self.state = folder / "var" / "agent"
         self.tls = folder / "etc" / "tls"
         self.user = ""
-        self.made_before = sorted(folder.rglob("*"))
+        self.acts_as: int | None = None
+        """The user by whom the program is run; None for the test's."""
 
     @property
     def arguments(self) -> list[str]:
@@ -56,7 +71,7 @@ class InitHost:
     async def run(self, *arguments: str, told: str | None = None, environment: Mapping[str, str] = {}) -> Finished:
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "certplane.agent", *arguments),
+            *(sys.executable, "-P", *self._program, *arguments),
             env={**kept, "LANG": "C.UTF-8", **environment},
             stdin=subprocess.DEVNULL if told is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -67,6 +82,36 @@ class InitHost:
             out, errors = await process.communicate(None if told is None else f"{told}\n".encode())
         assert process.returncode is not None
         return Finished(process.returncode, out.decode(), errors.decode())
+
+    @property
+    def _program(self) -> list[str]:
+        return ["-m", "certplane.agent"] if self.acts_as is None else ["-c", _AS_USER.format(uid=self.acts_as)]
+
+    @asynccontextmanager
+    async def in_terminal(self, *arguments: str) -> AsyncIterator[InTerminal]:
+        """Run it on a terminal of its own."""
+        master, slave = os.openpty()
+        before = termios.tcgetattr(slave)
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "certplane.agent", *arguments),
+            env={**kept, "LANG": "C.UTF-8", "TERM": "xterm"},
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+        )
+        shown = InTerminal(master, slave, process, before)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(master, shown.read)
+        try:
+            yield shown
+        finally:
+            loop.remove_reader(master)
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+            os.close(master)
+            shown.close_slave()
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -92,15 +92,15 @@ class _Init:
     def run(self) -> int:
         first = self._as_user(lambda: _first_look(self._wanted, self._pin, self._settings))
         internal_ca: str = first["internal_ca"]
-        enrolled: bool = first["enrolled"]
+        why: str = first["why"]
         files = self._files(internal_ca)
         findings = look(files)
         if not self._dry:
             refuse_differences(findings, replace=self._replace)
             self._refuse_other_host()
-        token = "" if enrolled else self._token(fingerprints(internal_ca))
+        token = self._token(fingerprints(internal_ca), why) if why else ""
         if self._dry:
-            return self._show(files, enrolled=enrolled)
+            return self._show(files, enrolled=not why)
         changed = apply(files, print, replace=self._replace)
         failpoint("init.folders")
         granted = self._granted(token)
@@ -146,8 +146,7 @@ class _Init:
     def _provisional(self) -> tuple[Certificate, ...]:
         return certificates_of(self._wanted, self._wanted.profiles, None)
 
-    def _token(self, roots: Sequence[str]) -> str:
-        why = "this host has no identity yet"
+    def _token(self, roots: Sequence[str], why: str) -> str:
         return token_for(self._asker, self._options.token, self._wanted.name, roots, SystemClock(), why=why)
 
     def _show(self, files: Plan, *, enrolled: bool) -> int:
@@ -237,17 +236,17 @@ class _Init:
 
 
 def _first_look(wanted: Wanted, pin: Pin, settings: AgentSettings) -> Mapping[str, Any]:
-    """As the agent's user: the internal CA's roots, and whether the host has its identity."""
+    """As the agent's user: the internal CA's roots, and why a token is needed, if it is."""
 
-    async def enrolled() -> bool:
+    async def why_no_identity() -> str:
         host = Host(settings)
         try:
-            return await identity.has_identity(host)
+            return await identity.why_no_identity(host)
         finally:
             host.close()
 
     text = internal_ca_text(PROGRAM, wanted.ca_url, pin, wanted.internal_ca, SystemClock())
-    return {"internal_ca": text, "enrolled": asyncio.run(enrolled())}
+    return {"internal_ca": text, "why": asyncio.run(why_no_identity())}
 
 
 def _settings(wanted: Wanted, certificates: Sequence[Certificate]) -> AgentSettings:

@@ -69,15 +69,15 @@ def load() -> None:
         importlib.import_module(module)
 
 
-async def has_identity(host: Host) -> bool:
-    """Whether an identity is in force here, or is ready to be put in force.
+async def why_no_identity(host: Host) -> str:
+    """Why a token is needed; empty where an identity is in force here, or is ready to be put in force.
 
     Raises:
         OperationError: it is another name's.
     """
     identity = await host.current_identity()
     if identity is None:
-        return False
+        return "this host has no identity yet"
     name = host.settings.identity.name
     if identity.dns_names and name not in identity.dns_names and "://" not in name:
         raise OperationError(
@@ -85,7 +85,12 @@ async def has_identity(host: Host) -> bool:
             remedy="give that name, or another --state-dir; to give this host another name, "
             "docs/machines.md, `Replacing a machine`",
         )
-    return True
+    if identity.not_after <= host.clock.now():
+        return (
+            f"this host's identity ended at {identity.not_after:%Y-%m-%d %H:%M} UTC (the agent gets it back by itself "
+            "where the CA renews expired ones)"
+        )
+    return ""
 
 
 async def obtain(settings: AgentSettings, token: str, progress: Progress) -> Granted:
@@ -101,10 +106,11 @@ async def obtain(settings: AgentSettings, token: str, progress: Progress) -> Gra
     """
     host = Host(settings)
     try:
-        enrolled = not await has_identity(host) or await host.disk.run(host.identity.versions.current) is None
+        current = await host.disk.run(host.identity.versions.current)
+        enrolled = current is None or bool(await why_no_identity(host))
         if enrolled:
             with host.lock():
-                await host.enroll(progress, force=False, token=token)
+                await host.enroll(progress, force=current is not None, token=token)
             failpoint("init.enrolled")
         granted = await _ask(host, progress, enrolled=enrolled)
         failpoint("init.granted")
