@@ -15,6 +15,7 @@ from typing import Final
 
 import yaml
 
+from certplane.config.values import canonical_identity_name
 from certplane.errors import OperationError
 
 _Loader: Final[type[yaml.SafeLoader | yaml.CSafeLoader]] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -26,7 +27,7 @@ _BY_HAND: Final = "edit it by hand, see docs/configuration.md, and run this agai
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A host or a service as the text has it."""
+    """A host or a service as the text has it; its identity as certificates have it."""
 
     section: str
     label: str
@@ -54,10 +55,11 @@ class PolicyText:
 
     def find(self, name: str) -> Holder | None:
         """The host or service with this identity, or else with this label; a host first."""
+        identity = canonical(name)
         holders = [
             self._holder(section, label, node) for section in _SECTIONS for label, node in self._entries(section)
         ]
-        by_identity = (each for each in holders if each.identity == name)
+        by_identity = (each for each in holders if each.identity == identity)
         by_label = (each for each in holders if each.label == name)
         return next(by_identity, None) or next(by_label, None)
 
@@ -139,7 +141,7 @@ class PolicyText:
         identity, profiles = _child(node, "identity"), _child(node, "profiles")
         listed = profiles[1].value if profiles and isinstance(profiles[1], yaml.SequenceNode) else []
         names = tuple(str(each.value) for each in listed if isinstance(each, yaml.ScalarNode))
-        return Holder(section, label, str(identity[1].value) if identity else "", names)
+        return Holder(section, label, canonical(str(identity[1].value)) if identity else "", names)
 
     def _column_of_dash(self, node: yaml.SequenceNode) -> int:
         """Where the dashes of a block list are: before its first item, on that line."""
@@ -195,6 +197,14 @@ def _is_alias(key: yaml.Node, value: yaml.Node) -> bool:
 
 def _is_null(node: yaml.Node) -> bool:
     return isinstance(node, yaml.ScalarNode) and not node.style and node.value in {"", "~", "null"}
+
+
+def canonical(name: str) -> str:
+    """An identity's name as the broker compares it; a text that is none stays as it is."""
+    try:
+        return canonical_identity_name(name)
+    except ValueError:
+        return name
 
 
 def _scalar(text: str) -> str:

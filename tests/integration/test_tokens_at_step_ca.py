@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import shutil
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from pathlib import Path
@@ -11,15 +14,17 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from certplane.broker.enrolling.provisioner_key import ProvisionerKey
+from certplane.broker.enrolling.provisioner_key import ProvisionerKey, ProvisionerKeyError
 from certplane.broker.enrolling.tokens import IdentityCa
 from certplane.sandbox.https_client import HttpAnswer
 from certplane.sandbox.identity_authority import PROVISIONER_OID, provisioner_extension
 from certplane.sandbox.identity_pki import certificate_request
 from certplane.sandbox.ports import PROVISIONER
+from certplane.sandbox.process import ServerProcess, accepts_tcp, start_on_free_port
 from certplane.sandbox.step_ca import StepCa
 from certplane.v1 import enrollment_pb2 as pb
 from certplane.v1 import enrollment_pb2_grpc
@@ -29,6 +34,8 @@ from tests.support.parts import need_part
 from tests.support.waiting import HANG
 
 pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -133,3 +140,90 @@ async def test_a_key_that_step_makes(tmp_path: Path) -> None:
     assert await process.wait() == 0
     key = ProvisionerKey((tmp_path / "key").read_text())
     assert key.key_id == json.loads((tmp_path / "pub").read_text())["kid"]
+
+
+def typed(script: str, folder: Path, **options: Any) -> str:
+    """What a shell prints whose `step` is the real one; it must end well."""
+    programs = folder / "bin"
+    if not programs.exists():
+        programs.mkdir()
+        (programs / "step").symlink_to(need_part("step").path)
+    environment = {"HOME": str(folder), "STEPPATH": str(folder / "step"), "PATH": f"{programs}:/usr/bin:/bin"}
+    done = subprocess.run(
+        ["/bin/sh", "-euc", script],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=HANG,
+        check=False,
+        **options,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def made(folder: Path, port: int) -> None:
+    """A CA as docs/setup.md makes it, and the provisioner for the broker as docs/configuration.md does."""
+    password = folder / "password"
+    password.write_text("s3cret")
+    typed(
+        f"step ca init --deployment-type standalone --name Test --dns 127.0.0.1 --address 127.0.0.1:{port} "
+        f"--provisioner admin --password-file {password} --provisioner-password-file {password}",
+        folder,
+    )
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```sh\n(.*?)```", text.partition("### One-time tokens")[2].partition("\n## ")[0], re.DOTALL)
+    block = re.sub(r"systemctl restart step-ca.service\n", "", block)
+    typed(block.replace("/etc/step-ca", str(folder / "step")).replace("/root/", f"{folder}/"), folder)
+
+
+def decrypted(folder: Path) -> str:
+    """The key of step-ca's own provisioner, by the command that the documents and the broker's remedy name."""
+    provisioners = json.loads((folder / "step" / "config" / "ca.json").read_text())["authority"]["provisioners"]
+    (encrypted,) = (each["encryptedKey"] for each in provisioners if each["name"] == "admin")
+    with pytest.raises(ProvisionerKeyError, match="step crypto jwe decrypt"):
+        ProvisionerKey(encrypted)
+    return typed(f"step crypto jwe decrypt --password-file {folder / 'password'}", folder, input=encrypted)
+
+
+async def test_a_provisioner_made_by_the_documents_commands(tmp_path: Path) -> None:
+    """A real CA takes the tokens of the broker's own provisioner, and those of its first one's decrypted key."""
+    part = need_part("step-ca")
+
+    async def start(port: int) -> tuple[ServerProcess, int]:
+        shutil.rmtree(tmp_path / "step", ignore_errors=True)
+        await asyncio.to_thread(made, tmp_path, port)
+        process = ServerProcess(
+            "step-ca",
+            [part.path, tmp_path / "step" / "config" / "ca.json", "--password-file", tmp_path / "password"],
+            log=tmp_path / "step-ca.log",
+            environment={"HOME": str(tmp_path), "STEPPATH": str(tmp_path / "step")},
+        )
+        await process.start(lambda: accepts_tcp("127.0.0.1", port))
+        return process, port
+
+    process, port = await start_on_free_port(start)
+    try:
+        root = tmp_path / "step" / "certs" / "root_ca.crt"
+        certificate = x509.load_pem_x509_certificate(root.read_bytes())
+        for provisioner, key in (
+            ("certplane-broker", (tmp_path / "certplane.key").read_text()),
+            ("admin", await asyncio.to_thread(decrypted, tmp_path)),
+        ):
+            ca = IdentityCa(
+                f"https://127.0.0.1:{port}",
+                certificate.fingerprint(hashes.SHA256()).hex(),
+                provisioner,
+                "key",
+                timedelta(minutes=5),
+            )
+            async with serve_edge(identity_ca=ca, secrets=FakeSecretSource({"key": key})) as edge:
+                token = await token_of(edge)
+            command = f"step ca certificate {HOST} {provisioner}.crt {provisioner}.key --token {token} --force"
+            await asyncio.to_thread(typed, f"{command} --ca-url {ca.url} --root {root}", tmp_path)
+            leaf = x509.load_pem_x509_certificate((tmp_path / f"{provisioner}.crt").read_bytes())
+            names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            assert names.get_values_for_type(x509.DNSName) == [HOST]
+    finally:
+        await process.stop()

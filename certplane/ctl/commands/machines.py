@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from certplane.ctl.client import Client
 from certplane.ctl.commands.token import asked_if_any
-from certplane.ctl.host_policy import Holder, PolicyText
+from certplane.ctl.host_policy import Holder, PolicyText, canonical
 from certplane.ctl.init_line import NewHost, profile_words
 from certplane.ctl.output import members_of
 from certplane.ctl.session import Session, misuse
@@ -67,6 +67,7 @@ async def add(options: argparse.Namespace, session: Session) -> int:
     async with session.client() as client:
         policy = await _Policy.of(client)
         holder, after = _wanted(options, policy.places)
+        _require_host(session, holder)
         members = {"host": holder.label, "identity": holder.identity, "profiles": list(holder.profiles)}
         if after is not None:
             return await _policy_lacks(client, session, policy.edit(after), options, members)
@@ -92,7 +93,7 @@ async def retire(options: argparse.Namespace, session: Session) -> int:
     async with session.client() as client:
         policy = await _Policy.of(client)
         holder = policy.places.find(options.name)
-        identity = options.name if holder is None else holder.identity
+        identity = canonical(options.name) if holder is None else holder.identity
         request = enrollment_pb2.DenyIdentityRequest(
             identity=identity, scope=_NAME, reason=options.reason, dry_run=True
         )
@@ -105,8 +106,8 @@ async def retire(options: argparse.Namespace, session: Session) -> int:
                     f"nobody knows {identity}: neither the policy nor the fleet has it",
                     remedy=f"compare with `{session.command('fleet')}`",
                 )
-            members = {"identity": identity, "state": State.RETIRED, "denied": [*map(members_of, planned.denied)]}
-            _told(session, members, [f"{identity} was retired before; nothing is left to do"])
+            before = {"identity": identity, "state": State.RETIRED, "denied": [*map(members_of, planned.denied)]}
+            _told(session, before, [f"{identity} was retired before; nothing is left to do"])
             return OK
         question = f"{identity} is shut out and forgotten, and gets no certificates any more"
         if not options.dry_run and not options.yes and not await session.agreed(question):
@@ -117,7 +118,7 @@ async def retire(options: argparse.Namespace, session: Session) -> int:
             request.dry_run = False
             answer = await client.deny(request)
         lines = [*([_DRY] if options.dry_run else []), *denied_lines(answer, dry_run=options.dry_run), ""]
-        members = {
+        members: dict[str, Any] = {
             "identity": identity,
             **_dry(options),
             "denied": [*map(members_of, answer.denied)],
@@ -146,6 +147,7 @@ async def replace_machine(options: argparse.Namespace, session: Session) -> int:
         if holder is None:
             command = session.command(f"host add {options.name} --profile PROFILE")
             raise OperationError(f"the policy has no host {options.name}", remedy=f"`{command}` adds one")
+        _require_host(session, holder)
         request = enrollment_pb2.DenyIdentityRequest(
             identity=holder.identity,
             scope=_CERTIFICATES,
@@ -196,7 +198,7 @@ def _wanted(options: argparse.Namespace, policy: PolicyText) -> tuple[Holder, st
     name, profiles = options.name, tuple(dict.fromkeys(options.profile))
     found = policy.find(name) or (policy.find(options.identity) if options.identity else None)
     if found is not None:
-        if options.identity and found.identity != options.identity:
+        if options.identity and found.identity != canonical(options.identity):
             raise misuse(
                 f"the policy has {found.label} with the identity {found.identity}, and not {options.identity}",
                 "leave --identity out, or choose another label",
@@ -206,14 +208,25 @@ def _wanted(options: argparse.Namespace, policy: PolicyText) -> tuple[Holder, st
         return chosen, policy.with_profiles(found, lacking) if lacking else None
     if not profiles:
         raise misuse(f"the policy has no host {name}", "add --profile PROFILE, once for each of its certificates")
-    identity = options.identity or name
-    label = name.partition(".")[0] if identity == name else name
+    identity = canonical(options.identity or name)
+    label = name if options.identity else identity.partition(".")[0]
     if "." not in identity and "://" not in identity:
         raise misuse(f"{name} is no identity", f"add its name as a certificate has it, --identity {name}.example.net")
     if (other := policy.find(label)) is not None or "://" in label or ":" in label:
         taken = f"the label {label} is {other.identity}'s" if other is not None else f"{name} makes no label"
         raise misuse(taken, f"give another one: host add LABEL --identity {identity}")
     return Holder("hosts", label, identity, profiles), policy.with_host(label, identity, profiles)
+
+
+def _require_host(session: Session, holder: Holder) -> None:
+    """See that it is a machine with an agent.
+
+    Raises:
+        OperationError: it is a service.
+    """
+    if holder.section != "hosts":
+        token = session.command(f"token {holder.identity}")
+        raise OperationError(f"{holder.label} is a service, and no host", remedy=f"`{token}` makes a token for it")
 
 
 async def _policy_lacks(

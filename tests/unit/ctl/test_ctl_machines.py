@@ -27,6 +27,8 @@ version: 1
 hosts:
   web1: {identity: web1.example.net, profiles: [web, mail]}
   web2: {identity: web2.example.net, profiles: [web]}
+services:
+  builder: {identity: builder.example.net, profiles: [web]}
 """
 TOKEN = pb.CreateBootstrapTokenResponse(
     token="aaa.bbb.ccc",
@@ -226,6 +228,23 @@ async def test_add_what_cannot_be(broker: OperatorsBroker, ctl: Ctl, line: str, 
     with pytest.raises(ConfigurationError, match=said):
         await ctl("host", "add", *line.split())
     assert broker.requests("CreateBootstrapToken") == broker.requests("PlanPolicy") == []
+
+
+@pytest.mark.parametrize("command", ["add", "replace"])
+async def test_a_service_is_no_host(broker: OperatorsBroker, ctl: Ctl, command: str) -> None:
+    """It has no agent to set up: its token is all that there is to it."""
+    reason = REASON if command == "replace" else ()
+    with pytest.raises(OperationError, match=r"builder is a service.*`certplanectl token builder\.example\.net`"):
+        await ctl("host", command, "builder", *reason)
+    assert broker.requests("DenyIdentity") == broker.requests("CreateBootstrapToken") == []
+
+
+async def test_a_name_as_people_write_it(broker: OperatorsBroker, ctl: Ctl) -> None:
+    """Capitals and a final dot name the same host."""
+    ran = await ctl("host", "add", "Web1.Example.NET.")
+    assert once_of(ran.out).startswith("echo aaa.bbb.ccc | certplane-agent init --name web1.example.net ")
+    ran = await ctl("host", "add", "Web3.Example.NET.", "--profile", "web")
+    assert "+  web3: {identity: web3.example.net, profiles: [web]}" in ran.lines
 
 
 async def test_add_who_is_set_up(broker: OperatorsBroker, ctl: Ctl) -> None:
