@@ -87,6 +87,7 @@ _KINDS: dict[Reason, FailureKind] = {
     Reason.ORDER_NOT_FOUND: FailureKind.UNREACHABLE,
     Reason.CERTIFICATE_NOT_FOUND: FailureKind.UNREACHABLE,
     Reason.HOST_NOT_FOUND: FailureKind.UNREACHABLE,
+    Reason.BOOTSTRAP_NOT_CONFIGURED: FailureKind.UNREACHABLE,  # no answer to an agent
     Reason.STREAM_DISPLACED: FailureKind.UNREACHABLE,
     Reason.STREAM_TIMED_OUT: FailureKind.UNREACHABLE,
     Reason.INTERNAL: FailureKind.UNREACHABLE,
