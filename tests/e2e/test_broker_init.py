@@ -209,7 +209,7 @@ async def test_modes_are_those_that_the_broker_needs(broker: NewBroker) -> None:
         "etc/broker/server.crt": "0o644",
         "etc/secrets": "0o750",  # root's here, and the broker's group may pass
         "etc/secrets/dns-api-token": "0o600",
-        "etc/internal-ca.pem": "0o644",
+        "etc/agent-ca.pem": "0o644",
         "etc/acme-ca.pem": "0o644",
         "etc/broker.yml": "0o640",
         "etc/policy.yml": "0o640",
@@ -379,7 +379,7 @@ async def test_root_makes_the_configuration_and_the_broker_s_user_its_certificat
         "server.crt": theirs,
         "secrets": (0, account.pw_gid),
         "dns-api-token": theirs,
-        "internal-ca.pem": (0, 0),
+        "agent-ca.pem": (0, 0),
         "acme-ca.pem": (0, 0),
         "broker.yml": (0, account.pw_gid),
         "policy.yml": (0, account.pw_gid),

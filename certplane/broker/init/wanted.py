@@ -84,7 +84,7 @@ class Wanted:
     @property
     def internal_ca(self) -> Path:
         """The internal CA's certificates."""
-        return self.folder / "internal-ca.pem"
+        return self.folder / "agent-ca.pem"
 
     @property
     def policy(self) -> Path:
