@@ -221,7 +221,7 @@ async def test_missing_arguments_are_told_at_once_without_a_terminal(broker: New
     """Status 2, each by its name, nothing made."""
     bare = await broker.init(arguments=["-c", str(broker.config)])
     assert bare.status == 2
-    for argument in ("--name", "--ca-url", "--ca-fingerprint", "--directory-url", "--dns-provider"):
+    for argument in ("--name", "--ca-url", "--ca-fingerprint", "--directory-url", "--dns-provider", "--operator"):
         assert f"certplane-broker init: {argument}: is required" in bare.stderr
     without_token = await broker.init()
     assert without_token.status == 2

@@ -244,7 +244,9 @@ def _wanted_by(options: Namespace, config: Path, asker: Asker) -> tuple[Wanted, 
     question = f"Who writes the TXT records: {', '.join(SECRET_KEYS)}"
     provider = asker.value(options.dns_provider, "--dns-provider", question, _provider)
     address = asker.value(options.address, "--address", "", ListenAddress.parse)
-    operators = [asker.value(each, "--operator", "", IdentityName.parse) for each in options.operator]
+    question = "Your own identity as an operator, a name that the internal CA will give to you: alice.ops.example.net"
+    given: list[str | None] = options.operator or [None]  # a policy that gives nothing to anybody is refused
+    operators = [asker.value(each, "--operator", question, IdentityName.parse) for each in given]
     if options.email:
         asker.value(options.email, "--email", "", ContactEmail.parse)
     keys = {}

@@ -35,7 +35,7 @@ def add_init_commands(commands: Any, command: Callable[..., argparse.ArgumentPar
         action="append",
         default=[],
         metavar="NAME",
-        help="an operator's identity, which gets the role admin in policy.yml; may be given again",
+        help="an operator's identity, your own say, which gets the role admin in policy.yml; may be given again",
     )
     ca = parser.add_argument_group("the internal CA")
     ca.add_argument("--ca-url", metavar="URL", help="step-ca: https://ca.example.net")

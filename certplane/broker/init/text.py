@@ -24,10 +24,9 @@ hosts: {}
 #  web1: {identity: web1.example.net, profiles: [web]}
 """
 
-_NO_OPERATORS = """
+_OPERATORS = """
 # Who may look at the fleet (viewer), act on it (operator), and make tokens (admin), by `certplanectl`.
-#operators:
-#  alice: {identity: alice.ops.example.net, roles: [admin]}
+operators:
 """
 
 
@@ -64,14 +63,17 @@ metrics: {{address: "127.0.0.1:9464"}}
 
 
 def policy_yml(wanted: Wanted) -> str:
-    """A policy that gives nothing to nobody yet, and says how it is written."""
-    if not wanted.operators:
-        return _POLICY_HEAD + _NO_OPERATORS
+    """A policy that gives no certificates yet, and says how it is written; its operators are admins."""
+    labels: dict[str, str] = {}
+    for identity in wanted.operators:
+        label, number = _label(identity), 1
+        while (own := label if number == 1 else f"{label}-{number}") in labels:
+            number += 1
+        labels[own] = identity
     operators = "".join(
-        f"  {_label(identity)}: {{identity: {scalar(identity)}, roles: [admin]}}\n" for identity in wanted.operators
+        f"  {label}: {{identity: {scalar(identity)}, roles: [admin]}}\n" for label, identity in labels.items()
     )
-    head = _NO_OPERATORS.partition("#operators")[0]
-    return f"{_POLICY_HEAD}{head}operators:\n{operators}"
+    return _POLICY_HEAD + _OPERATORS + operators
 
 
 def _section(wanted: Wanted) -> str:

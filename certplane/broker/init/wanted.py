@@ -43,7 +43,7 @@ class Wanted:
         provider: the DNS provider.
         provider_keys: of its section, as they are written.
         store: a PostgreSQL URL; empty for SQLite in `state_dir`.
-        operators: identities that get the role admin in policy.yml.
+        operators: identities that get the role admin in policy.yml; one or more, since an empty policy is refused.
         by_unit: whether the systemd unit hands the secret to the broker; otherwise it reads the secrets' folder itself.
     """
 
