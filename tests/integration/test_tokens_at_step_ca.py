@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from certplane.broker.enrolling.provisioner_key import ProvisionerKey, ProvisionerKeyError
 from certplane.broker.enrolling.tokens import IdentityCa
+from certplane.ctl.show.machines import at_the_ca_lines
 from certplane.sandbox.https_client import HttpAnswer
 from certplane.sandbox.identity_authority import PROVISIONER_OID, provisioner_extension
 from certplane.sandbox.identity_pki import certificate_request
@@ -187,6 +188,17 @@ def decrypted(folder: Path) -> str:
     return typed(f"step crypto jwe decrypt --password-file {folder / 'password'}", folder, input=encrypted)
 
 
+def revoked(folder: Path, serial_number: str, ca: str) -> None:
+    """`step ca revoke`, as `host replace` shows it, keeps the old machine from renewing its identity."""
+    lines = at_the_ca_lines(pb.DenyIdentityResponse(active_serial_number=serial_number))
+    (line,) = (line for line in lines if line.startswith("  step ca revoke "))
+    serial = line.split()[-1]  # a person is asked for the provisioner, and its password; a test has a token of it
+    password = f"--provisioner admin --provisioner-password-file {folder / 'password'}"
+    typed(f"{line.strip()} --token $(step ca token --revoke {password} {ca} {serial}) {ca}", folder)
+    with pytest.raises(AssertionError, match="lacked necessary authorization"):
+        typed(f"step ca renew admin.crt admin.key --force {ca}", folder)
+
+
 async def test_a_provisioner_made_by_the_documents_commands(tmp_path: Path) -> None:
     """A real CA takes the tokens of the broker's own provisioner, and those of its first one's decrypted key."""
     part = need_part("step-ca")
@@ -225,5 +237,6 @@ async def test_a_provisioner_made_by_the_documents_commands(tmp_path: Path) -> N
             leaf = x509.load_pem_x509_certificate((tmp_path / f"{provisioner}.crt").read_bytes())
             names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
             assert names.get_values_for_type(x509.DNSName) == [HOST]
+        await asyncio.to_thread(revoked, tmp_path, f"{leaf.serial_number:x}", f"--ca-url {ca.url} --root {root}")
     finally:
         await process.stop()

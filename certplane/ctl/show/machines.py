@@ -5,6 +5,7 @@ For programs it is one object, in the dialect of the broker's messages; `state` 
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from certplane.ctl.output import members_of
 from certplane.ctl.show.words import moment
 from certplane.v1 import enrollment_pb2, policy_pb2
 
+_SERIAL = re.compile(r"[0-9a-f]{1,40}")
 _START = "systemctl enable --now certplane-agent.service"
 _STOP = "systemctl disable --now certplane-agent.service"
 
@@ -116,13 +118,15 @@ def denied_lines(answer: enrollment_pb2.DenyIdentityResponse, *, dry_run: bool) 
 
 
 def at_the_ca_lines(answer: enrollment_pb2.DenyIdentityResponse) -> list[str]:
-    """What a person types at the CA, so that what is shut out here isn't renewed there."""
-    serials = [each.serial_number for each in answer.denied if each.serial_number]
-    if not serials and answer.active_serial_number:
-        serials = [answer.active_serial_number]
+    """What a person types at the CA, so that what is shut out here isn't renewed there.
+
+    In decimal: step-ca's client takes `0x...` for a serial number, and doesn't know it again in a token of its own.
+    """
+    denied = [each.serial_number for each in answer.denied if each.serial_number] or [answer.active_serial_number]
+    serials = [each for each in denied if _SERIAL.fullmatch(each)]
     if not serials:
         return []
-    lines = [f"  step ca revoke 0x{serial}" for serial in serials]
+    lines = [f"  step ca revoke {int(serial, 16)}" for serial in serials]
     return ["at the CA, so that its identity isn't renewed there:", "", *lines, ""]
 
 

@@ -284,7 +284,7 @@ async def test_replace(broker: OperatorsBroker, ctl: Ctl) -> None:
     assert (done.dry_run, done.active_serial_number, done.identity, done.reason) == (False, "1f", WEB1, "a new machine")
     assert done.scope == pb.DenyIdentityRequest.SCOPE_CERTIFICATES
     assert "identity certificate 1f of CN=CA is denied" in ran.lines
-    assert "  step ca revoke 0x1f" in ran.lines
+    assert "  step ca revoke 31" in ran.lines
     assert "  systemctl disable --now certplane-agent.service" in ran.lines
     assert once_of(ran.out).startswith("echo aaa.bbb.ccc | certplane-agent init ")
     names = [name for name, _ in broker.calls]
@@ -359,7 +359,7 @@ async def test_retire_who_is_in_the_policy(broker: OperatorsBroker, ctl: Ctl) ->
     assert ran.status == POLICY_FIRST
     assert f"{WEB1} is denied" in ran.lines
     assert "-  web1: {identity: web1.example.net, profiles: [web, mail]}" in ran.lines
-    assert "  step ca revoke 0x1f" in ran.lines
+    assert "  step ca revoke 31" in ran.lines
     assert "  certplanectl revoke c-1 --as cessationOfOperation --reason 'it was sold'" in ran.lines
     assert ran.lines[-1].endswith(f"then `certplanectl host retire {WEB1} --reason TEXT` again")
     assert [request.dry_run for request in broker.requests("DenyIdentity")] == [True, False]
