@@ -240,6 +240,7 @@ async def test_an_agent_yml_of_somebody_is_never_overwritten_unasked(host: InitH
     assert done.status == 0, done.stderr
     assert (host.config.parent / "agent.yml.before-init").read_text() == "identity: {name: old.example.net}\n"
     assert host.settings["identity"]["name"] == host.name
+    assert f"next, where the agent runs already: certplane-agent -c {host.config} reload" in done.stdout
 
 
 async def test_another_host_s_state_is_never_taken(host: InitHost) -> None:

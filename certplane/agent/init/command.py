@@ -85,6 +85,7 @@ class _Init:
         self._wanted, self._pin = wanted_by(options, config, self._asker)
         self._settings = _settings(self._wanted, ())
         self._who: Account = account(options.user, _USER, remedy=_USER_REMEDY)
+        self._again = self._wanted.config.exists()
         take = self._wanted.take
         # by who runs this: the agent's user can't read another client's keys
         self._lineages = () if take is None else find(take.client, take.folder, SystemClock().now())
@@ -229,6 +230,8 @@ class _Init:
                 print(f"{service} reads it so: {'; '.join(service_lines(service, certificate))}")
         for line in () if taken_over is None else taken_over.then:
             print(line)
+        if self._again:
+            print(f"next, where the agent runs already: certplane-agent{config} reload")
         if _SYSTEMD.exists() and not config and self._who.name == _USER:
             print("next: systemctl enable --now certplane-agent.service")
         else:
