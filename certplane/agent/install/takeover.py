@@ -3,14 +3,15 @@
 What other programs left (certbot, acme.sh, lego, a person) goes on serving if a renewal would bring no better: a key
 and its certificate, of the names and the kind of key that are configured, in force, with a chain that leads upwards.
 Anything else is no reason to fail: it stays as it is, the cause is told once with its remedy, and a certificate is
-ordered. So is where a placeholder stands, as services have one to start with: signed by itself, or a CA's for tests.
+ordered. So is where a placeholder stands, as services have one to start with: signed by itself, a CA's for tests, or
+good for years.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.x509.oid import NameOID
@@ -24,6 +25,9 @@ from certplane.pki.reading import READ_ERRORS
 
 _STAGING = "(STAGING)"
 """How the names of Let's Encrypt's test CAs begin; no client trusts them."""
+_LONGEST = timedelta(days=398)
+"""Of a public CA's certificate: CA/Browser Forum, Baseline Requirements 6.3.2, before 2026. What is good for longer
+would be kept for years, and nobody who moves to a broker wants that."""
 _OR_NOT = "else there is nothing to do: one is ordered"
 
 
@@ -65,6 +69,9 @@ def check_standing(found: Mapping[Part, bytes], wanted: Wanted, now: datetime) -
         if any(name.startswith(_STAGING) for name in _names(leaf.issuer)):
             raise NotTakenOverError("the certificate is of a CA for tests", remedy=_OR_NOT)
         _check_key(leaf, wanted)
+        if facts.not_after - facts.not_before > _LONGEST:
+            life = f"{(facts.not_after - facts.not_before).days} days"
+            raise NotTakenOverError(f"the certificate's lifetime is {life}, longer than a public CA's", remedy=_OR_NOT)
         if facts.not_after <= now:
             raise NotTakenOverError(f"the certificate expired at {_text(facts.not_after)}", remedy=_OR_NOT)
         if facts.dns_names != wanted.dns_names:

@@ -383,6 +383,10 @@ NOT_KEPT: dict[str, tuple[Callable[[PublicCa], Pair], str]] = {
     ),
     "placeholder": (self_signed, "the certificate is signed by itself"),
     "staging": (lambda ca: PublicCa(ca.now, "(STAGING) Ersatz Edamame E1").pair(WEB), "is of a CA for tests"),
+    "for years": (
+        lambda ca: ca.pair(WEB, life=timedelta(days=3650)),
+        "lifetime is 3650 days, longer than a public CA's",
+    ),
     "torn": (torn, "there is no certificate"),
 }
 
