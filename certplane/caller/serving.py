@@ -7,7 +7,8 @@ newest. Connections that are open keep what they have. The certificate and key g
 through a file.
 
 The connection's options, protocol versions and ciphers are those of the context that the server has; but OpenSSL asks
-the newest for ALPN and for the CAs of client certificates. So what sets these is done at both (`LiveContext`).
+the newest for ALPN and for the CAs of client certificates, and `getpeercert` asks it whether there was one. So what
+sets these is done at both (`LiveContext`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import Any, Self
 from typing_extensions import override
 
 from certplane.caller.values import IssuedCertificate
+
+_verify_mode: Any = ssl.SSLContext.verify_mode  # a property, which a subclass can't set through super()
 
 
 def load(context: ssl.SSLContext, issued: IssuedCertificate) -> None:
@@ -71,6 +74,15 @@ class LiveContext(ssl.SSLContext):
     @override
     def load_default_certs(self, purpose: ssl.Purpose = ssl.Purpose.SERVER_AUTH) -> None:
         self._set(lambda context: ssl.SSLContext.load_default_certs(context, purpose))
+
+    @property
+    @override
+    def verify_mode(self) -> Any:
+        return _verify_mode.fget(self)
+
+    @verify_mode.setter
+    def verify_mode(self, value: Any) -> None:
+        self._set(lambda context: _verify_mode.fset(context, value))
 
     def _set(self, setting: Callable[[ssl.SSLContext], None]) -> None:
         setting(self)

@@ -31,6 +31,7 @@ from benchmarks import (
     fleet_index,
     growth,
     issue,
+    keeper,
     load,
     night,
     orders,
@@ -75,6 +76,8 @@ WANTED: Final = (
     ("night", "windows of a third moved by the CA, to the limits' lower bound", "<= 1.15"),
     ("night", "hosts activated outside the failing ring", "<= 0"),
     ("night", "certificates revoked while served", "<= 0"),
+    ("keeper", "requests lost over 100 certificate changes at 200 req/s", "<= 0"),
+    ("keeper", "lines of a Python service that keeps its own certificate", "<= 10"),
     ("rollout", "rollout of 10000 certificates, create, s", "<= 5"),
     ("rollout", "rollout of 10000 certificates, memory, MB", "<= 30"),
 )
@@ -177,6 +180,10 @@ def _rollout(folder: Path, wish: Wish) -> list[Figure]:
     return rollout.measure(folder, share=wish.share)
 
 
+def _keeper(folder: Path, wish: Wish) -> list[Figure]:
+    return keeper.measure(folder, share=wish.share)
+
+
 def _fleet(folder: Path, wish: Wish) -> list[Figure]:
     return fleet_index.measure(folder, rounds=wish.rounds, share=wish.share)
 
@@ -204,6 +211,7 @@ SECTIONS: Final[Mapping[str, Callable[[Path, Wish], list[Figure]]]] = {
     "growth": _growth,
     "night": _night,
     "rollout": _rollout,
+    "keeper": _keeper,
 }
 """Each by itself takes a few minutes with three rounds; certbot ten, and growth as long the first time, when it fills
 5 GB in the user's cache folder (`--share 0.01` is a small one)."""

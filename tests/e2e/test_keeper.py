@@ -107,6 +107,7 @@ async def serving(site: ClientSite, folder: Path, program: str) -> tuple[asyncio
         "api",
         str(port),
         stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,  # a line for each request
         cwd=folder,
     )
     assert process.stdout is not None
@@ -137,4 +138,4 @@ async def test_a_server_whose_certificate_changes_under_load(site: ClientSite, t
         process.kill()
         await process.wait()
     assert load.lost == []
-    assert load.answered > 100 or program == "threaded_server.py"
+    assert load.answered > 50

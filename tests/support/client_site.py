@@ -161,7 +161,7 @@ class Load:
     async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, due: float) -> None:
         writer.write(b"GET / HTTP/1.1\r\nHost: api\r\n\r\n")
         head = await reader.readuntil(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 200 "), head
+        assert head.startswith((b"HTTP/1.0 200 ", b"HTTP/1.1 200 ")), head
         length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
         assert len(await reader.readexactly(length)) == length
         self.answered += 1
