@@ -84,10 +84,11 @@ class RenewalServiceServicer:
         """WatchMyCertificates tells a service what becomes of its own certificates, as a host's stream tells a host: first the
         newest certificate of each profile and key as it is, then Listening, then each change as it happens (a renewal that an
         operator asked for, a revocation, a window that the CA has moved, a newer certificate). A service is connected as
-        long as it has one such call open; any number of its processes may, at any broker. A watcher that reads too slowly
-        gets the latest of each certificate, not every step in between. The call ends with UNAUTHENTICATED the moment the
-        identity's certificate expires, is retired or is denied; watch again after any other end. Read only: what a watcher
-        missed while it was away is in the first messages of its next call.
+        long as it has one such call open. Several of its processes may, at any broker, with the same identity certificate:
+        the first use of a newer one retires the older. A watcher that reads too slowly gets the latest of each certificate,
+        not every step in between. The call ends with UNAUTHENTICATED the moment the identity's certificate expires, is
+        retired or is denied: watch again with the newer one, if there is one. Watch again after any other end. Read only:
+        what a watcher missed while it was away is in the first messages of its next call.
         Callers: services.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

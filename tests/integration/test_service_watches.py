@@ -306,3 +306,17 @@ async def test_a_broker_that_is_gone_has_no_services(edges: tuple[EdgeServer, Ed
                     return row not in [(each.broker_id, each.identity) for each in rows]
 
                 await until(removed)
+
+
+async def test_one_that_does_not_read_is_sent_away(ca: PrivateCa) -> None:
+    """A watcher that leaves more unread than its connection takes is ended, and keeps nothing here."""
+    label = "x" * 60
+    names = tuple(f"{label}.{label}.{label}.{number}.example.org" for number in range(100))  # 20 KB a certificate
+    async with serve_edge(ca, streams=StreamSettings(write_timeout=timedelta(milliseconds=300))) as edge:
+        for _ in range(300):
+            await issue_to(edge, dns_names=names)
+        async with edge.channel(edge.ca.issue([SERVICE])) as channel:
+            watch = ServiceWatch(channel)
+            await until(lambda: len(edge.watches))
+            await until(lambda: not len(edge.watches), what="the end of the call")
+            assert (await ended(watch)).reason is Reason.STREAM_TIMED_OUT
