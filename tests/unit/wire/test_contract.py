@@ -108,5 +108,20 @@ def test_each_rpc_has_messages_of_its_own() -> None:
 def test_generated_packages_keep_their_names(file: FileDescriptor) -> None:
     """Stubs for Go and Java land in the packages that they have always had: callers' imports stay as they are."""
     options = FileOptions.FromString(file.GetOptions().SerializeToString())
-    names = options.go_package, options.java_package, options.java_multiple_files
-    assert names == ("certplane/v1;certplanev1", "certplane.v1", True)
+    names = options.go_package, options.java_package, options.java_multiple_files, options.java_outer_classname
+    outer = f"{file.name.rpartition('/')[2].removesuffix('.proto').capitalize()}Proto"  # else order.proto's is Order
+    assert names == ("certplane/v1;certplanev1", "certplane.v1", True, outer)
+
+
+def test_no_two_classes_of_java_have_one_name() -> None:
+    """Messages, enums and the files' own classes share the one package of Java, and differ in their names."""
+    classes = [
+        name
+        for file in FILES
+        for name in (
+            FileOptions.FromString(file.GetOptions().SerializeToString()).java_outer_classname,
+            *file.message_types_by_name,
+            *file.enum_types_by_name,
+        )
+    ]
+    assert sorted(classes) == sorted(set(classes))
