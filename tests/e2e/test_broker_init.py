@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import pwd
 import shutil
@@ -24,6 +25,7 @@ from certplane.sandbox.deployment import Deployment, DeploymentOptions, Finished
 from certplane.sandbox.loopback import LOOPBACK, free_port
 from certplane.sandbox.process import ServerProcess, accepts_tcp
 from certplane.sandbox.step_ca import StepCa
+from certplane.sandbox.tokens import ProvisionerKey
 from tests.support.init_host import InitHost
 from tests.support.parts import need_part
 from tests.support.waiting import no_hang
@@ -215,6 +217,24 @@ async def test_modes_are_those_that_the_broker_needs(broker: NewBroker) -> None:
         "etc/policy.yml": "0o640",
     }
     assert modes["var/certplane"] == "0o711"
+
+
+async def test_a_provisioner_s_key_lets_the_broker_make_tokens(broker: NewBroker, tmp_path: Path) -> None:
+    """The key is among the secrets and in no output, `check` can use it, and the next run needs no file of it."""
+    key = tmp_path / "provisioner.key"
+    key.write_text(json.dumps(ProvisionerKey.generate().private_jwk))
+    key.chmod(0o600)
+    done = await broker.init("--provisioner", "hosts", "--provisioner-key", str(key), token=broker.mint())
+    assert done.status == 0, done.stderr
+    assert key.read_text() not in done.stdout
+    secret = broker.config.parent / "secrets" / "bootstrap-key"
+    assert (secret.read_text(), stat.S_IMODE(secret.stat().st_mode)) == (key.read_text(), 0o600)
+    again = await broker.init("--provisioner", "hosts")
+    assert "nothing to do" in again.stdout, again.stderr
+    secret.write_text("no key")
+    broken = await broker.init("--provisioner", "hosts")
+    assert broken.status == 1
+    assert "bootstrap.key_secret" in broken.stderr
 
 
 async def test_missing_arguments_are_told_at_once_without_a_terminal(broker: NewBroker) -> None:

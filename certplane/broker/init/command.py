@@ -15,8 +15,8 @@ from typing import Any
 
 from certplane.broker.contact import ContactEmail
 from certplane.broker.init.certificate import OwnCertificate
-from certplane.broker.init.text import broker_yml, policy_yml
-from certplane.broker.init.wanted import DIRECTORIES, SECRET_KEYS, Wanted
+from certplane.broker.init.text import broker_yml, drop_in, policy_yml
+from certplane.broker.init.wanted import BOOTSTRAP_KEY, DIRECTORIES, DROP_IN, SECRET_KEYS, Wanted
 from certplane.broker.settings import BrokerSettings, parse_settings
 from certplane.config.files import read_private_file
 from certplane.config.values import DnsName, HttpsUrl, IdentityName, ListenAddress
@@ -134,9 +134,23 @@ class _Init:
         elif not wanted.dns_secret.exists():
             to_do = f"put the secret of the DNS provider into {wanted.dns_secret} (mode 0600), or give --dns-secret"
             steps.append(Note(f"to do: {to_do}"))
+        steps += self._provisioner(secrets_owner)
         steps.append(WriteFile(wanted.config, broker_yml(wanted), 0o640, readable))
         steps.append(WriteFile(wanted.policy, policy_yml(wanted), 0o640, readable, once=True))
         return Plan(tuple(steps))
+
+    def _provisioner(self, owner: Owner | None) -> list[Step]:
+        """The key that makes tokens, and what the unit needs to hand it to the broker."""
+        wanted, given = self._wanted, self._options.provisioner_key
+        if not wanted.provisioner:
+            return []
+        steps: list[Step] = []
+        if given is not None:
+            key = read_private_file(given, at=self._asker.problem("--provisioner-key", "")).decode()
+            steps.append(WriteFile(wanted.bootstrap_key, key, 0o600, owner, secret=True))
+        if wanted.by_unit:
+            steps += [MakeFolder(DROP_IN.parent, 0o755), WriteFile(DROP_IN, drop_in(wanted))]
+        return steps
 
     def _secrets_folder(self) -> tuple[MakeFolder, Owner | None]:
         """The folder, and whose a secret in it is: root's where systemd hands it on, else the broker's user's."""
@@ -180,7 +194,8 @@ class _Init:
             return OK
         print(f"next: write {wanted.policy}, then `certplane-broker{config} policy validate`")
         if _SYSTEMD.exists() and not config and self._who.name == _USER:
-            print(f"next: systemctl enable --now {_TIMER} certplane-broker.service")
+            reload = "systemctl daemon-reload && " if wanted.provisioner else ""
+            print(f"next: {reload}systemctl enable --now {_TIMER} certplane-broker.service")
         else:
             print(f"next: certplane-broker{config} serve; and once an hour: certplane-broker{config} renew-certificate")
         return OK
@@ -255,6 +270,12 @@ def _wanted_by(options: Namespace, config: Path, asker: Asker) -> tuple[Wanted, 
         if not separator or not key:
             raise ConfigurationError([asker.problem("--dns", "must be KEY=VALUE")])
         keys[key] = value
+    if options.provisioner_key is not None and not options.provisioner:
+        asker.missing("--provisioner", "is required with --provisioner-key", "name the provisioner whose key it is")
+    if options.provisioner and options.provisioner_key is None:
+        there = config.parent / "secrets" / BOOTSTRAP_KEY
+        if not there.exists():
+            asker.missing("--provisioner-key", "is required with --provisioner", "give the file with its private key")
     asker.finish()
     state_dir = Path.cwd() / options.state_dir
     return Wanted(
@@ -270,6 +291,7 @@ def _wanted_by(options: Namespace, config: Path, asker: Asker) -> tuple[Wanted, 
         provider_keys=keys,
         store=options.store,
         operators=tuple(str(each) for each in operators),
+        provisioner=options.provisioner,
         by_unit=config == _USUAL,
     ), pin
 

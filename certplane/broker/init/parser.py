@@ -48,6 +48,12 @@ def add_init_commands(commands: Any, command: Callable[..., argparse.ArgumentPar
         metavar="FILE",
         help="the one-time token's file, which is removed once it is used; - for standard input",
     )
+    ca.add_argument(
+        "--provisioner", default="", metavar="NAME", help="a JWK provisioner of the CA, to make tokens for hosts by"
+    )
+    ca.add_argument(
+        "--provisioner-key", type=Path, metavar="FILE", help="its private key, which is copied to the secrets"
+    )
     acme = parser.add_argument_group("the public CA and the DNS")
     acme.add_argument("--directory-url", metavar="URL", help=f"of the ACME directory, or {' or '.join(DIRECTORIES)}")
     acme.add_argument("--email", default="", metavar="ADDRESS", help="of the account there")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from certplane.broker.init.wanted import CREDENTIAL, SECRET_KEYS, Wanted
+from certplane.broker.init.wanted import BOOTSTRAP_KEY, CREDENTIAL, SECRET_KEYS, Wanted
 from certplane.setup.yaml_text import scalar
 
 _POLICY_HEAD = """\
@@ -59,6 +59,27 @@ issuer:
 {lines}secrets: {secrets}
 store: {_store(wanted)}
 metrics: {{address: "127.0.0.1:9464"}}
+{_bootstrap(wanted)}"""
+
+
+def drop_in(wanted: Wanted) -> str:
+    """What the unit needs to hand the provisioner's key to the broker."""
+    return f"""\
+# Written by `certplane-broker init`: the key that one-time tokens are made with, for `bootstrap` in broker.yml.
+[Service]
+LoadCredential={BOOTSTRAP_KEY}:{wanted.bootstrap_key}
+"""
+
+
+def _bootstrap(wanted: Wanted) -> str:
+    if not wanted.provisioner:
+        return ""
+    return f"""\
+bootstrap:  # `certplanectl host add` and `token` get one-time tokens by it
+  ca_url: {scalar(wanted.ca_url)}
+  root_ca_bundle: {scalar(str(wanted.internal_ca))}
+  provisioner: {scalar(wanted.provisioner)}
+  key_secret: {BOOTSTRAP_KEY}
 """
 
 

@@ -13,6 +13,12 @@ DIRECTORIES: Final = {
 }
 """ACME directories that have a word."""
 
+BOOTSTRAP_KEY: Final = "bootstrap-key"
+"""What the secret with a provisioner's key is called."""
+
+DROP_IN: Final = Path("/etc/systemd/system/certplane-broker.service.d/init.conf")
+"""Where the unit is told of the secrets that it doesn't hand on by itself."""
+
 CREDENTIAL: Final = "dns-api-token"
 """What the unit's LoadCredential= calls the secret of the DNS provider."""
 
@@ -44,6 +50,7 @@ class Wanted:
         provider_keys: of its section, as they are written.
         store: a PostgreSQL URL; empty for SQLite in `state_dir`.
         operators: identities that get the role admin in policy.yml; one or more, since an empty policy is refused.
+        provisioner: of the internal CA, whose key makes tokens for new hosts; empty where the broker makes none.
         by_unit: whether the systemd unit hands the secret to the broker; otherwise it reads the secrets' folder itself.
     """
 
@@ -59,6 +66,7 @@ class Wanted:
     provider_keys: Mapping[str, str] = field(default_factory=dict)
     store: str = ""
     operators: tuple[str, ...] = ()
+    provisioner: str = ""
     by_unit: bool = True
 
     @property
@@ -95,6 +103,11 @@ class Wanted:
     def secrets(self) -> Path:
         """The folder with the secrets."""
         return self.folder / "secrets"
+
+    @property
+    def bootstrap_key(self) -> Path:
+        """The key of the provisioner."""
+        return self.secrets / BOOTSTRAP_KEY
 
     @property
     def dns_secret(self) -> Path:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from certplane.broker.init.text import broker_yml, policy_yml
-from certplane.broker.init.wanted import CREDENTIAL, DIRECTORIES, SECRET_KEYS, Wanted
+from certplane.broker.init.text import broker_yml, drop_in, policy_yml
+from certplane.broker.init.wanted import BOOTSTRAP_KEY, CREDENTIAL, DIRECTORIES, SECRET_KEYS, Wanted
 from certplane.broker.policy.document import load_policy
 from certplane.broker.settings import BrokerSettings, parse_settings
 
@@ -73,6 +73,17 @@ def test_postgresql_and_folders_of_ones_own_are_taken() -> None:
         "postgresql://broker@db.example.net:5432/certplane",
     )
     assert loaded.secrets.file.directory == WANTED.secrets
+
+
+def test_a_provisioner_makes_tokens() -> None:
+    """The section `bootstrap` names the CA, the root, the provisioner and the secret that a drop-in hands on."""
+    wanted = replace(WANTED, provisioner="certplane-broker")
+    bootstrap = settings(wanted).bootstrap
+    assert bootstrap is not None
+    assert (bootstrap.ca_url, bootstrap.root_ca_bundle) == (WANTED.ca_url, WANTED.internal_ca)
+    assert (bootstrap.provisioner, bootstrap.key_secret) == ("certplane-broker", BOOTSTRAP_KEY)
+    assert f"LoadCredential={BOOTSTRAP_KEY}:{WANTED.secrets}/{BOOTSTRAP_KEY}\n" in drop_in(wanted)
+    assert settings(WANTED).bootstrap is None
 
 
 @pytest.mark.parametrize(
