@@ -1,5 +1,5 @@
 # ruff: noqa: SLF001 - what the loader knows of a section and a value is the source, and it shows that to nobody else
-"""JSON Schemas of the four files, from the classes that the programs load them into; for editors, into packaging/.
+"""JSON Schemas of the configuration files, from the classes that programs load them into; for editors, into packaging/.
 
 A schema never refuses what the loader takes, and refuses what a schema can tell: unknown and missing keys, the kind of
 a value, words, spans, bounds. Rules over several keys, and what is read elsewhere, are the loader's and `check`'s.
@@ -34,6 +34,7 @@ from certplane.broker.policy.placeholders import LABEL
 from certplane.broker.secrets import vault_settings
 from certplane.broker.settings import BrokerSettings, records, server
 from certplane.broker.sinks import settings as sinks
+from certplane.caller.settings import ClientSettings
 from certplane.config import decoding, durations, tracing, values
 from certplane.config.broker_urls import BrokerUrl
 from certplane.config.document import ScalarNode, Source
@@ -46,6 +47,7 @@ FILES: dict[str, type] = {
     "broker.yml": BrokerSettings,
     "policy.yml": entries.PolicyFile,
     "ctl.yml": CtlSettings,
+    "client.yml": ClientSettings,
 }
 _DOCUMENT = Path(__file__).parents[1] / "docs" / "configuration.md"
 _ROW = re.compile(r"^\| `([^`]+)` \| .*? \| (.+) \|$")
@@ -290,7 +292,7 @@ def documented(file: str) -> dict[str, str]:
 
 
 def schema(file: str) -> Schema:
-    """The schema of one of the four files."""
+    """The schema of one of the files."""
     written = _Writer(documented(file)).section(FILES[file], "")
     head = {"$schema": "http://json-schema.org/draft-07/schema#", "title": f"Certplane's {file}"}
     return {**head, **{key: value for key, value in written.items() if key != "description"}}

