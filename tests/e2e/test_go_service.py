@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from certplane.sandbox.deployment import Deployment, DeploymentOptions
+from certplane.sandbox.deployment import Deployment, DeploymentOptions, Host
 from certplane.sandbox.operator import Operator
 from tests.support.go_service import GoModule, GoService
 from tests.support.parts import need_part
@@ -99,7 +99,7 @@ async def test_it_gets_a_certificate_and_serves_it_while_the_broker_is_away(
 
 
 async def test_it_renews_as_soon_as_an_operator_asks(deployment: Deployment, service: GoService) -> None:
-    """A renewal that an operator asks for, also of a broker that came later, is done with a new key and served at once."""
+    """A renewal that an operator asks for, also of a broker that came later, is done with a new key; with a new identity too."""
     operator = Operator(deployment, "alice.certplane.test")
     enrolled = await operator.enroll()
     assert enrolled.status == 0, enrolled.stderr
@@ -120,6 +120,16 @@ async def test_it_renews_as_soon_as_an_operator_asks(deployment: Deployment, ser
     assert _kept(service)[1] != public
     assert len(deployment.pebble.log.orders) == 2
 
+    identity = Host(deployment, "shop.certplane.test")
+    identity.write_token()
+    enrolled = await identity.run("enroll", "--force")
+    assert enrolled.status == 0, enrolled.stderr
+    serial = await service.serial()
+    asked = await operator.run("renew", "--profile", "api", "--reason", "drill", "--yes")
+    assert asked.status == 0, asked.stderr
+    await until(another, what="a certificate that was asked for with the new identity")
+    await until(lambda: service.log_text().count(_TOLD) == 3, what="the watch with the new identity")
+
 
 async def test_a_profile_that_it_does_not_have_is_said(deployment: Deployment, service: GoService) -> None:
     """A profile that policy doesn't give the service is a line with those that it gives; the service tries again."""
@@ -137,8 +147,8 @@ async def test_a_profile_that_it_does_not_have_is_said(deployment: Deployment, s
         pytest.param(
             [f"-{name}=x" for name in ("broker", "identity-cert", "identity-key", "profile")]
             + ["-broker-ca=missing.pem", "-folder=kept"],
-            "missing.pem: no such file",
-            id="no-ca",
+            "open x: no such file",
+            id="no-identity",
         ),
     ],
 )

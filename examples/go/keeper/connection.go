@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -24,8 +25,50 @@ const (
 	longestWait  = 5 * time.Minute
 )
 
+// link is a connection with one identity certificate, and what is called through it.
+type link struct {
+	identity     []byte // the file as it was
+	connection   *grpc.ClientConn
+	certificates pb.CertificateServiceClient
+	enrollment   pb.EnrollmentServiceClient
+	renewals     pb.RenewalServiceClient
+}
+
+// broker is the connection to make a call with. Once the identity has been renewed on disk it is another one, and the old
+// is closed: the first use of a new identity retires the one before, and who still called with that would be a second holder.
+func (k *Keeper) broker() (*link, error) {
+	k.linking.Lock()
+	defer k.linking.Unlock()
+	identity, err := os.ReadFile(k.settings.IdentityCert)
+	if k.link != nil && (err != nil || bytes.Equal(identity, k.link.identity)) {
+		return k.link, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	pair, err := tls.LoadX509KeyPair(k.settings.IdentityCert, k.settings.IdentityKey)
+	if err != nil {
+		if k.link != nil {
+			return k.link, nil // both files change soon
+		}
+		return nil, err
+	}
+	connection, err := connect(k.settings, pair)
+	if err != nil {
+		return nil, err
+	}
+	if k.link != nil {
+		_ = k.link.connection.Close()
+	}
+	k.link = &link{
+		identity, connection, pb.NewCertificateServiceClient(connection),
+		pb.NewEnrollmentServiceClient(connection), pb.NewRenewalServiceClient(connection),
+	}
+	return k.link, nil
+}
+
 // connect makes the channel to the broker; nothing is sent yet.
-func connect(settings Settings) (*grpc.ClientConn, error) {
+func connect(settings Settings, identity tls.Certificate) (*grpc.ClientConn, error) {
 	bundle, err := os.ReadFile(settings.BrokerCA)
 	if err != nil {
 		return nil, err
@@ -34,15 +77,9 @@ func connect(settings Settings) (*grpc.ClientConn, error) {
 	if !roots.AppendCertsFromPEM(bundle) {
 		return nil, fmt.Errorf("%s has no certificate in PEM", settings.BrokerCA)
 	}
+	// A session cache is left out on purpose: the broker refuses resumed sessions.
 	transport := credentials.NewTLS(&tls.Config{
-		MinVersion: tls.VersionTLS13,
-		RootCAs:    roots,
-		// Read for each connection: an identity that was renewed on disk is in use from the next one on. A session
-		// cache is left out on purpose: the broker refuses resumed sessions.
-		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			pair, err := tls.LoadX509KeyPair(settings.IdentityCert, settings.IdentityKey)
-			return &pair, err
-		},
+		MinVersion: tls.VersionTLS13, RootCAs: roots, Certificates: []tls.Certificate{identity},
 	})
 	return grpc.NewClient("dns:///"+settings.Broker,
 		grpc.WithTransportCredentials(transport),

@@ -14,10 +14,10 @@ import (
 	"log"
 	"os"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
-	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	pb "example.net/certplane-service/gen/certplane/v1"
@@ -32,7 +32,7 @@ const (
 type Settings struct {
 	Broker                    string // host:port
 	BrokerCA                  string // file, PEM
-	IdentityCert, IdentityKey string // files, PEM; read anew for each connection
+	IdentityCert, IdentityKey string // files, PEM; looked at before each call
 	Profile                   string // as the broker's policy has it
 	Folder                    string // for key and certificate; made 0700
 }
@@ -51,15 +51,13 @@ func (s Settings) check() error {
 
 // A Keeper has one profile's certificate.
 type Keeper struct {
-	settings     Settings
-	store        store
-	connection   *grpc.ClientConn
-	certificates pb.CertificateServiceClient
-	enrollment   pb.EnrollmentServiceClient
-	renewals     pb.RenewalServiceClient
-	current      atomic.Pointer[tls.Certificate]
-	first        chan struct{} // closed once there is a certificate
-	poked        chan struct{} // room for one: to look now is to look at all
+	settings Settings
+	store    store
+	linking  sync.Mutex
+	link     *link
+	current  atomic.Pointer[tls.Certificate]
+	first    chan struct{} // closed once there is a certificate
+	poked    chan struct{} // room for one: to look now is to look at all
 }
 
 // Open reads what is on disk; it asks nobody yet.
@@ -75,19 +73,9 @@ func Open(settings Settings) (*Keeper, error) {
 	if err != nil {
 		return nil, err
 	}
-	connection, err := connect(settings)
-	if err != nil {
+	k := &Keeper{settings: settings, store: kept, first: make(chan struct{}), poked: make(chan struct{}, 1)}
+	if _, err := k.broker(); err != nil {
 		return nil, err
-	}
-	k := &Keeper{
-		settings:     settings,
-		store:        kept,
-		connection:   connection,
-		certificates: pb.NewCertificateServiceClient(connection),
-		enrollment:   pb.NewEnrollmentServiceClient(connection),
-		renewals:     pb.NewRenewalServiceClient(connection),
-		first:        make(chan struct{}),
-		poked:        make(chan struct{}, 1),
 	}
 	if pair != nil {
 		k.use(pair)
@@ -96,7 +84,7 @@ func Open(settings Settings) (*Keeper, error) {
 }
 
 // Close ends the connection to the broker.
-func (k *Keeper) Close() error { return k.connection.Close() }
+func (k *Keeper) Close() error { return k.link.connection.Close() }
 
 // GetCertificate is for tls.Config: the newest certificate. The first handshakes of a service without any wait for it.
 func (k *Keeper) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
@@ -171,7 +159,11 @@ func (k *Keeper) known(ctx context.Context) (*pb.Certificate, error) {
 func (k *Keeper) list(ctx context.Context, token string) (*pb.ListCertificatesResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	return k.certificates.ListCertificates(ctx, &pb.ListCertificatesRequest{
+	broker, err := k.broker()
+	if err != nil {
+		return nil, err
+	}
+	return broker.certificates.ListCertificates(ctx, &pb.ListCertificatesRequest{
 		Profile: k.settings.Profile, IncludeUnusable: true, PageToken: token,
 	})
 }
@@ -180,7 +172,11 @@ func (k *Keeper) list(ctx context.Context, token string) (*pb.ListCertificatesRe
 func (k *Keeper) names(ctx context.Context) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	answer, err := k.enrollment.GetIdentity(ctx, &pb.GetIdentityRequest{})
+	broker, err := k.broker()
+	if err != nil {
+		return nil, err
+	}
+	answer, err := broker.enrollment.GetIdentity(ctx, &pb.GetIdentityRequest{})
 	if err != nil {
 		return nil, err
 	}
@@ -224,14 +220,18 @@ func (k *Keeper) renew(ctx context.Context, known *pb.Certificate) error {
 func (k *Keeper) ask(ctx context.Context, known *pb.Certificate, request string) (*pb.Order, *pb.Certificate, error) {
 	ctx, cancel := context.WithTimeout(ctx, orderTime+callTime)
 	defer cancel()
+	broker, err := k.broker()
+	if err != nil {
+		return nil, nil, err
+	}
 	wait := durationpb.New(orderTime)
 	if known == nil || known.GetRevokeTime() != nil {
-		answer, err := k.certificates.IssueCertificate(ctx, &pb.IssueCertificateRequest{
+		answer, err := broker.certificates.IssueCertificate(ctx, &pb.IssueCertificateRequest{
 			Profile: k.settings.Profile, CsrPem: request, WaitDuration: wait,
 		})
 		return answer.GetOrder(), answer.GetCertificate(), err
 	}
-	answer, err := k.certificates.RenewCertificate(ctx, &pb.RenewCertificateRequest{
+	answer, err := broker.certificates.RenewCertificate(ctx, &pb.RenewCertificateRequest{
 		Profile: k.settings.Profile, CertificateId: known.GetCertificateId(), CsrPem: request, WaitDuration: wait,
 	})
 	return answer.GetOrder(), answer.GetCertificate(), err

@@ -45,7 +45,11 @@ func (k *Keeper) listen(ctx context.Context) (time.Duration, error) {
 	silence := firstSilence
 	dead := time.AfterFunc(silence, cancel)
 	defer dead.Stop()
-	stream, err := k.renewals.WatchMyCertificates(ctx, &pb.WatchMyCertificatesRequest{ClientVersion: "certplane-service/1"})
+	broker, err := k.broker()
+	if err != nil {
+		return 0, err
+	}
+	stream, err := broker.renewals.WatchMyCertificates(ctx, &pb.WatchMyCertificatesRequest{ClientVersion: "certplane-service/1"})
 	if err != nil {
 		return 0, err
 	}
