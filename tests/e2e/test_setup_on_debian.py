@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.support import booted
-from tests.support.waiting import HANG, blocking_until
+from tests.support.debian_packages import need_packages
+from tests.support.waiting import blocking_until
 
 pytestmark = pytest.mark.e2e
 
@@ -25,16 +25,10 @@ def machines() -> None:
 
 
 @pytest.mark.usefixtures("machines")
-def test_documents_on_booted_machines(tmp_path: Path) -> None:
+def test_documents_on_booted_machines(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """A reader's lines, with the users, units and owners that they name; a line that fails is shown."""
-    work = tmp_path / "checkout"
-    for folder in ("certplane", "packaging", "proto", "requirements", "scripts"):
-        shutil.copytree(_ROOT / folder, work / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("LICENSE", "README.md", "pyproject.toml"):
-        shutil.copy(_ROOT / file, work)
-    (work / ".venv").symlink_to(sys.prefix)
-    subprocess.run([work / "scripts" / "build"], check=True, timeout=HANG, capture_output=True)
-    done = booted.enter("tests.support.debian_walk", str(tmp_path))
+    debs = need_packages(tmp_path_factory)
+    done = booted.enter("tests.support.debian_walk", str(tmp_path), str(debs))
     assert done.returncode == 0, done.stdout
     sys.stdout.write(done.stdout)
 

@@ -24,6 +24,7 @@ from certplane.sandbox.pebble import Pebble
 from certplane.sandbox.ports import IdentityCa
 from tests.support.booted import Machine, World
 from tests.support.debian_packages import PROGRAMS, RULES
+from tests.support.debian_walk import blocks
 from tests.support.next_release import NEXT_VERSION
 from tests.support.packaged_settings import BROKER, HOST, POLICY, agent_settings, broker_pair, broker_settings
 from tests.support.waiting import until
@@ -44,6 +45,7 @@ class Walk:
             (self.box.root / "root" / name).mkdir()
             for deb in source.glob("*.deb"):
                 shutil.copy(deb, self.box.root / "root" / name / f"{deb.name.partition('_')[0]}.deb")
+        shutil.copytree(old.parents[1] / "build" / "debs" / "release", self.box.root / "root" / "dist")
         self.box.wait()
         self.tell("the machine has booted")
 
@@ -63,7 +65,14 @@ class Walk:
         )
 
     def in_the_way_of_pip(self) -> None:
-        """What pip installed isn't half replaced: the refusal has the line that helps."""
+        """docs/operations.md, "Install"; what pip installed isn't half replaced, and the refusal has the line that helps."""
+        environment, *lines = blocks("operations.md", "Install", "sh")[1].splitlines()
+        # scripts/setup did this when it made the root, and installed what Certplane needs: pip asks no index for it.
+        assert environment == "python3 -m venv /opt/certplane"
+        self.run("\n".join(line for line in lines if "dist/agent.txt" not in line))
+        assert __version__ in self.run(
+            "cd / && sudo -u nobody certplane-broker --version; rm /usr/local/bin/certplane*"
+        )
         said = self.run(f"dpkg -i {self.debs('old', 'certplane-agent')} 2>&1", status=1)
         (remedy,) = re.findall(r"^ +(mv /opt/certplane .*)$", said, re.MULTILINE)
         self.run(f"test -e /opt/certplane/pyvenv.cfg\n{remedy}\nrm -r /opt/certplane-by-pip")
@@ -101,10 +110,10 @@ class Walk:
         for path, content in (("broker", broker), ("policy", POLICY), ("agent", agent)):
             box.write(f"/etc/certplane/{path}.yml", yaml.safe_dump(content))
         box.write("/etc/certplane/token", ca.mint_token(HOST), 0o600)
+        (enroll,) = blocks("agent.md", "Under systemd", "text")
         self.run(
-            "chown -R certplane-broker: /etc/certplane/broker; chown certplane-agent: /etc/certplane/token\n"
-            "sudo -u certplane-agent certplane-agent enroll\n"
-            f"systemctl enable --now {_UNITS}"
+            f"chown -R certplane-broker: /etc/certplane/broker\n{enroll}\n"
+            f"! test -e /etc/certplane/token\nsystemctl enable --now {_UNITS}"
         )
         assert self.run("stat -c %U /var/lib/certplane/agent/*").split().count("certplane-broker") == 0
         self.tell("both run")
