@@ -7,6 +7,8 @@ from datetime import timedelta
 
 from certplane.broker.fleet.model import IssuedCertificate
 from certplane.broker.model import CertificateRecord, RevocationReason
+from certplane.broker.renewal.model import RenewalPlan
+from certplane.fleet_report.model import RenewalCause
 from tests.support.stores import StoreHarness
 
 DAY = timedelta(days=1)
@@ -41,3 +43,13 @@ async def test_of_an_identity_what_is_usable_is_listed_and_the_newest_of_each_pr
         each.certificate_id for each in (expired, revoked, usable, first, other)
     ]
     assert list(await issued.issued_to([], later)) == []
+
+
+async def test_what_is_planned_is_when_it_is_to_be_renewed(store: StoreHarness) -> None:
+    """An operator's request moves the time of what was issued to an identity, which no host reports."""
+    record = await store.issue(identity="api", profile="web")
+    time = store.clock.now() + DAY
+    plan = RenewalPlan(record.certificate_id, "api", time, RenewalCause.OPERATOR, "drill")
+    await store.stores.renewal_plans.set_plans([plan])
+    (found,) = await store.stores.issued.issued_to(["api"], store.clock.now())
+    assert (found.certificate_id, found.renew_time) == (record.certificate_id, time)

@@ -81,6 +81,8 @@ async def test_an_operators_request_is_told(edge: EdgeServer, fleet: Any) -> Non
             fleet_pb2.GetRenewalRequestRequest(renewal_request_id="drill-1"), timeout=HANG
         )
         assert "was told to renew" in progress.items[0].reason
+        shown = (await fleet.GetHost(fleet_pb2.GetHostRequest(host=SERVICE), timeout=HANG)).host
+        assert shown.connected
         successor = await issue_to(edge, replaces_certificate_id=record.certificate_id)
         assert (await watch.news()).certificate_id == successor.certificate_id
 

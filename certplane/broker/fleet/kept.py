@@ -208,8 +208,10 @@ class KeptHosts:
 
     def _of_issued(self, issued: IssuedCertificate, before: Mapping[str, IndexedCertificate]) -> IndexedCertificate:
         known = before.get(issued.certificate_id)
-        if known is not None:
-            return known  # what is issued never changes
+        if known is not None:  # what is issued never changes, but when it is to be renewed does
+            if known.superseded or known.renew_time == issued.renew_time:
+                return known
+            return msgspec.structs.replace(known, renew_time=issued.renew_time)
         return IndexedCertificate(
             name=issued.certificate_id,
             profile=self._texts.share(issued.profile),

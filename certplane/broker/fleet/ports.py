@@ -147,6 +147,8 @@ class IssuedCertificates(Protocol):
     async def issued_to(self, identities: Collection[str], now: datetime) -> Sequence[IssuedCertificate]:
         """Of these identities what is neither expired nor revoked, and the newest of each profile even if it is.
 
+        `renew_time` is the plan's, where one holds.
+
         By identity and profile, the newest first.
 
         Raises:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import and_, bindparam, exists, or_, select, tuple_
+from sqlalchemy import and_, bindparam, exists, func, or_, select, tuple_
 from typing_extensions import override
 
 from certplane.broker.fleet.model import IssuedCertificate
@@ -14,7 +14,7 @@ from certplane.broker.fleet.ports import IssuedCertificates
 from certplane.broker.store.audit_log import reading
 from certplane.broker.store.cells import Columns
 from certplane.broker.store.rows import to_micros
-from certplane.broker.store.schema import certificates
+from certplane.broker.store.schema import certificates, renewal_plans
 from certplane.broker.store.session import Database
 from certplane.broker.store.statements import HOSTS, hosts_parameters
 
@@ -37,8 +37,11 @@ class SqlIssuedCertificates(IssuedCertificates):
             later.profile == own.profile,
         )
         usable = and_(own.revoke_time.is_(None), own.not_after > bindparam("now"))
+        plans = renewal_plans.c
+        planned = func.coalesce(plans.renew_time, own.renew_time).label("renew_time")
         self._of_identities = compiler(
-            select(*columns)
+            select(*(planned if column.name == "renew_time" else column for column in columns))
+            .outerjoin_from(certificates, renewal_plans, plans.certificate_id == own.certificate_id)
             .where(own.identity.in_(HOSTS), own.forget_time.is_(None), or_(usable, ~superseded))
             .order_by(own.identity, own.profile, own.create_time.desc(), own.certificate_id.desc())
         )
