@@ -22,6 +22,7 @@ from certplane.pki.chain import check_issued_chain, leaf_facts
 from certplane.pki.chain_path import ChainError
 from certplane.pki.keys import check_public_key
 from certplane.pki.reading import READ_ERRORS
+from certplane.runtime.text import counted
 
 _STAGING = "(STAGING)"
 """How the names of Let's Encrypt's test CAs begin; no client trusts them."""
@@ -70,7 +71,7 @@ def check_standing(found: Mapping[Part, bytes], wanted: Wanted, now: datetime) -
             raise NotTakenOverError("the certificate is of a CA for tests", remedy=_OR_NOT)
         _check_key(leaf, wanted)
         if facts.not_after - facts.not_before > _LONGEST:
-            life = f"{(facts.not_after - facts.not_before).days} days"
+            life = counted((facts.not_after - facts.not_before).days, "day")
             raise NotTakenOverError(f"the certificate's lifetime is {life}, longer than a public CA's", remedy=_OR_NOT)
         if facts.not_after <= now:
             raise NotTakenOverError(f"the certificate expired at {_text(facts.not_after)}", remedy=_OR_NOT)
