@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import Final, Protocol
 
 from certplane.caller.news import AskAgain
-from certplane.caller.ordering import Wanted, names_for
+from certplane.caller.ordering import ORDER_PATIENCE, Wanted, names_for
 from certplane.caller.schedule import Due, Held, RenewalCause, due, retry_wait
 from certplane.caller.stored import CertificateStore, Pending, new_pending
 from certplane.caller.values import Certificate, CertificateNews, Identity, IssuedCertificate
@@ -51,7 +51,7 @@ class Source(Protocol):
         """Who the caller is, and what policy gives it."""
         ...
 
-    async def obtain(self, wanted: Wanted) -> Certificate:
+    async def obtain(self, wanted: Wanted, timeout: timedelta = ORDER_PATIENCE) -> Certificate:
         """The certificate of a request, with its PEM, checked against key and names. Safe to repeat."""
         ...
 
@@ -308,7 +308,8 @@ class Keeping:
         failures = 0
         while True:
             try:
-                await self._renew(RenewalCause.FIRST if self._current is None else RenewalCause.EXPIRED)
+                left = timedelta(seconds=max(until - self._clock.monotonic(), 1))
+                await self._renew(RenewalCause.FIRST if self._current is None else RenewalCause.EXPIRED, left)
                 return
             except CertplaneError as error:
                 failures += 1
@@ -320,20 +321,20 @@ class Keeping:
                 logger.info("no certificate of profile %s yet: %s; trying again in %s", self._profile, error, wait)
             await self._clock.sleep(wait)
 
-    async def _renew(self, cause: RenewalCause) -> None:
+    async def _renew(self, cause: RenewalCause, timeout: timedelta = ORDER_PATIENCE) -> None:
         logger.info("asking for a certificate of profile %s: %s", self._profile, cause)
         names = self._fixed_names or await self._known_names()
         left = self._pending
         if left is None or left.wanted.dns_names != names:
             await self._begin(names)
         try:
-            certificate = await self._obtain()
+            certificate = await self._obtain(timeout)
         except RefusalError as error:
             if error.reason is not Reason.KEY_REUSED:
                 raise
             # The key was blocked while the order was under way, or belongs to an earlier try: a new one is not.
             await self._begin(names)
-            certificate = await self._obtain()
+            certificate = await self._obtain(timeout)
         assert self._pending is not None
         await uninterrupted(self._put(IssuedCertificate(certificate, self._pending.private_key_pem)))
 
@@ -343,10 +344,10 @@ class Keeping:
         await self._disk.run(self._store.begin, pending)
         self._pending = pending
 
-    async def _obtain(self) -> Certificate:
+    async def _obtain(self, timeout: timedelta) -> Certificate:
         assert self._pending is not None
         failpoint("keeper.ask.before")
-        certificate = await self._source.obtain(self._pending.wanted)
+        certificate = await self._source.obtain(self._pending.wanted, timeout)
         failpoint("keeper.ask.after")
         return certificate
 

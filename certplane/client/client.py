@@ -267,5 +267,5 @@ class _Source:
         self.certificate = calls.certificate
         self._ordering = ordering
 
-    async def obtain(self, wanted: Wanted) -> Certificate:
-        return await self._ordering.obtain(wanted)
+    async def obtain(self, wanted: Wanted, timeout: timedelta = ORDER_PATIENCE) -> Certificate:
+        return await self._ordering.obtain(wanted, timeout)

@@ -47,6 +47,7 @@ def measure(folder: Path, *, share: float) -> list[Figure]:
 async def _served(folder: Path, changes: int) -> tuple[Load, list[float]]:
     async with ClientSite.running(folder) as site:
         port, config = free_port(), await site.config()
+        log = (folder / "server.log").open("wb")
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-P",
@@ -55,7 +56,7 @@ async def _served(folder: Path, changes: int) -> tuple[Load, list[float]]:
             "api",
             str(port),
             stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
+            stderr=log,
             cwd=folder,
             env=os.environ,
         )

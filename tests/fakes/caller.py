@@ -55,7 +55,7 @@ class FakeSource:
             broker_version="0",
         )
 
-    async def obtain(self, wanted: Wanted) -> Certificate:
+    async def obtain(self, wanted: Wanted, timeout: timedelta = LIFETIME) -> Certificate:
         self.wanted.append(wanted)
         await self.gate.wait()
         if self.failure is not None:

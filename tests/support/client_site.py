@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from certplane.v1 import fleet_pb2, fleet_pb2_grpc
 from tests.support.deployed_broker import DeployedBroker
+from tests.support.limits import UNLIMITED
 from tests.support.waiting import HANG
 
 SERVICE, HOST, OPERATOR = "api.certplane.test", "web1.certplane.test", "admin.certplane.test"
@@ -34,14 +35,6 @@ POLICY: dict[str, Any] = {
         "wide": {"type": "multi_san", "dns_names": ["a.api.example.test", "b.api.example.test"]},
     },
 }
-NO_LIMITS = {
-    "new_keys_per_identity_profile_per_day": 0,
-    "certificates_per_identity_profile_per_day": 0,
-    "certificates_per_name_set_per_week": 0,
-    "per_identity_profile_per_hour": 0,
-    "early_renewals_per_identity_profile_per_day": 0,
-}
-"""Tests ask for more in a minute than services do in a week."""
 
 
 @dataclass
@@ -55,7 +48,7 @@ class ClientSite:
     @asynccontextmanager
     async def running(cls, folder: Path) -> AsyncIterator[ClientSite]:
         """Everything started."""
-        async with DeployedBroker.running(folder / "site", POLICY, rate_limits=NO_LIMITS) as broker:
+        async with DeployedBroker.running(folder / "site", POLICY, rate_limits=UNLIMITED) as broker:
             yield cls(folder, broker)
 
     async def config(self, name: str = SERVICE) -> Path:
