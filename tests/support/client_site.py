@@ -8,6 +8,7 @@ async with ClientSite.running(folder) as site:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -139,7 +140,8 @@ class Load:
                     await self._ask(reader, writer, due)
                 except (OSError, EOFError, AssertionError) as error:
                     self.lost.append(f"lasting connection: {error!r}")
-                    reader, writer = await self._connect(context)
+                    with contextlib.suppress(OSError):  # the next request is lost too, then
+                        reader, writer = await self._connect(context)
                 finally:
                     queue.task_done()
         finally:
