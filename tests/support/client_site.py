@@ -85,20 +85,23 @@ class ClientSite:
 class Load:
     """Requests to an HTTPS server, some each over a connection of its own, the others over lasting ones.
 
-    `lost` says of each that failed how; `serials` which certificates were presented.
+    `lost` says of each that failed how; `serials` which certificates were presented; `reached` the rate that this
+    machine could send at.
     """
 
     port: int
     roots: Path
     rate: float = 200.0
     lasting: int = 10
+    own_each: int = 2
+    reached: float = 0.0
     answered: int = 0
     lost: list[str] = field(default_factory=list)
     serials: set[int] = field(default_factory=set)
     slowest: float = 0.0
 
     async def run(self, ended: asyncio.Event) -> None:
-        """Send at the rate until `ended` is set; every second request has a new connection."""
+        """Send at the rate until `ended` is set; every `own_each`th request has a new connection."""
         context = ssl.create_default_context(cafile=self.roots)
         queue: asyncio.Queue[float] = asyncio.Queue()
         loop = asyncio.get_running_loop()
@@ -108,13 +111,14 @@ class Load:
         while not ended.is_set():
             due = begun + sent / self.rate
             await asyncio.sleep(max(0.0, due - loop.time()))
-            if sent % 2 and workers:
+            if sent % self.own_each and workers:
                 queue.put_nowait(due)
             else:
                 task = asyncio.create_task(self._alone(context, due))
                 single.add(task)
                 task.add_done_callback(single.discard)
             sent += 1
+            self.reached = sent / (loop.time() - begun)
         await asyncio.gather(*single)
         await queue.join()
         for worker in workers:
