@@ -3,6 +3,7 @@
     exchange.py   one HTTPS request and its answer
     trust.py      the root, by fingerprint or bundle
     token.py      a one-time token, as far as it can be judged before it is sent
+    server.py     a server's own certificate: got with a token, renewed with itself
     errors.py     what can go wrong
 
 How a host gets its identity, and renews and recovers it, is `certplane.agent.enrollment`.
