@@ -38,8 +38,15 @@ def would(findings: Sequence[Finding], *, replace: bool = False) -> list[str]:
     return lines
 
 
-def refuse_differences(findings: Iterable[Finding], *, replace: bool = False) -> None:
+def refuse_differences(
+    findings: Iterable[Finding], *, replace: bool = False, say: Callable[[str], None] = lambda _: None
+) -> None:
     """Whether all of it can be made, before anything is.
+
+    Args:
+        findings: of `look`.
+        replace: as of `apply`.
+        say: told the lines of each difference that isn't allowed.
 
     Raises:
         DiffersError: something differs.
@@ -47,6 +54,9 @@ def refuse_differences(findings: Iterable[Finding], *, replace: bool = False) ->
     found = [each for each in findings if _stops(each, replace=replace)]
     if not found:
         return
+    for each in found:
+        for line in each.diff:
+            say(line)
     if any(each.in_the_way for each in found):
         remedy = "nothing was changed; move it away"
     else:
@@ -67,11 +77,7 @@ def apply(plan: Plan, say: Callable[[str], None], *, replace: bool = False) -> i
         OperationError: the disk refused; what was made stays, and the next run goes on from there.
     """
     findings = look(plan)
-    for finding in findings:
-        if _stops(finding, replace=replace):
-            for line in finding.diff:
-                say(line)
-    refuse_differences(findings, replace=replace)
+    refuse_differences(findings, replace=replace, say=say)
     changed = 0
     for finding in findings:
         if finding.state in {State.MAKE, State.DIFFERS}:

@@ -101,6 +101,16 @@ def internal_ca_text(program: str, url: str, pin: Pin, there: Path, clock: Clock
     return root.public_bytes(Encoding.PEM).decode()
 
 
+def require_pinned(text: str, pin: Pin) -> None:
+    """Whether the roots that another process has fetched are the pinned ones: who writes them looks by itself.
+
+    Raises:
+        OperationError: the pinned root isn't among them.
+    """
+    if pin.fingerprint and pin.fingerprint not in fingerprints(text):
+        raise OperationError(f"what was fetched has no root with the fingerprint {pin.fingerprint}")
+
+
 def bundle_text(program: str, path: Path, argument: str) -> str:
     """The text of a file of CA certificates.
 

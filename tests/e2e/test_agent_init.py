@@ -236,6 +236,9 @@ async def test_an_agent_yml_of_somebody_is_never_overwritten_unasked(host: InitH
     assert "-identity: {name: old.example.net}" in refused.stdout
     assert host.config.read_text() == "identity: {name: old.example.net}\n"
     assert not host.state.exists()
+    shown = await host.init("--profile", "web", "--dry-run", token=token)
+    assert shown.status == 1
+    assert f"would stop: {host.config} has another text" in shown.stdout
     done = await host.init("--profile", "web", "--replace", token=token)
     assert done.status == 0, done.stderr
     assert (host.config.parent / "agent.yml.before-init").read_text() == "identity: {name: old.example.net}\n"

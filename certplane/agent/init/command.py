@@ -41,6 +41,7 @@ from certplane.setup.internal_ca import (
     discard_token,
     fingerprints,
     internal_ca_text,
+    require_pinned,
     token_for,
 )
 from certplane.setup.look import look
@@ -93,11 +94,12 @@ class _Init:
     def run(self) -> int:
         first = self._as_user(lambda: _first_look(self._wanted, self._pin, self._settings))
         internal_ca: str = first["internal_ca"]
+        require_pinned(internal_ca, self._pin)
         why: str = first["why"]
         files = self._files(internal_ca)
         findings = look(files)
         if not self._dry:
-            refuse_differences(findings, replace=self._replace)
+            refuse_differences(findings, replace=self._replace, say=print)
             self._refuse_other_host()
         token = self._token(fingerprints(internal_ca), why) if why else ""
         if self._dry:
@@ -134,15 +136,17 @@ class _Init:
 
     def _refuse_other_host(self) -> None:
         """Whether agent.yml, if there is one, is this host's, before anything is made or spent."""
+        if self._is_ours():
+            return
+        found = look(self._agent_yml_unread(self._provisional()))
+        refuse_differences(found, replace=self._replace, say=print)
+
+    def _is_ours(self) -> bool:
+        """Whether agent.yml is an earlier run's with these arguments, whatever certificates it has."""
         with contextlib.suppress(CertplaneError):
             there = read_file(self._wanted.config).decode(errors="replace")
-            if there.startswith(f"{head(self._wanted)}certificates:"):
-                return
-        plan = Plan((WriteFile(self._wanted.config, agent_yml(self._wanted, self._provisional())),))
-        for finding in (found := look(plan)):
-            if not self._replace and finding.diff:
-                print("\n".join(finding.diff))
-        refuse_differences(found, replace=self._replace)
+            return there.startswith(f"{head(self._wanted)}certificates:")
+        return False
 
     def _provisional(self) -> tuple[Certificate, ...]:
         return certificates_of(self._wanted, self._wanted.profiles, None)
@@ -151,9 +155,10 @@ class _Init:
         return token_for(self._asker, self._options.token, self._wanted.name, roots, SystemClock(), why=why)
 
     def _show(self, files: Plan, *, enrolled: bool) -> int:
-        """What a run would do."""
+        """What a run would do; the status is what it would end with, as far as the files say."""
         wanted = self._wanted
-        lines = would(look(files), replace=self._replace)
+        findings = [*look(files)]
+        lines = would(findings, replace=self._replace)
         certificates = self._provisional()
         if enrolled:
             lines.append(f"would keep the identity {wanted.name}")
@@ -164,8 +169,12 @@ class _Init:
             lines.append(f"would enroll as {wanted.name} at {wanted.ca_url} with the token, as user {self._who.name}")
             lines.append("would ask the broker for the names of its profiles, and write them")
             lines += shown(self._lineages)
-        lines += would(look(self._agent_yml_unread(certificates)), replace=self._replace)
+        if enrolled or not self._is_ours():
+            found = look(self._agent_yml_unread(certificates))
+            lines += would(found, replace=self._replace)
+            findings += found
         print("\n".join([*lines, "nothing was changed: this was a dry run"]))
+        refuse_differences(findings, replace=self._replace)
         return OK
 
     def _agent_yml_unread(self, certificates: Sequence[Certificate]) -> Plan:

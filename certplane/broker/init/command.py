@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import encodings.idna  # noqa: F401 - else imported at the first look-up, by a user who may have no way to it
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,10 @@ from certplane.setup.internal_ca import (
     discard_token,
     fingerprints,
     internal_ca_text,
+    require_pinned,
     token_for,
 )
-from certplane.setup.look import look
+from certplane.setup.look import Finding, look
 from certplane.setup.plan import MakeFolder, Note, Plan, Step, WriteFile
 from certplane.stepca.exchange import Endpoint
 from certplane.stepca.trust import PinnedRoots
@@ -89,20 +90,18 @@ class _Init:
     def run(self) -> int:
         first = self._as_user(lambda: _first_look(self._wanted, self._pin))
         internal_ca: str = first["internal_ca"]
+        require_pinned(internal_ca, self._pin)
         why: str = first["why"]
         files = self._files(internal_ca)
         findings = look(files)
         token = ""
         if not self._options.dry_run:
-            for finding in findings:
-                if finding.diff and not self._options.replace:
-                    print("\n".join(finding.diff))
-            refuse_differences(findings, replace=self._options.replace)
+            refuse_differences(findings, replace=self._options.replace, say=print)
         if why:
             roots = fingerprints(internal_ca)
             token = token_for(self._asker, self._options.token, self._wanted.name, roots, SystemClock(), why=why)
         if self._options.dry_run:
-            return self._show(files, why)
+            return self._show(findings, why)
         changed = apply(files, print, replace=self._options.replace)
         failpoint("init.files")
         if why:
@@ -169,8 +168,8 @@ class _Init:
             return ""
         return self._asker.secret(f"The secret of {self._wanted.provider} (not shown; empty for later)")
 
-    def _show(self, files: Plan, why: str) -> int:
-        lines = would(look(files), replace=self._options.replace)
+    def _show(self, findings: Sequence[Finding], why: str) -> int:
+        lines = would(findings, replace=self._options.replace)
         wanted = self._wanted
         if why:
             lines.append(f"would get a certificate for {wanted.name} at {wanted.ca_url} with the token: {why}")
@@ -178,6 +177,7 @@ class _Init:
         else:
             lines.append(f"would keep {wanted.certificate}")
         print("\n".join([*lines, "would run `check`", "nothing was changed: this was a dry run"]))
+        refuse_differences(findings, replace=self._options.replace)
         return OK
 
     def _end(self, *, changed: bool) -> int:
