@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Self
 
 from certplane.config.decoding import Check, InputPath, KeyProblem
@@ -57,7 +58,7 @@ class ServerCaSettings:
     """
 
     url: HttpsUrl
-    root_ca_bundle: InputPath | None = None
+    root_ca_bundle: Path | None = None
     timeout: PositiveSpan = timedelta(seconds=10)
 
 
