@@ -10,12 +10,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from certplane.agent.cli import _parser
+from certplane.agent.init.arguments import wanted_by
+from certplane.agent.init.text import agent_yml, certificates_of
 from certplane.agent.settings import load_settings
 from certplane.broker.policy.document import load_policy
 from certplane.ctl.watch.known import Answer, Known
 from certplane.ctl.watch.page import Page, PageKind, Question, Topic
 from certplane.ctl.watch.rollouts import page_lines
+from certplane.setup.asking import Asker
 from tests.support.parts import need_part
 from tests.support.waiting import HANG
 from tests.support.watched_fleet import NOW
@@ -78,7 +83,7 @@ def test_commands_are_there() -> None:
     """Each command of a program that the README tells to type is one that the program has."""
     commands = {line.partition("#")[0].strip() for block in fenced("sh") for line in block.splitlines()}
     typed = {command for command in commands if command.startswith("certplane")}
-    assert len(typed) == 8
+    assert len(typed) == 5
     for command in typed:
         program, *arguments = shlex.split(command)
         installed = Path(sys.executable).parent / program
@@ -92,6 +97,17 @@ def test_the_rollout_that_it_shows() -> None:
     known.keep(Question(Topic.ROLLOUT, rollout="r-7f3a"), Answer((halted(),)))
     lines = page_lines(known, Page(PageKind.ROLLOUT, rollout="r-7f3a"), NOW, 96)
     assert shown.splitlines() == [line.fitted(96).text.rstrip() for line in lines][: len(shown.splitlines())]
+
+
+def test_what_init_writes() -> None:
+    """The README's agent.yml is, letter by letter, what `certplane-agent init` writes of the README's line and policy."""
+    policy_text, agent_text = fenced("yaml")
+    (names,) = (profile["dns_names"] for profile in yaml.safe_load(policy_text)["profiles"].values())
+    (typed,) = re.findall(r"certplane-agent (init .*?)\nweb1#", _README, re.DOTALL)
+    options = _parser().parse_args(shlex.split(typed.replace("\\\n", " ")))
+    wanted, _ = wanted_by(options, Path("/etc/certplane/agent.yml"), Asker("README.md"))
+    certificates = certificates_of(wanted, wanted.profiles, {"web": tuple(names)})
+    assert agent_text == agent_yml(wanted, certificates)
 
 
 def test_examples_load(tmp_path: Path) -> None:
