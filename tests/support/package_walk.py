@@ -94,6 +94,7 @@ class Walk:
         assert RULES in self.run("dpkg-query -W -f '${Conffiles}' certplane-agent")
         for page in ("man1/certplane-agent.1.gz", "bash-completion/completions/certplanectl"):
             assert page in self.run("dpkg -L certplane-agent certplanectl")
+        self.run("test -s /opt/certplane/agent/share/certplane/schemas/agent.schema.json", status=0)
         self.tell("installed, and nothing runs")
 
     async def serves(self, ca: IdentityCa, pebble: Pebble, dns: SandboxDnsServer) -> None:
