@@ -204,7 +204,7 @@ async def test_a_token_costs_as_much_as_twenty_calls() -> None:
         request = pb.CreateBootstrapTokenRequest(identity=HOST)
         for _ in range(2):
             await stub(channel).CreateBootstrapToken(request, timeout=HANG)
-        assert (await refused(stub(channel).CreateBootstrapToken(request, timeout=5))).reason is Reason.RATE_LIMITED
+        assert (await refused(stub(channel).CreateBootstrapToken(request, timeout=HANG))).reason is Reason.RATE_LIMITED
 
 
 @pytest.mark.parametrize(

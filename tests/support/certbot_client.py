@@ -10,6 +10,7 @@ from pathlib import Path
 
 from certplane.sandbox.parts import Part
 from certplane.sandbox.pebble import Pebble
+from tests.support.waiting import HANG
 
 
 @dataclass(frozen=True)
@@ -38,5 +39,5 @@ class Certbot:
             command += [option, str((self.folder / name).resolve())]
         environment = {**os.environ, "REQUESTS_CA_BUNDLE": str(self.pebble.https_roots_file)}
         return await asyncio.to_thread(
-            lambda: subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+            lambda: subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG, check=False)
         )
