@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +34,14 @@ USUAL_FOLDERS: Final[Mapping[str, str]] = {
 """Where each client keeps its files unless it is told otherwise."""
 
 _MOVED: Final = ".moved"
+_PAIR: Final = ("key", "fullchain")
+_INSTALLED: Final = {
+    "key": "Le_RealKeyPath",
+    "fullchain": "Le_RealFullChainPath",
+    "cert": "Le_RealCertPath",
+    "chain": "Le_RealCACertPath",
+}
+"""Where `acme.sh --install-cert` puts each file."""
 _SCRIPTS: Final = ("pre", "deploy", "post")
 """Folders below `renewal-hooks`: what is in them certbot runs for each of its certificates."""
 _HOOKS_AROUND: Final = ("Le_PreHook", "Le_PostHook", "Le_RenewHook")
@@ -113,10 +122,11 @@ def _certbot(folder: Path, now: datetime) -> Iterator[Lineage]:
         file = renewal / f"{name}.conf"
         moved = file.with_name(f"{file.name}{_MOVED}")
         settings = settings_of(_text(file if file.is_file() else moved)) if file.is_file() or moved.is_file() else {}
-        paths = {
+        files = {
             kind: Path(settings.get(key) or live / name / f"{key}.pem")
-            for kind, key in (("key", "privkey"), ("fullchain", "fullchain"))
+            for kind, key in (("key", "privkey"), ("fullchain", "fullchain"), ("cert", "cert"), ("chain", "chain"))
         }
+        paths = {kind: path for kind, path in files.items() if kind in _PAIR or os.path.lexists(path)}
         stop = f"mv {shlex.quote(str(file))} {shlex.quote(str(moved))}" if file.is_file() else ""
         around = (*certbot_hooks_around(settings), *scripts)
         lineage = Lineage("certbot", name, paths, certbot_hooks(settings), stop, {}, around=around)
@@ -136,8 +146,10 @@ def _acme_sh(home: Path, now: datetime) -> Iterator[Lineage]:
         if not settings.get("Le_Domain"):
             continue
         own = {"key": folder / f"{name}.key", "fullchain": folder / "fullchain.cer"}
-        real = {"key": settings.get("Le_RealKeyPath", ""), "fullchain": settings.get("Le_RealFullChainPath", "")}
-        paths = {kind: Path(path) for kind, path in real.items() if path}
+        paths: dict[str, Path] = {}
+        for kind, key in _INSTALLED.items():  # of two at one path it writes the full chain last
+            if (real := settings.get(key, "")) and Path(real) not in paths.values():
+                paths[kind] = Path(real)
         ecc = " --ecc" if folder.name.endswith("_ecc") else ""
         stop = f"acme.sh --remove -d {shlex.quote(name)}{ecc}" if file == conf else ""
         decoded = {key: _decoded(value) for key, value in settings.items()}
@@ -166,13 +178,15 @@ _FINDERS: Final[Mapping[str, Callable[[Path, datetime], Iterator[Lineage]]]] = {
 def _judged(lineage: Lineage, own: Mapping[str, Path], now: datetime) -> Lineage:
     """The lineage with what the files at `own`, the client's, are worth."""
     found: dict[Part, bytes] = {}
+    problem = ""
     for part in (Part.PRIVKEY, Part.FULLCHAIN):
         path = own[part.setting]
         try:
             found[part] = _read(path)
         except OSError as error:
-            problem = f"{path} can't be read: {error.strerror}; restore it, or issue it anew"
-            return replace(lineage, problem=problem)
+            problem = problem or f"{path} can't be read: {error.strerror}; restore it, or issue it anew"
+    if problem:
+        return replace(lineage, dns_names=_names(found.get(Part.FULLCHAIN, b"")), problem=problem)
     try:
         leaf_pem = rebuilt(found)[Part.CERT]
         facts = leaf_facts(leaf_pem.decode("ascii"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -62,6 +62,11 @@ def taken(wanted: Wanted, lineages: Sequence[Lineage], names: Mapping[str, tuple
     said: list[str] = []
     by_profile = _by_profile(wanted, lineages, names, said)
     if not by_profile:
+        if not any(lineage.dns_names for lineage in lineages):
+            raise OperationError(
+                f"no certificate of {lineages[0].client}'s can be read: {'; '.join(said)}",
+                remedy="restore them; or run the same command without --from, and certificates are ordered",
+            )
         raise OperationError(
             f"no profile that policy gives to {wanted.name} has the names of any of {lineages[0].client}'s "
             f"certificates: {'; '.join(said)}",
@@ -78,20 +83,21 @@ def taken(wanted: Wanted, lineages: Sequence[Lineage], names: Mapping[str, tuple
         if lineage is None:
             certificates.append(plain)
             continue
-        certificate = _entry(plain, lineage, in_place=_may_write_at(lineage.paths.values(), who))
+        in_place = _may_be_outputs(lineage.paths, who)
+        certificate = _entry(wanted, plain, lineage, in_place=in_place)
         certificates.append(certificate)
         then += _stop(lineage)
         if lineage.problem:
             said.append(f"{lineage} is not taken over, and a certificate is ordered: {lineage.problem}")
         elif any(os.path.lexists(path) for _, path in certificate.outputs):
-            if certificate.outputs == plain.outputs:
+            if not in_place:
                 said.append(f"kept what stands at {', '.join(str(path) for _, path in certificate.outputs)}")
         else:
             copies += _copies(certificate, lineage)
-        if certificate.outputs == plain.outputs:
+        if not in_place:
             then += _links(certificate, lineage)
         else:
-            folders = dict.fromkeys(str(path.parent) for _, path in certificate.outputs)
+            folders = dict.fromkeys(str(path.parent) for path in lineage.paths.values())
             then.append(f"let the agent's unit write there, by a drop-in: ReadWritePaths={' '.join(folders)}")
         then += _hooks(certificate, lineage)
     return Taken(tuple(certificates), copies, tuple(said), tuple(then))
@@ -135,11 +141,19 @@ def _worth(lineage: Lineage) -> tuple[bool, float, str]:
     return bool(lineage.problem), -end, lineage.name
 
 
-def _entry(plain: Certificate, lineage: Lineage, *, in_place: bool) -> Certificate:
-    """The profile's entry with what the lineage has of its own."""
-    outputs = tuple((kind, path) for kind, path in lineage.paths.items())
-    if not in_place or {kind for kind, _ in outputs} != {"key", "fullchain"}:
-        outputs = plain.outputs
+def _entry(wanted: Wanted, plain: Certificate, lineage: Lineage, *, in_place: bool) -> Certificate:
+    """The profile's entry with what the lineage has of its own.
+
+    Each file that services may read now is an output, `cert` and `chain` too: one that stayed behind would be of
+    another key after the first renewal. A service that wants one in another form has it in any case.
+    """
+    kinds = dict(plain.outputs)
+    if in_place:
+        chosen = any(choice.service for choice in wanted.profiles if choice.profile == plain.profile)
+        kinds = {**(kinds if chosen else {}), **lineage.paths}
+    elif "key" in kinds:
+        kinds |= {kind: wanted.tls / f"{plain.name}.{kind}" for kind in lineage.paths if kind not in kinds}
+    outputs = tuple(kinds.items())
     return replace(
         plain,
         outputs=outputs,
@@ -185,7 +199,8 @@ def _links(certificate: Certificate, lineage: Lineage) -> Iterator[str]:
         return
     lines = " && ".join(f"ln -sfn {_word(paths[kind])} {_word(path)}" for kind, path in there.items())
     listed = ", ".join(str(path) for path in paths.values())
-    yield f"have services read {listed}; or let them read where they do: {lines}"
+    when = "once the agent has its first certificate, " if lineage.problem else ""
+    yield f"{when}have services read {listed}; or let them read where they do: {lines}"
 
 
 def _leads_to(path: Path, target: Path) -> bool:
@@ -201,10 +216,10 @@ def _hooks(certificate: Certificate, lineage: Lineage) -> Iterator[str]:
         )
 
 
-def _may_write_at(paths: Iterable[Path], who: Account) -> bool:
+def _may_be_outputs(paths: Mapping[str, Path], who: Account) -> bool:
     """Whether the agent's outputs can be where services read: root's can, but not in homes, which its unit hides."""
-    hidden = any(path.is_relative_to(home) for path in paths for home in _HOMES)
-    return who.name == "root" and not hidden
+    hidden = any(path.is_relative_to(home) for path in paths.values() for home in _HOMES)
+    return who.name == "root" and not hidden and "key" in paths and not {"fullchain", "cert"}.isdisjoint(paths)
 
 
 def _word(path: Path) -> str:

@@ -18,6 +18,8 @@ from pathlib import Path
 _MOST = 256 * 1024
 _DEPLOY = ("renew_hook", "deploy_hook")
 _AROUND = ("pre_hook", "post_hook")
+_RELOADS = {"nginx": "systemctl reload nginx.service", "apache": "systemctl reload apache2.service"}
+"""What certbot's installers do after a renewal, without any hook (`certbot --nginx`, `--apache`)."""
 _SETTING = re.compile(r"\s*(?P<key>[A-Za-z_]+)\s*=\s*(?P<value>.*?)\s*", re.ASCII)
 
 
@@ -55,8 +57,9 @@ def settings_of(text: str) -> dict[str, str]:
 
 
 def certbot_hooks(settings: dict[str, str]) -> tuple[str, ...]:
-    """The commands that certbot runs once a lineage is renewed, of its renewal file."""
-    return _commands(settings, _DEPLOY)
+    """What certbot does once a lineage is renewed, of its renewal file: its hooks, and its installer's reload."""
+    reload = _RELOADS.get(settings.get("installer", ""), "")
+    return tuple(dict.fromkeys((*_commands(settings, _DEPLOY), *([reload] if reload else []))))
 
 
 def certbot_hooks_around(settings: dict[str, str]) -> tuple[str, ...]:

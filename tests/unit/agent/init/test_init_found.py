@@ -34,7 +34,8 @@ def test_certbot(tmp_path: Path, ca: PublicCa) -> None:
     found = only("certbot", tmp_path)
     assert found.dns_names == ("example.com", WEB)
     assert (found.name, found.key_type, found.problem) == (WEB, KeyType.EC_P256, "")
-    assert found.paths == {"key": live / "privkey.pem", "fullchain": live / "fullchain.pem"}
+    kinds = {"key": "privkey", "fullchain": "fullchain", "cert": "cert", "chain": "chain"}
+    assert found.paths == {kind: live / f"{name}.pem" for kind, name in kinds.items()}
     assert found.hooks == ("systemctl reload nginx",)
     assert found.stop == f"mv {tmp_path}/renewal/{WEB}.conf {tmp_path}/renewal/{WEB}.conf.moved"
     assert {*found.files.values()} == {pair.key, pair.fullchain}

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from certplane.agent.init.found import find
 from certplane.agent.init.presets import Service
 from certplane.agent.init.sources import Taken, shown, taken
-from certplane.agent.init.text import agent_yml
+from certplane.agent.init.text import agent_yml, service_lines
 from certplane.agent.init.wanted import ProfileChoice, Wanted
 from certplane.errors import OperationError
 from certplane.setup.account import Account
@@ -80,14 +80,17 @@ def test_for_another_user_the_pair_is_copied(tmp_path: Path, wanted: Wanted, ca:
         "web.key": 0o600,
         "web.pem": 0o644,
         "web.combined": 0o600,
+        "web.cert": 0o644,
+        "web.chain": 0o644,
     }
     assert all(step.secret and step.owner is None for step in steps.values())
     assert steps["web.pem"].text.encode() == pair.fullchain
     assert steps["web.combined"].text.encode() == pair.key + pair.fullchain
     tls = wanted.tls
     assert found.then[1] == (
-        f"have services read {tls}/web.key, {tls}/web.pem, {tls}/web.combined; or let them read where they do: "
-        f"ln -sfn {tls}/web.key {live}/privkey.pem && ln -sfn {tls}/web.pem {live}/fullchain.pem"
+        f"have services read {tls}/web.key, {tls}/web.pem, {tls}/web.combined, {tls}/web.cert, {tls}/web.chain; "
+        f"or let them read where they do: ln -sfn {tls}/web.key {live}/privkey.pem && ln -sfn {tls}/web.pem "
+        f"{live}/fullchain.pem && ln -sfn {tls}/web.cert {live}/cert.pem && ln -sfn {tls}/web.chain {live}/chain.pem"
     )
 
 
@@ -95,8 +98,13 @@ def test_a_second_run_makes_the_same(tmp_path: Path, wanted: Wanted, ca: PublicC
     """Copies that are there are kept, certbot that was stopped stays so, and links that were made aren't asked for."""
     live = certbot_lineage(tmp_path / "le", WEB, ca.pair(WEB, "example.com"), hook="systemctl reload nginx")
     first = from_certbot(wanted, tmp_path / "le", AGENT)
-    assert apply(first.copies, lambda _: None) == 3
-    for name, target in (("privkey", "web.key"), ("fullchain", "web.pem")):
+    assert apply(first.copies, lambda _: None) == 5
+    for name, target in (
+        ("privkey", "web.key"),
+        ("fullchain", "web.pem"),
+        ("cert", "web.cert"),
+        ("chain", "web.chain"),
+    ):
         (live / f"{name}.pem").unlink()
         (live / f"{name}.pem").symlink_to(wanted.tls / target)
     conf = tmp_path / "le" / "renewal" / f"{WEB}.conf"
@@ -150,6 +158,58 @@ def test_homes_are_hidden_from_an_agent_of_root(tmp_path: Path, wanted: Wanted, 
     assert entries(wanted, found)[0]["key"] == str(wanted.tls / "web.key")
     in_place = taken(wanted, [lineage], NAMES, ROOT)
     assert entries(wanted, in_place)[0]["key"] == str(folder / f"{WEB}.key")
+
+
+def test_a_service_that_reads_another_form_has_it_in_place_too(tmp_path: Path, wanted: Wanted, ca: PublicCa) -> None:
+    """HAProxy of an agent of root: its one file beside certbot's own paths, and a line that names it."""
+    live = certbot_lineage(tmp_path / "le", WEB, ca.pair(WEB, "example.com"))
+    wanted = dataclasses.replace(wanted, profiles=(ProfileChoice("web", Service.HAPROXY),))
+    found = from_certbot(wanted, tmp_path / "le", ROOT)
+    (entry,) = entries(wanted, found)
+    assert (entry["cert"], entry["combined"]) == (f"{live}/cert.pem", str(wanted.tls / "web.combined"))
+    assert service_lines(Service.HAPROXY, found.certificates[0]) == (f"bind :443 ssl crt {wanted.tls}/web.combined",)
+
+
+@pytest.mark.parametrize("installer", ["nginx", "apache"])
+def test_what_certbot_reloads_itself_is_reloaded(installer: str, tmp_path: Path, wanted: Wanted, ca: PublicCa) -> None:
+    """`certbot --nginx` has no hook, and reloads nginx all the same."""
+    certbot_lineage(tmp_path / "le", WEB, ca.pair(WEB, "example.com"))
+    with (tmp_path / "le" / "renewal" / f"{WEB}.conf").open("a") as conf:
+        conf.write(f"installer = {installer}\n")
+    (entry,) = entries(wanted, from_certbot(wanted, tmp_path / "le", AGENT))
+    assert entry["reload_command"] == f"systemctl reload {Service(installer)}{'2' * (installer == 'apache')}.service"
+
+
+def test_a_certificate_and_its_chain_apart_are_the_paths_too(tmp_path: Path, wanted: Wanted, ca: PublicCa) -> None:
+    """acme.sh's `--cert-file` and `--ca-file`: else a service would have an old certificate with a new key."""
+    settings = "".join(f"Le_Real{kind}Path='/etc/apache2/{kind}.pem'\n" for kind in ("Key", "Cert", "CACert"))
+    acme_sh_certificate(tmp_path / "acme", WEB, ca.pair(WEB, "example.com"), settings=settings)
+    lineages = find("acme.sh", tmp_path / "acme", NOW)
+    (entry,) = entries(wanted, taken(wanted, lineages, NAMES, ROOT))
+    assert [entry[kind] for kind in ("key", "cert", "chain")] == [
+        "/etc/apache2/Key.pem", "/etc/apache2/Cert.pem", "/etc/apache2/CACert.pem",
+    ]  # fmt: skip
+    links = taken(wanted, lineages, NAMES, AGENT).then[1]
+    assert all(f"/etc/apache2/{kind}.pem" in links for kind in ("Key", "Cert", "CACert"))
+
+
+def test_a_lineage_without_its_key_is_ordered(tmp_path: Path, wanted: Wanted, ca: PublicCa) -> None:
+    """Its certificate says which profile it is; nothing is linked before there is something to link."""
+    live = certbot_lineage(tmp_path / "le", WEB, ca.pair(WEB, "example.com"))
+    (tmp_path / "le" / "archive" / WEB / "privkey1.pem").unlink()
+    found = from_certbot(wanted, tmp_path / "le", AGENT)
+    assert found.certificates[0].profile == "web"
+    assert f"a certificate is ordered: {live}/privkey.pem can't be read" in found.said[0]
+    assert found.then[1].startswith("once the agent has its first certificate, have services read")
+
+
+def test_of_what_cannot_be_read_no_profile_is_asked_for(tmp_path: Path, wanted: Wanted, ca: PublicCa) -> None:
+    """The remedy is to restore it, not a profile of names that nobody knows."""
+    certbot_lineage(tmp_path / "le", WEB, ca.pair(WEB))
+    (tmp_path / "le" / "archive" / WEB / "fullchain1.pem").write_bytes(b"\xff")
+    with pytest.raises(OperationError, match="no certificate of certbot's can be read") as refused:
+        from_certbot(wanted, tmp_path / "le", AGENT)
+    assert refused.value.remedy.startswith("restore them")
 
 
 def test_an_rsa_key_is_what_agent_yml_says(tmp_path: Path, wanted: Wanted, ca: PublicCa) -> None:
