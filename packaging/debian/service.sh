@@ -9,7 +9,8 @@ systemd_runs() { [ -d /run/systemd/system ]; }
 
 stop_what_runs() {
     systemd_runs || return 0
-    systemctl list-units --full --plain --no-legend --state=active,activating,reloading $units | cut -d' ' -f1 >"$ran"
+    # Beside what an upgrade stopped that then failed: nothing has started it again.
+    systemctl list-units --full --plain --no-legend --state=active,activating,reloading $units | cut -d' ' -f1 >>"$ran"
     # Orders under way get the time that the unit gives them.
     while read -r unit; do systemctl stop "$unit" || true; done <"$ran"
 }

@@ -11,6 +11,7 @@ from types import ModuleType
 
 import pytest
 
+from certplane.broker.init.wanted import DROP_IN
 from tests.support.waiting import HANG
 
 _ROOT = Path(__file__).parents[3]
@@ -87,10 +88,52 @@ def test_only_a_purge_removes_files(name: str) -> None:
     """What it removes is under the package's own names, and never all of a folder that it shares."""
     package = PACKAGES[name]
     for path in package["purged"].split():
-        assert path.startswith(("/etc/certplane/", "/var/lib/certplane/"))
+        assert path.startswith(("/etc/certplane/", "/var/lib/certplane/", f"/etc/systemd/system/{name}.service.d/"))
     document = (_ROOT / "docs" / "packages.md").read_text()
     for path in (package["purged"] + " " + package["kept"]).split():
         assert f"`{path}`" in document, f"docs/packages.md doesn't say what becomes of {path}"
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        pytest.param("certplane-agent", ("internal-ca.pem", "broker-ca.pem", "agent.yml"), id="agent"),
+        pytest.param("certplane-broker", ("agent-ca.pem", "acme-ca.pem", "broker.yml"), id="broker"),
+    ],
+)
+def test_a_purge_removes_what_init_wrote_and_kept(name: str, written: tuple[str, ...]) -> None:
+    """Each file, what `--replace` kept of it, and the broker's drop-in, whose credential is gone."""
+    purged = PACKAGES[name]["purged"].split()
+    assert {f"/etc/certplane/{each}{end}" for each in written for end in ("", ".before-init*")} <= set(purged)
+    if name == "certplane-broker":
+        assert any(DROP_IN.match(pattern) for pattern in purged)
+        assert str(DROP_IN.parent) in PACKAGES[name]["folders"].split()
+
+
+def test_what_a_failed_upgrade_stopped_is_started_by_the_next_one(tmp_path: Path) -> None:
+    """The second one finds nothing running, and remembers what the first one has stopped."""
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text(
+        f"""#!/bin/sh
+echo "$*" >>{tmp_path}/calls
+if [ "$1" = list-units ] && [ ! -e {tmp_path}/stopped ]; then echo "web.service loaded active running Web"; fi
+if [ "$1" = stop ]; then touch {tmp_path}/stopped; fi
+"""
+    )
+    systemctl.chmod(0o755)
+    script = f"""
+set -e
+package=web units=web.service
+{(_ROOT / "packaging" / "debian" / "service.sh").read_text()}
+systemd_runs() {{ :; }}
+ran={tmp_path}/ran PATH={tmp_path}:$PATH
+stop_what_runs
+stop_what_runs
+start_what_ran
+"""
+    subprocess.run(["sh", "-c", script], check=True, timeout=HANG)
+    assert (tmp_path / "calls").read_text().splitlines()[-1] == "start web.service"
+    assert not (tmp_path / "ran").exists()
 
 
 def test_every_file_for_systemd_is_in_a_package() -> None:
