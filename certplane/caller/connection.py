@@ -1,7 +1,8 @@
 """The channel to a broker with an identity whose files may change, and what a call that fails there means.
 
 A channel keeps its certificate and its CAs for life, so that other files, and another broker, are a new channel: the
-next call uses it, and the old one ends when its calls have. The files are looked at before a call, at most once a
+next call uses it, and the old one ends when its calls have. So is the next try of a call that no broker has taken,
+since gRPC waits up to 30 s before it connects again by itself. The files are looked at before a call, at most once a
 second. Of several brokers one is in use; a call that it doesn't take, or refuses for a reason of its own
 (`errors.OF_ONE_BROKER`), goes to the next one, and after a round it is repeated as `patience` says, within the time
 that its caller gives. Every call is safe to repeat. Only `RefusalError` (a broker's word), `OperationError` (no
@@ -211,7 +212,11 @@ class Connection:
         """Use another broker where a failure says that this one is unwell; whether to try that one at once."""
         refusal = refusal_from_error(error)
         unwell = _unreached(error) if refusal is None else refusal.reason in OF_ONE_BROKER
-        if not unwell or not self._choice.several:
+        if not unwell:
+            return False
+        if not self._choice.several:
+            if error.code() is grpc.StatusCode.UNAVAILABLE and refusal is None and channel is self._channel:
+                self._connect()
             return False
         return self.hold(channel, AVOID if refusal is None else refusal.retry_after or AVOID)
 
@@ -288,5 +293,12 @@ class Connection:
             task.add_done_callback(self._closing.discard)
 
 
+_UNREACHED: Final = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,  # by the broker, which stops: one's own cancellation is another exception
+}
+
+
 def _unreached(error: grpc.aio.AioRpcError) -> bool:
-    return error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+    return error.code() in _UNREACHED

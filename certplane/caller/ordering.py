@@ -15,6 +15,7 @@ from typing import Final
 
 from certplane.caller.calls import BrokerCalls
 from certplane.caller.errors import OrderFailedError, OrderUnderWayError
+from certplane.caller.patience import next_wait
 from certplane.caller.values import Certificate, Identity, Order
 from certplane.errors import CertplaneError, Reason, RefusalError
 from certplane.pki.chain import check_issued_chain
@@ -27,6 +28,7 @@ ORDER_PATIENCE: Final = timedelta(minutes=10)
 _WAIT: Final = timedelta(seconds=20)
 """How long the broker is asked to wait in the call itself, which saves most callers a second one."""
 _POLL: Final = Backoff(first=timedelta(seconds=2), most=timedelta(seconds=30), floor=timedelta(seconds=1))
+"""After a refusal to tell of an order, without a time in it."""
 _NOTHING_COMES: Final = frozenset({Reason.ORDER_NOT_FOUND, Reason.KEY_REUSED})
 """Refusals of an order, however it ends: the second where its key was blocked meanwhile."""
 
@@ -128,6 +130,7 @@ class Ordering:
             left = timedelta(seconds=until - self._clock.monotonic())
             if left <= timedelta():
                 raise OrderUnderWayError(order)
+            told, unreached = None, True  # the watch may end early, as when the broker is restarted
             try:
                 order = await self._watched(order, left)
                 failures = 0
@@ -135,9 +138,11 @@ class Ordering:
                 if error.reason in _NOTHING_COMES:
                     raise
                 failures += 1
+                told, unreached = error.retry_after, not isinstance(error, RefusalError)
                 logger.info("order %s can't be followed: %s", order.order_id, error)
-            if not order.ended:  # the watch ended early, as when the broker is restarted
-                await self._clock.sleep(min(_POLL.wait(failures + 1, self._rng), left))
+            if not order.ended:
+                wait = next_wait(told=told, unreached=unreached, failures=failures + 2, left=left, rng=self._rng)
+                await self._clock.sleep(min(wait or _POLL.wait(failures, self._rng), left))
         return order
 
     async def _watched(self, order: Order, left: timedelta) -> Order:

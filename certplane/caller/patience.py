@@ -12,7 +12,8 @@ from typing import Final
 
 from certplane.runtime.backoff import Backoff
 
-_SOON: Final = Backoff(first=timedelta(milliseconds=500), most=timedelta(seconds=15), floor=timedelta(milliseconds=100))
+_SOON: Final = Backoff(first=timedelta(milliseconds=500), most=timedelta(seconds=2), floor=timedelta(milliseconds=100))
+"""Somebody waits for the answer, and not for long: a broker that is restarted is asked as soon as it serves."""
 _JITTER: Final = 0.2
 """Share of a broker's wait that is added by chance."""
 

@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,9 @@ SECOND = timedelta(seconds=1)
 
 
 class Scripted(enrollment_pb2_grpc.EnrollmentServiceServicer):
-    """A broker that refuses as often as `refusals` has one; `calls` has the certificate of each call."""
+    """A broker that refuses as often as `refusals` has one, or cancels for None; `calls` has the certificate of each call."""
 
-    def __init__(self, *refusals: Refusal) -> None:
+    def __init__(self, *refusals: Refusal | None) -> None:
         self.refusals = list(refusals)
         self.calls: list[bytes] = []
         self.port = 0
@@ -42,6 +43,8 @@ class Scripted(enrollment_pb2_grpc.EnrollmentServiceServicer):
         self.calls.append(context.auth_context()["x509_pem_cert"][0])
         if self.refusals:
             refusal = self.refusals.pop(0)
+            if refusal is None:
+                await context.abort(grpc.StatusCode.CANCELLED, "CANCELLED")
             await context.abort_with_status(grpc_status(status_from_refusal(refusal, request_id=request.request_id)))
         answer = pb.GetIdentityResponse(identity=pb.Identity(name="api", kind=pb.Identity.KIND_SERVICE))
         answer.broker_time.FromDatetime(SystemClock().now())
@@ -76,11 +79,13 @@ class World:
         CALLERS.issue("api", ["api.certplane.test"], **changes).write(self.folder, "me")
 
     @asynccontextmanager
-    async def calling(self, *brokers: Scripted, timeout: timedelta = 30 * SECOND) -> AsyncIterator[BrokerCalls]:
+    async def calling(
+        self, *brokers: Scripted, port: int = 1, timeout: timedelta = 30 * SECOND
+    ) -> AsyncIterator[BrokerCalls]:
         async with AsyncExitStack() as stack:
             for broker in brokers:
                 await stack.enter_async_context(broker.running())
-            urls = [f"https://localhost:{broker.port or 1}" for broker in brokers] or ["https://localhost:1"]
+            urls = [f"https://localhost:{broker.port}" for broker in brokers] or [f"https://localhost:{port}"]
             connection = Connection(urls, self.files, timeout=timeout, clock=self.clock, rng=random.Random(1))
             await connection.open()
             stack.push_async_callback(connection.close)
@@ -130,6 +135,34 @@ async def test_a_limit(world: World) -> None:
         with pytest.raises(RefusalError) as error:
             await calls.identity()
         assert (error.value.retry_after, len(error.value.request_id)) == (3600 * SECOND, 32)
+
+
+async def test_a_broker_that_stops_in_the_middle(world: World) -> None:
+    """A call that the broker cancels, since it ends, is made again."""
+    broker = Scripted(None)
+    async with world.calling(broker) as calls:
+        asking = asyncio.create_task(calls.identity())
+        await until_in_time(world.clock, asking.done)
+        assert (await asking).name == "api"
+        assert len(broker.calls) == 2
+
+
+async def test_a_broker_that_is_restarted(world: World) -> None:
+    """Each try is a connection of its own, every 2 s or sooner: gRPC's waits between connections hold up no call."""
+    knocks: list[float] = []
+
+    def close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        knocks.append(world.clock.monotonic())
+        writer.close()
+
+    async with await asyncio.start_server(close, "127.0.0.1", 0) as nobody:
+        begun, port = world.clock.monotonic(), nobody.sockets[0].getsockname()[1]
+        async with world.calling(port=port) as calls:
+            asking = asyncio.create_task(calls.identity())
+            await until(lambda: asking.done() or world.clock.advance(world.clock.next_wake))
+            with pytest.raises(OperationError, match=str(port)):
+                await asking
+    assert max(after - before for before, after in pairwise([begun, *knocks, begun + 30])) <= 2
 
 
 async def test_what_a_person_must_change(world: World) -> None:

@@ -39,5 +39,6 @@ def test_a_time_beyond_the_callers() -> None:
 def test_no_connection() -> None:
     """It is tried again by backoff with jitter, as long as there is time."""
     assert all(wait is not None and wait <= SECOND / 2 for wait in waits(unreached=True))
-    assert any(wait is None for wait in waits(unreached=True, failures=9, left=2 * SECOND))
+    assert all(wait is not None and wait <= 2 * SECOND for wait in waits(unreached=True, failures=9))
+    assert any(wait is None for wait in waits(unreached=True, failures=9, left=SECOND))
     assert set(waits(unreached=True, left=timedelta())) == {None}
