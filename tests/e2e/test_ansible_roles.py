@@ -10,7 +10,7 @@ import pytest
 from tests.support import booted
 from tests.support.debian_packages import need_packages
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]  # packages are built, machines are booted
 
 
 def test_both_roles_on_one_machine(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.support import booted
 from tests.support.debian_packages import need_packages, next_packages
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]  # packages are built, machines are booted
 
 _MOST_MIB = {"certplane-agent": 60, "certplane-broker": 120}
 """Installed, as docs/packages.md says."""

@@ -13,7 +13,7 @@ from tests.support import booted
 from tests.support.debian_packages import need_packages
 from tests.support.waiting import blocking_until
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]  # packages are built, machines are booted
 
 _ROOT = Path(__file__).parents[2]
 

@@ -21,7 +21,7 @@ from certplane.sandbox.pebble import Pebble
 from certplane.sandbox.ports import DnsServer, IdentityCa
 from tests.support.booted import Machine, World
 from tests.support.packaged_settings import BROKER, HOST, POLICY, agent_settings, broker_pair, broker_settings
-from tests.support.waiting import HANG
+from tests.support.waiting import MINUTES_OF_WORK
 
 _ROOT = Path(__file__).parents[2]
 _SSH = """#!/bin/bash
@@ -97,7 +97,7 @@ class Controller:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=HANG,
+            timeout=MINUTES_OF_WORK,
             check=False,
         )
         assert done.returncode == status, done.stdout

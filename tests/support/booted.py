@@ -19,7 +19,7 @@ import pytest
 
 from certplane.sandbox import parts
 from tests.support.parts import need_part
-from tests.support.waiting import HANG, blocking_until
+from tests.support.waiting import HANG, MINUTES_OF_WORK, blocking_until
 
 _PREFIX = "certplane-test-"
 _SWITCH = "10.77.0.1"
@@ -68,7 +68,7 @@ def enter(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=HANG * 2,
+            timeout=MINUTES_OF_WORK,
             check=False,
         )
     finally:

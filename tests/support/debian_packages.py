@@ -14,7 +14,7 @@ import pytest
 
 from certplane.sandbox import parts
 from tests.support import next_release
-from tests.support.waiting import HANG
+from tests.support.waiting import MINUTES_OF_WORK
 
 _ROOT = Path(__file__).parents[2]
 PROGRAMS = ("certplane-agent", "certplane-broker", "certplanectl")
@@ -51,7 +51,7 @@ def _build(work: Path) -> None:
     (packages,) = root().glob("opt/certplane/lib/python3.*/site-packages")
     how = ["--fast", "--packages", packages, "--python", _python(packages.parent.name), "--only", *PROGRAMS]
     done = subprocess.run(
-        [work / "scripts" / "build-debs", *how], capture_output=True, text=True, timeout=HANG, check=False
+        [work / "scripts" / "build-debs", *how], capture_output=True, text=True, timeout=MINUTES_OF_WORK, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     (work / "dist" / "debs" / "made").write_text(done.stdout)
@@ -100,7 +100,7 @@ def next_packages(debs: Path, folder: Path) -> Path:
         subprocess.run(
             ["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", tree, deb],
             check=True,
-            timeout=HANG,
+            timeout=MINUTES_OF_WORK,
             stdout=subprocess.DEVNULL,
         )
         shutil.rmtree(tree)

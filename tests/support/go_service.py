@@ -20,7 +20,7 @@ from certplane.sandbox import parts
 from certplane.sandbox.deployment import Deployment
 from certplane.sandbox.process import ServerProcess
 from tests.support.tls_services import served_serial
-from tests.support.waiting import HANG
+from tests.support.waiting import MINUTES_OF_WORK
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "go"
 
@@ -79,7 +79,7 @@ class GoModule:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=HANG,
+            timeout=MINUTES_OF_WORK,
             check=False,
         )
         assert not check or done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"

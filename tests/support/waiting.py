@@ -19,6 +19,9 @@ PATIENCE = float(os.environ.get("CERTPLANE_TEST_PATIENCE", "1"))
 HANG = 120.0 * PATIENCE
 """In seconds: whatever takes longer hangs. For the `timeout` of calls, programs and sockets."""
 
+MINUTES_OF_WORK = HANG * 5
+"""In seconds, likewise, for what takes a minute or two by itself: packages that are built, documents walked on machines."""
+
 _POLL = 0.02
 
 

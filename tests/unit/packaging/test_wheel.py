@@ -17,7 +17,7 @@ import releasing
 import sbom
 
 import certplane
-from tests.support.waiting import HANG
+from tests.support.waiting import MINUTES_OF_WORK
 from tests.unit.packaging import test_requirements
 
 _ROOT = Path(__file__).parents[3]
@@ -42,7 +42,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with all of it."""
     folder = tmp_path_factory.mktemp("build") / "dist"
     done = subprocess.run(
-        [_ROOT / "scripts" / "build", folder], capture_output=True, text=True, timeout=HANG, check=False
+        [_ROOT / "scripts" / "build", folder], capture_output=True, text=True, timeout=MINUTES_OF_WORK, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
