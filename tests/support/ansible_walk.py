@@ -55,6 +55,7 @@ class Controller:
         """The variables of both roles."""
         self.box.write("/etc/pebble.pem", pebble.https_roots_file.read_text())
         pair = await broker_pair(ca, self.folder)
+        (self.folder / "token").write_text(ca.mint_token(HOST))
         self.variables |= {
             "certplane_broker_settings": broker_settings(pebble, dns),
             "certplane_broker_policy": POLICY,
@@ -64,7 +65,8 @@ class Controller:
             "certplane_broker_secrets": {"dns-api-token": dns.endpoint.key.secret},
             "certplane_agent_ca_bundle": ca.roots_file.read_text(),
             "certplane_agent_settings": agent_settings(ca),
-            "certplane_agent_token": ca.mint_token(HOST),
+            "certplane_agent_token": "{{ lookup('pipe', '"
+            f"echo asked >>{self.folder}/asked; cat {self.folder}/token') }}}}",
         }
 
     def play(self, *options: str, status: int = 0) -> tuple[int, str]:
@@ -109,7 +111,9 @@ class Controller:
 def walk(controller: Controller, token: str, secret: str) -> None:
     """From nothing to a certificate, and then only what changes."""
     box = controller.box
+    asked = controller.folder / "asked"
     changed, said = controller.play()
+    assert asked.read_text() == "asked\n", "a token was made more than once"
     assert changed > 8, said
     assert token not in said
     assert secret not in said
@@ -124,6 +128,9 @@ def walk(controller: Controller, token: str, secret: str) -> None:
     ]
 
     changed, said = controller.play()
+    assert changed == 0, said
+    assert asked.read_text() == "asked\n", "a token was made for a host with an identity"
+    changed, said = controller.play("--check", "--diff")
     assert changed == 0, said
 
     started = box.run("systemctl show --property ActiveEnterTimestampMonotonic certplane-broker certplane-agent")
@@ -140,9 +147,16 @@ def walk(controller: Controller, token: str, secret: str) -> None:
     )
 
     controller.variables["certplane_broker_policy"] = {**policy, "hosts": "nonsense"}
-    _, said = controller.play("--start-at-task", "The policy is there", status=2)
-    assert "certplane-broker" in said
-    box.run("systemctl is-active certplane-broker")
+    for _ in range(2):  # the second run finds no wrong file that the first one left
+        _, said = controller.play("--start-at-task", "The policy is there", status=2)
+        assert "hosts" in said, said
+    box.run("! grep nonsense /etc/certplane/policy.yml; systemctl is-active certplane-broker")
+    controller.variables["certplane_broker_policy"] = policy
+    controller.variables["certplane_agent_settings"]["no_such_key"] = 1
+    for _ in range(2):
+        _, said = controller.play("--start-at-task", "The policy is there", status=2)
+        assert "no_such_key: is not a known key" in said, said
+    box.run("! grep no_such_key /etc/certplane/agent.yml; certplane-agent status")
     sys.stdout.write(said)
 
 
@@ -155,9 +169,7 @@ async def main(folder: Path, debs: Path) -> None:
         servers.identity_ca(folder / "ca") as ca,
     ):
         await controller.told(ca, pebble, dns)
-        await asyncio.to_thread(
-            walk, controller, controller.variables["certplane_agent_token"], dns.endpoint.key.secret
-        )
+        await asyncio.to_thread(walk, controller, (controller.folder / "token").read_text(), dns.endpoint.key.secret)
 
 
 if __name__ == "__main__":
