@@ -66,7 +66,12 @@ OF_ONE_BROKER: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One thing that is wrong: `subject` is a request field (BadRequest) or a limit (QuotaFailure)."""
+    """One thing that is wrong (BadRequest and QuotaFailure of google/rpc/error_details.proto).
+
+    Attributes:
+        subject: A field of the request, or a limit.
+        description: What is wrong with it, one line for people.
+    """
 
     subject: str
     description: str
@@ -74,7 +79,14 @@ class Violation:
 
 @dataclass(frozen=True, slots=True)
 class ProblemDocument:
-    """What a CA said (RFC 8555 6.7, RFC 9457), control characters removed; `type` is the full URN."""
+    """What a CA said (RFC 8555 6.7, RFC 9457), control characters removed.
+
+    Attributes:
+        type: The full URN.
+        detail: For people.
+        status: The HTTP status; None where the CA named none.
+        identifier: The DNS name that it is about; empty where it is about the whole order.
+    """
 
     type: str
     detail: str
@@ -84,11 +96,16 @@ class ProblemDocument:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a request or an order ended, and when to come back.
+    """Why a request or an order ended, and when to come back (docs/errors.md).
 
-    `retry_after` counts from the moment the refusal was made; set whenever a CA, a limit or a lock says so.
-    `problems` is the CA's problem document first, then its subproblems. `request_id` is how the broker's log knows the
-    call or the order, where a broker has refused; it says nothing of why, and refusals are equal without it.
+    Attributes:
+        reason: Why, for programs.
+        message: Why, for the one who must fix the cause.
+        retry_after: Counts from the moment the refusal was made; set whenever a CA, a limit or a lock says so.
+        violations: What is wrong with the request, or which limits are reached.
+        problems: The CA's problem document first, then its subproblems.
+        request_id: The broker's name for the call or the order in its log, where a broker has refused; it says nothing
+            of why, and refusals are equal without it.
     """
 
     reason: Reason
@@ -119,7 +136,11 @@ class CertplaneError(Exception):
 
 
 class RefusalError(CertplaneError):
-    """A request can't be served; `refusal` says why."""
+    """A request can't be served.
+
+    Attributes:
+        refusal: Why, and when to come back.
+    """
 
     def __init__(
         self,
@@ -174,7 +195,11 @@ class ConfigurationProblem:
 
 
 class ConfigurationError(CertplaneError):
-    """All that is wrong with a configuration, reported at once."""
+    """All that is wrong with a configuration, reported at once.
+
+    Attributes:
+        problems: Each as a value whose text is a line: `file:line: key: message; remedy`.
+    """
 
     def __init__(self, problems: Sequence[ConfigurationProblem]) -> None:
         self.problems = tuple(problems)
@@ -182,7 +207,12 @@ class ConfigurationError(CertplaneError):
 
 
 class OperationError(CertplaneError):
-    """Something outside failed on this host; `remedy` says what a person can do, empty if waiting is all."""
+    """Something outside failed on this host.
+
+    Attributes:
+        message: What failed, and why.
+        remedy: What a person can do; empty if waiting is all.
+    """
 
     def __init__(self, message: str, *, remedy: str = "", retry_after: timedelta | None = None) -> None:
         super().__init__(f"{message}; {remedy}" if remedy else message)

@@ -46,7 +46,7 @@ class Identity:
         name: The subjectAltName that policy knows: a DNS name or a URI.
         kind: `host`, `service` or `operator`.
         label: Its label in the policy.
-        serial_number: Of the identity certificate.
+        serial_number: Of the identity certificate, lower-case hexadecimal digits.
         expire_time: End of the identity certificate's validity.
         profiles: Names of the profiles that policy gives it, sorted.
         dns_names: The names that a certificate of each profile has, by the profile's name. Profiles may be missing:
@@ -78,7 +78,7 @@ class Certificate:
         certificate_id: The broker's name for it: opaque, printable ASCII.
         profile: The policy profile that it was issued for.
         dns_names: The names of its subjectAltName.
-        serial_number: Its serial number.
+        serial_number: Its serial number, lower-case hexadecimal digits without leading zeros.
         issuer: The issuer's name in the broker's configuration.
         public_key_sha256: SHA-256 of its SubjectPublicKeyInfo (DER), 64 lower-case hexadecimal digits.
         not_before: Start of its validity.
@@ -166,7 +166,7 @@ class CertificateNews:
         certificate_id: The broker's name for it.
         profile: The policy profile that it was issued for.
         dns_names: The names of its subjectAltName.
-        serial_number: Its serial number.
+        serial_number: Its serial number, lower-case hexadecimal digits without leading zeros.
         not_after: End of its validity; None where the broker named no time.
         renew_time: When it should be renewed; now, if that is not after the broker's time. None where nobody knows yet.
         renew_reason: Why then, one line for people; empty where nobody has planned it yet.

@@ -9,8 +9,9 @@ Start with `CertificateKeeper`, which keeps one certificate fresh; `Client` has 
 
 The names in `__all__` are public and follow semantic versioning: within a major version none goes away and no call
 that worked fails. Names that begin with an underscore, and other modules of `certplane`, are not. Times are aware and
-in UTC, spans are `timedelta`, PEM is text (private keys: bytes). Everything that is raised on purpose is a
-`CertplaneError`.
+in UTC, spans are `timedelta`, PEM is text (private keys: bytes). DNS names are canonical (lower case, A-labels) and
+sorted, serial numbers are lower-case hexadecimal digits without leading zeros. Everything that is raised on purpose is
+a `CertplaneError`.
 """
 
 from certplane.caller.errors import OrderFailedError, OrderUnderWayError

@@ -136,6 +136,7 @@ class Client:
             OrderUnderWayError: the time is over, the order isn't.
             RefusalError: the broker refused, or sent a certificate that isn't for this key and these names.
             OperationError: no broker was reached in time.
+            CertplaneError: `dns_names` has what is no DNS name.
         """
         names = canonical_names(dns_names) or names_for(await self.identity(), profile)
         pending = new_pending(profile, names, replaces=replaces, key_type=key_type)

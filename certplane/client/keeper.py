@@ -42,6 +42,9 @@ class CertificateKeeper:
         dns_names: The names to ask for; default: the profile's, as the broker tells them, also when they change.
         key_type: What new keys are.
         wait: How long entering waits for a first certificate, where none is kept that is valid.
+
+    Raises:
+        CertplaneError: `dns_names` has what is no DNS name.
     """
 
     def __init__(

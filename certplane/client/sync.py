@@ -174,6 +174,7 @@ class SyncClient:
             OrderUnderWayError: the time is over, the order isn't.
             RefusalError: the broker refused, or sent a certificate that isn't for this key and these names.
             OperationError: no broker was reached in time.
+            CertplaneError: `dns_names` has what is no DNS name.
         """
         return self._loop.run(
             self._client.issue(profile, dns_names=dns_names, key_type=key_type, replaces=replaces, timeout=timeout)
@@ -242,6 +243,9 @@ class SyncCertificateKeeper:
         dns_names: As for `CertificateKeeper`.
         key_type: As for `CertificateKeeper`.
         wait: As for `CertificateKeeper`.
+
+    Raises:
+        CertplaneError: `dns_names` has what is no DNS name.
     """
 
     def __init__(

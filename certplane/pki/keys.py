@@ -24,7 +24,7 @@ PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
 class KeyType(StrEnum):
-    """Kinds of keys, by their names in the configuration."""
+    """Kinds of keys, by their names in the configuration (`key_type`, docs/configuration.md)."""
 
     EC_P256 = "ec-p256"
     EC_P384 = "ec-p384"

@@ -25,7 +25,7 @@ _MAX_ANSWER = 16 * 1024
 
 
 class ProxyUse(StrEnum):
-    """`broker.proxy`: whether the link to the broker uses the environment's proxy."""
+    """`broker.proxy`: whether the link to the broker uses the environment's proxy (docs/configuration.md)."""
 
     NONE = "none"
     ENVIRONMENT = "environment"

@@ -1,7 +1,7 @@
 """The public names of certplane.client: which there are, what they take, and that each says what a caller must know.
 
-A name that goes, or an argument that goes or becomes required, breaks programs: that is for a new major version. What is
-added is added to the table here, so that it is meant.
+A line of surface.txt that goes or changes breaks programs: that is for a new major version. What is added is added there,
+so that it is meant.
 """
 
 from __future__ import annotations
@@ -21,85 +21,51 @@ import pytest
 
 import certplane
 from certplane import client
+from certplane.v1 import certificate_pb2, enrollment_pb2, renewal_pb2
 
 _ROOT = Path(__file__).parents[3]
+_RPCS = {
+    rpc.name
+    for messages in (certificate_pb2, enrollment_pb2, renewal_pb2)
+    for service in messages.DESCRIPTOR.services_by_name.values()
+    for rpc in service.methods
+}
 _INTEGRATING = (_ROOT / "docs" / "integrating.md").read_text()
 
-_CLIENT = "url, *, identity, server_ca, timeout=, proxy="
-_KEEPER = "client, *, profile, folder=, dns_names=, key_type=, wait="
-_CALLS = {
-    "from_config": "path",
-    "identity": "",
-    "issue": "profile, *, dns_names=, key_type=, replaces=, timeout=",
-    "order": "order_id",
-    "watch_order": "order_id",
-    "certificate": "certificate_id",
-    "certificates": "*, profile=, include_unusable=",
-    "revoke": "certificate_id, reason=",
-    "watch_certificates": "",
-}
-_KEEPING = {
-    "current": None,
-    "next_renewal": None,
-    "last_error": None,
-    "ssl_context": "",
-    "on_change": "callback",
-    "renew": "",
-}
-_ERROR = {"reason": None, "retry_after": None, "request_id": None}
+_SURFACE = Path(__file__).with_name("surface.txt")
+_MADE = {"Client", "SyncClient", "CertificateKeeper", "SyncCertificateKeeper"}
+"""What a program makes itself; how others are made is not for programs."""
+_VALUES = [name for name in sorted(client.__all__) if dataclasses.is_dataclass(getattr(client, name))]
+_ENUMS = [name for name in sorted(client.__all__) if issubclass(getattr(client, name), Enum)]
 
-SURFACE: dict[str, tuple[str | None, dict[str, str | None]]] = {
-    "Client": (f"{_CLIENT}, clock=", _CALLS),
-    "SyncClient": (_CLIENT, _CALLS),
-    "CertificateKeeper": (_KEEPER, _KEEPING),
-    "SyncCertificateKeeper": (_KEEPER, _KEEPING),
-    "Certificate": (None, {"fullchain_pem": None}),
-    "CertificateNews": (None, {}),
-    "Identity": (None, {}),
-    "IssuedCertificate": (None, {"fullchain_pem": None}),
-    "Order": (None, {"ended": None}),
-    "OrderState": (None, {}),
-    "RevocationReason": (None, {}),
-    "KeyType": (None, {}),
-    "ProxyUse": (None, {}),
-    "Reason": (None, {}),
-    "CertplaneError": (None, _ERROR),
-    "RefusalError": (None, _ERROR),
-    "OrderFailedError": (None, _ERROR),
-    "OrderUnderWayError": (None, _ERROR),
-    "OperationError": (None, _ERROR),
-    "ConfigurationError": (None, _ERROR),
-    "Refusal": (None, {}),
-    "ProblemDocument": (None, {}),
-    "Violation": (None, {}),
+_ENCODINGS = {
+    r".*_pem": "PEM",
+    r".*_sha256": "SHA-256 .*hexadecimal",
+    "order_id|certificate_id|request_id": "The broker's name for",
+    "serial_number": "hexadecimal",
+    "timeout|wait": "How long",
+    "identity|server_ca": "PEM",
+    "key_type": "key",
+    "status": "HTTP",
+    "private_key_pem": "PKCS#8, PEM",
 }
-"""Of each name what it is made with (None: nobody makes it), and its members with what they take (None: a property)."""
-
-FIELDS = {
-    "Certificate": "certificate_id profile dns_names serial_number issuer public_key_sha256 not_before not_after renew_time "
-    "revoke_time certificate_pem chain_pem",
-    "CertificateNews": "certificate_id profile dns_names serial_number not_after renew_time renew_reason "
-    "renewal_request_id revoke_time revocation_reason public_key_sha256 new_key",
-    "Identity": "name kind label serial_number expire_time profiles dns_names roles broker_time broker_version contest_time",
-    "IssuedCertificate": "certificate private_key_pem",
-    "Order": "order_id state profile dns_names certificate error retry_time trouble wait_time",
-    "Refusal": "reason message retry_after violations problems request_id",
-    "ProblemDocument": "type detail status identifier",
-    "Violation": "subject description",
-}
+"""What a name's own description says, by the name."""
+_CONVENTIONS = (
+    "in UTC",
+    "spans are `timedelta`",
+    "PEM is text (private keys: bytes)",
+    "A-labels",
+    "hexadecimal digits",
+)
+"""What the package's docstring says for all."""
+_SOURCE = r"RFC \d+|\w+\.proto|docs/\w+\.md"
+_QUIET = {"on_change", "renew", "next_renewal", "last_error", "fullchain_pem", "ended"}
+"""What raises nothing on purpose."""
 
 
-def taken(call: Any) -> str:
-    """The arguments of a call as the table has them."""
-    parts, keyword_only = [], False
-    for parameter in inspect.signature(call).parameters.values():
-        if parameter.name in {"self", "cls"}:
-            continue
-        if parameter.kind is parameter.KEYWORD_ONLY and not keyword_only:
-            keyword_only = True
-            parts.append("*")
-        parts.append(parameter.name + ("" if parameter.default is parameter.empty else "="))
-    return ", ".join(parts)
+def taken(call: Any) -> list[str]:
+    """The names of a call's arguments."""
+    return [name for name in inspect.signature(call).parameters if name not in {"self", "cls"}]
 
 
 def members(kind: type) -> dict[str, Any]:
@@ -116,68 +82,128 @@ def members(kind: type) -> dict[str, Any]:
     }
 
 
-def test_the_names() -> None:
-    """What is exported is what the table has."""
-    assert sorted(client.__all__) == sorted(SURFACE)
-    assert all(hasattr(client, name) for name in client.__all__)
+def section(text: str, name: str) -> dict[str, str]:
+    """The entries of a section of a docstring."""
+    found = re.search(rf"^{name}:\n((?: .*\n?|\n)*)", text, re.MULTILINE)
+    entries = re.split(r"^    (?=\w[\w.]*: )", found.group(1) if found else "", flags=re.MULTILINE)
+    return {each.partition(": ")[0]: " ".join(each.partition(": ")[2].split()) for each in entries if ": " in each}
 
 
-@pytest.mark.parametrize("name", sorted(SURFACE))
-def test_what_a_name_has(name: str) -> None:
-    """Constructor, members and their arguments are the table's."""
-    kind: Any = getattr(client, name)
-    made, expected = SURFACE[name]
-    if made is not None:
-        assert taken(kind.__init__) == made
-    found = members(kind)
-    if issubclass(kind, Exception):  # how they are made is not for programs
-        found = {each: value for each, value in found.items() if isinstance(value, property)}
-    assert {
-        each: None if isinstance(value, property) else taken(getattr(kind, each)) for each, value in found.items()
-    } == expected
+def rendered() -> Iterator[str]:
+    """The documentation of the public names as lines: what each is made with, has, takes, gives and raises."""
+    for name in sorted(client.__all__):
+        kind: Any = getattr(client, name)
+        yield f"class {name}({', '.join(base.__name__ for base in kind.__bases__)})"
+        if name in _MADE:
+            yield f"{name}{inspect.signature(kind.__init__)}"
+            yield from (f"{name} raises {error}" for error in section(inspect.getdoc(kind) or "", "Raises"))
+        if name in _ENUMS:
+            yield from (f"{name}.{each.name} = {each.value!r}" for each in kind)
+        if name in _VALUES:
+            for field in dataclasses.fields(kind):
+                default = "" if field.default is dataclasses.MISSING else f" = {field.default!r}"
+                yield f"{name}.{field.name}: {field.type}{default}"
+        for each, value in sorted(members(kind).items()):
+            if isinstance(value, property):
+                yield f"{name}.{each}: {inspect.signature(value.fget).return_annotation}"  # type: ignore[arg-type]
+            elif not issubclass(kind, Exception):
+                yield f"{name}.{each}{inspect.signature(getattr(kind, each))}"
+            yield from (f"{name}.{each} raises {error}" for error in section(inspect.getdoc(value) or "", "Raises"))
+        if issubclass(kind, Exception):
+            yield from (f"{name}.{each}" for each in section(inspect.getdoc(kind) or "", "Attributes"))
 
 
-@pytest.mark.parametrize("name", sorted(FIELDS))
-def test_what_a_value_has(name: str) -> None:
-    """The fields of a value, in their order, frozen."""
-    kind: Any = getattr(client, name)
-    assert " ".join(field.name for field in dataclasses.fields(kind)) == FIELDS[name]
-    assert kind.__dataclass_params__.frozen
+def test_nothing_is_gone_or_other() -> None:
+    """Each line of surface.txt is still so (else: a new major version), and it has each new one."""
+    now, known = list(rendered()), _SURFACE.read_text().splitlines()
+    assert not [line for line in known if line not in now], (
+        "gone or changed: for a new major version, unless all that worked still does"
+    )
+    assert not [line for line in now if line not in known], f"new: add them to {_SURFACE.name}"
+
+
+def test_a_name_that_goes_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also a member, an argument and a value's field."""
+    monkeypatch.delattr(client.Client, "revoke")
+    monkeypatch.setattr(client.CertificateKeeper, "renew", lambda self, now: None)
+    monkeypatch.setattr(client, "__all__", [name for name in client.__all__ if name != "Order"])
+    gone = set(_SURFACE.read_text().splitlines()) - set(rendered())
+    assert {"Client.revoke", "CertificateKeeper.renew", "Order.state"} <= {re.split(r"[(:]", each)[0] for each in gone}
+
+
+@pytest.mark.parametrize("name", _VALUES)
+def test_values_are_frozen(name: str) -> None:
+    """Nobody changes what the broker said."""
+    assert getattr(client, name).__dataclass_params__.frozen
 
 
 def documented() -> Iterator[Any]:
-    for name, (made, _) in sorted(SURFACE.items()):
+    for name in sorted(client.__all__):
         kind: Any = getattr(client, name)
-        yield pytest.param(kind, kind if made is None else kind.__init__, id=name)
+        yield pytest.param(kind, kind.__init__ if name in _MADE else None, id=name)
         if not issubclass(kind, Exception):
             for each, value in members(kind).items():
-                call = value.fget if isinstance(value, property) else getattr(kind, each)
-                yield pytest.param(value if isinstance(value, property) else call, call, id=f"{name}.{each}")
+                call = None if isinstance(value, property) else getattr(kind, each)
+                yield pytest.param(value if call is None else call, call, id=f"{name}.{each}")
 
 
 @pytest.mark.parametrize(("item", "call"), list(documented()))
 def test_each_says_what_a_caller_must_know(item: Any, call: Any) -> None:
-    """A docstring that names each argument, and what is raised where something is."""
+    """A docstring that begins with a sentence and describes each argument, with its unit or its encoding."""
     text = inspect.getdoc(item) or ""
     assert re.match(r"[A-Z`].*[.)]", text.split("\n", maxsplit=1)[0]), text
-    if not (inspect.isclass(item) and item is call):
-        arguments = re.findall(r"(\w+)=?", taken(call).replace("*", "")) if callable(call) else []
-        missing = [each for each in arguments if not re.search(rf"^ +{each}: ", text, re.MULTILINE)]
-        assert not missing, missing
-    for name in re.findall(r"\n    (\w+): ", text):
-        assert name
+    described = section(text, "Args")
+    assert list(described) == (taken(call) if call else [])
+    if not any("As for `" in each for each in described.values()):
+        check_encodings(described)
 
 
-@pytest.mark.parametrize("name", sorted(FIELDS))
+def check_encodings(described: dict[str, str]) -> None:
+    for name, says in described.items():
+        for pattern, word in _ENCODINGS.items():
+            if re.fullmatch(pattern, name):
+                assert re.search(word, says), f"{name}: {says!r} doesn't say {word}"
+
+
+@pytest.mark.parametrize("name", _VALUES)
 def test_each_field_is_described(name: str) -> None:
-    """Values say of each field what it is, in `Attributes` or in a sentence."""
-    text = inspect.getdoc(getattr(client, name)) or ""
-    described = set(re.findall(r"(?:^ *|`)(\w+)(?::|`)", text, re.MULTILINE))
-    fields = set(FIELDS[name].split())
-    if "Attributes:" in text:
-        assert fields <= described
-    else:
-        assert text
+    """Values say of each field what it is, in which encoding, and where the rule is from."""
+    kind = getattr(client, name)
+    text = inspect.getdoc(kind) or ""
+    described = section(text, "Attributes")
+    assert list(described) == [field.name for field in dataclasses.fields(kind)]
+    check_encodings(described)
+    assert re.search(_SOURCE, text)
+
+
+@pytest.mark.parametrize("name", _ENUMS)
+def test_each_enum_names_its_source(name: str) -> None:
+    """The document, the message or the RFC whose words these are."""
+    assert re.search(_SOURCE, inspect.getdoc(getattr(client, name)) or "")
+
+
+@pytest.mark.parametrize("name", ["Client", "CertificateKeeper"])
+def test_each_call_says_what_it_raises(name: str) -> None:
+    """In `Raises`, or the class does for all of them; the calls at a broker name their RPC; the other form says the same."""
+    kind = getattr(client, name)
+    of_all = {"RefusalError", "OperationError"} if "What a method raises is" in (inspect.getdoc(kind) or "") else set()
+    for each, value in members(kind).items():
+        text = inspect.getdoc(value) or ""
+        raised = section(text, "Raises") or of_all
+        assert raised or each in _QUIET, each
+        assert all(hasattr(client, error) or error in {"RuntimeError", "ssl.SSLError"} for error in raised), raised
+        if name == "Client" and each != "from_config":
+            named = re.findall(r"[A-Z]\w+", "".join(re.findall(r"\(([A-Z][\w, ]+)\)", text.partition("\n")[0])))
+            assert named, each
+            assert set(named) <= _RPCS, named
+        sync = inspect.getdoc(members(getattr(client, f"Sync{name}"))[each]) or ""
+        assert section(sync, "Raises").keys() == section(text, "Raises").keys(), each
+
+
+def test_the_conventions() -> None:
+    """What holds for all times, spans, names and numbers is said once, where documentation begins."""
+    text = " ".join((client.__doc__ or "").split())
+    assert [each for each in _CONVENTIONS if each not in text] == []
 
 
 def test_errors_are_one_tree() -> None:
@@ -191,7 +217,7 @@ def test_errors_are_one_tree() -> None:
 def test_every_public_name_is_in_the_document() -> None:
     """docs/integrating.md names each error and each class that a program makes."""
     named = set(re.findall(r"\w+", _INTEGRATING))
-    wanted = {name for name in client.__all__ if name.endswith("Error") or SURFACE[name][0] is not None}
+    wanted = {name for name in client.__all__ if name.endswith("Error")} | _MADE
     assert wanted <= named, wanted - named
 
 
