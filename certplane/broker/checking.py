@@ -14,6 +14,8 @@ import random
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from datetime import datetime, timedelta
+from types import MappingProxyType
+from typing import Final
 
 from certplane.broker import adapters
 from certplane.broker.configured import located, locating, secret_source
@@ -40,11 +42,16 @@ from certplane.rpc.otlp import why_unusable
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.pool import BlockingPool
 
+NOTHING_HANDED: Final[Mapping[str, str]] = MappingProxyType({})
 _DIRECTORY_TIME = timedelta(seconds=10)
 
 
 async def check(
-    settings: BrokerSettings, clock: Clock | None = None, *, offline: bool = False
+    settings: BrokerSettings,
+    clock: Clock | None = None,
+    *,
+    offline: bool = False,
+    handed: Mapping[str, str] = NOTHING_HANDED,
 ) -> tuple[Prepared, tuple[str, ...]]:
     """What a start would begin with, and notices, a line each: what may be well at another time or in the service.
 
@@ -52,6 +59,7 @@ async def check(
         settings: the configuration.
         clock: for time limits.
         offline: ask nobody for the CAs' directories and no database server.
+        handed: secrets by name that the service will be handed (`LoadCredential=`), where this user can't read them.
 
     Raises:
         ConfigurationError: everything that would keep the broker from starting, and CAs whose directory isn't there.
@@ -90,7 +98,12 @@ async def check(
         wrong, away = await _directories(settings, {} if offline else usable)
         with _gathering(problems):
             folders.update([] if offline else await look_at_server(settings, secrets, pool))
-        unread = [] if secrets is nothing else await unreadable_secrets(settings, prepared, secrets)
+        unread = (
+            []
+            if secrets is nothing
+            else await unreadable_secrets(settings, prepared, secrets, lambda name: name not in handed)
+        )
+    problems += await unreadable_secrets(settings, prepared, EnvSecrets(handed), lambda name: name in handed)
     problems += [*wrong, *_tracing(settings)]
     (problems if looks_where_the_service_does(settings) else doubts).extend(unread)
     with _gathering(problems):

@@ -37,14 +37,16 @@ _UNIT_USER: Final = "certplane-broker"
 
 
 async def unreadable_secrets(
-    settings: BrokerSettings, prepared: Prepared | None, secrets: SecretSource
+    settings: BrokerSettings, prepared: Prepared | None, secrets: SecretSource, wanted: Callable[[str], bool]
 ) -> list[ConfigurationProblem]:
-    """Secrets that are named and can't be read here, or used; those of a vault aren't asked for."""
+    """Secrets that are named, `wanted`, and can't be read here, or used; those of a vault aren't asked for."""
     if not isinstance(secrets, EnvSecrets | FileSecrets):
         return []
     problems = []
     readers = _readers(settings)
     for name, at in secret_names(settings, prepared).items():
+        if not wanted(name):
+            continue
         read, remedy = readers.get(name, (_anything, ""))
         try:
             read(await secrets.read(name))

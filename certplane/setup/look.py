@@ -15,7 +15,7 @@ from pathlib import Path
 
 from certplane.errors import OperationError
 from certplane.runtime.disk_errors import explain, user_name
-from certplane.runtime.files import Directory, Owner, UnsafeDirectoryError, open_for_reading
+from certplane.runtime.files import Directory, Owner, UnsafeDirectoryError, open_directory, open_for_reading
 from certplane.runtime.text import printable
 from certplane.setup.plan import MakeFolder, Note, Plan, Step, WriteFile
 
@@ -61,7 +61,8 @@ def look(plan: Plan) -> tuple[Finding, ...]:
     """What each step would do.
 
     Raises:
-        OperationError: a folder on the way is a link or can't be looked into, so nothing can be said.
+        OperationError: a folder on the way is a link or can't be looked into, so nothing can be said; or root would
+            write into one that others may write.
     """
     return tuple(_look(step) for step in plan.steps)
 
@@ -71,7 +72,10 @@ def _look(step: Step) -> Finding:
         return Finding(step, State.NOTE)
     try:
         with open_for_reading(step.path.parent) as folder:
-            return _folder(step, folder) if isinstance(step, MakeFolder) else _file(step, folder)
+            found = _folder(step, folder) if isinstance(step, MakeFolder) else _file(step, folder)
+        if found.state is not State.KEEP:  # a run would write there, so that who else may is to be told now
+            open_directory(step.path.parent).close()
+        return found
     except FileNotFoundError:  # the folder above is a step of the plan, or is told when it is missing
         return Finding(step, State.MAKE)
     except UnsafeDirectoryError:

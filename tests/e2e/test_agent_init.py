@@ -137,6 +137,18 @@ async def test_a_profile_that_policy_withholds_is_told_and_costs_no_second_token
     assert (await host.init("--profile", "mail")).status == 0
 
 
+async def test_a_host_that_the_policy_lacks_is_told_what_adds_it(deployment: Deployment, host: InitHost) -> None:
+    """It is enrolled by then, and needs no second token."""
+    stranger = InitHost(deployment, host.folder, "stranger.certplane.test")
+    stranger.user = host.user
+    refused = await stranger.init("--profile", "web", token=stranger.mint())
+    assert refused.status == 1
+    assert "the broker's policy has no such host" in refused.stderr
+    assert "`certplanectl host add stranger.certplane.test --profile PROFILE`" in refused.stderr
+    assert "it needs no new token" in refused.stderr
+    assert not stranger.config.exists()
+
+
 async def test_missing_arguments_are_told_at_once_without_a_terminal(host: InitHost) -> None:
     """Nothing is asked where nobody can answer: all that is missing is named, status 2, nothing made."""
     bare = await host.init(arguments=["-c", str(host.config)])

@@ -237,6 +237,22 @@ async def test_a_provisioner_s_key_lets_the_broker_make_tokens(broker: NewBroker
     assert "bootstrap.key_secret" in broken.stderr
 
 
+async def test_a_key_that_could_make_no_token_is_found_before_anything_is_made(
+    broker: NewBroker, tmp_path: Path
+) -> None:
+    """The public half, which lies beside the private one: told by its argument; the token is not spent."""
+    key = tmp_path / "provisioner.pub"
+    private = ProvisionerKey.generate().private_jwk
+    key.write_text(json.dumps({name: value for name, value in private.items() if name != "d"}))
+    key.chmod(0o600)
+    token = broker.mint()
+    refused = await broker.init("--provisioner", "hosts", "--provisioner-key", str(key), token=token)
+    assert refused.status == 2
+    assert f"--provisioner-key: {key} is a public key" in refused.stderr
+    assert list(broker.folder.iterdir()) == []
+    assert (await broker.init(token=token)).status == 0
+
+
 async def test_missing_arguments_are_told_at_once_without_a_terminal(broker: NewBroker) -> None:
     """Status 2, each by its name, nothing made."""
     bare = await broker.init(arguments=["-c", str(broker.config)])

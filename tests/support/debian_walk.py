@@ -118,8 +118,7 @@ class Walk:
         settings["dns"] = {"resolvers": [end.host_port]}
         limits = ("new_keys_per_identity_profile_per_day", "certificates_per_identity_profile_per_day")
         settings["rate_limits"] = dict.fromkeys((*limits, "certificates_per_name_set_per_week"), 0)
-        end_of_file = file_of("at the end of /etc/certplane/broker.yml")
-        self.broker.write("/etc/certplane/broker.yml", yaml.safe_dump(settings) + end_of_file)
+        self.broker.write("/etc/certplane/broker.yml", yaml.safe_dump(settings))
         self.broker.write("/etc/certplane/policy.yml", file_of("/etc/certplane/policy.yml"))
         assert "serving on port 8443" in self.broker.run(starts)
         self.tell("the broker serves")

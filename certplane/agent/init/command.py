@@ -164,7 +164,7 @@ class _Init:
             lines.append(f"would keep the identity {wanted.name}")
             certificates, taken_over = self._certificates(self._granted(""))
             if taken_over is not None:
-                lines += [*taken_over.said, *would(look(taken_over.copies))]
+                lines += [*taken_over.said, *self._would_copy(taken_over.copies)]
         else:
             lines.append(f"would enroll as {wanted.name} at {wanted.ca_url} with the token, as user {self._who.name}")
             lines.append("would ask the broker for the names of its profiles, and write them")
@@ -211,6 +211,10 @@ class _Init:
 
         changed: int = self._as_user(copy)["changed"]
         return changed
+
+    def _would_copy(self, copies: Plan) -> Sequence[str]:
+        lines: Sequence[str] = self._as_user(lambda: {"lines": would(look(copies))})["lines"]
+        return lines
 
     def _as_user(self, work: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
         def told() -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 from certplane.agent.host import Host
 from certplane.agent.settings import AgentSettings
 from certplane.agent.wiring import link
-from certplane.errors import CertplaneError, OperationError
+from certplane.errors import CertplaneError, OperationError, Reason, RefusalError
 from certplane.runtime.failpoints import failpoint
 from certplane.runtime.progress import Progress
 
@@ -83,7 +83,7 @@ async def why_no_identity(host: Host) -> str:
         raise OperationError(
             f"{host.state_dir} has the identity {', '.join(identity.dns_names)} already",
             remedy="give that name, or another --state-dir; to give this host another name, "
-            "docs/machines.md, `Replacing a machine`",
+            "docs/machines.md, `A host is replaced`",
         )
     if identity.not_after <= host.clock.now():
         return (
@@ -129,13 +129,23 @@ async def _ask(host: Host, progress: Progress, *, enrolled: bool) -> Granted:
         await broker.use_identity(identity)
         view = await broker.get_identity()
     except CertplaneError as error:
-        name = host.settings.identity.name
-        raise OperationError(
-            f"this host is enrolled as {name}, but the broker doesn't say what it may have: {error}",
-            remedy="mend that and run the same command again; it needs no new token",
-        ) from error
+        raise _not_told(host.settings.identity.name, error) from error
     finally:
         await broker.close()
     progress.done("broker", f"knows this host as {view.kind} {view.label or view.name}")
     unnamed = tuple(profile for profile in view.profiles if profile not in view.profile_names)
     return Granted(enrolled, f"{identity.not_after:%Y-%m-%dT%H:%M:%SZ}", view.profile_names, unnamed)
+
+
+def _not_told(name: str, error: CertplaneError) -> OperationError:
+    """The broker's refusal to somebody who has an identity by now, and mostly a policy that doesn't have it yet."""
+    if isinstance(error, RefusalError) and error.refusal.reason is Reason.IDENTITY_UNKNOWN:
+        return OperationError(
+            f"this host is enrolled as {name}, but the broker's policy has no such host",
+            remedy=f"have it added: `certplanectl host add {name} --profile PROFILE` shows the line for policy.yml; then "
+            "run the same command again; it needs no new token",
+        )
+    return OperationError(
+        f"this host is enrolled as {name}, but the broker doesn't say what it may have: {error}",
+        remedy="mend that and run the same command again; it needs no new token",
+    )

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from certplane.broker.contact import ContactEmail
+from certplane.broker.enrolling.provisioner_key import ProvisionerKey, ProvisionerKeyError
 from certplane.broker.init.certificate import OwnCertificate
 from certplane.broker.init.text import broker_yml, drop_in, policy_yml
-from certplane.broker.init.wanted import BOOTSTRAP_KEY, DIRECTORIES, DROP_IN, SECRET_KEYS, Wanted
+from certplane.broker.init.wanted import BOOTSTRAP_KEY, CREDENTIAL, DIRECTORIES, DROP_IN, SECRET_KEYS, Wanted
 from certplane.broker.settings import BrokerSettings, parse_settings
-from certplane.config.files import read_private_file
+from certplane.config.files import read_file, read_private_file
 from certplane.config.values import DnsName, HttpsUrl, IdentityName, ListenAddress
 from certplane.errors import CertplaneError, ConfigurationError
 from certplane.runtime import command
@@ -145,11 +146,21 @@ class _Init:
             return []
         steps: list[Step] = []
         if given is not None:
-            key = read_private_file(given, at=self._asker.problem("--provisioner-key", "")).decode()
+            key = self._provisioner_key(given)
             steps.append(WriteFile(wanted.bootstrap_key, key, 0o600, owner, secret=True))
         if wanted.by_unit:
             steps += [MakeFolder(DROP_IN.parent, 0o755), WriteFile(DROP_IN, drop_in(wanted))]
         return steps
+
+    def _provisioner_key(self, path: Path) -> str:
+        text = read_private_file(path, at=self._asker.problem("--provisioner-key", "")).decode(errors="replace")
+        try:
+            ProvisionerKey(text)
+        except ProvisionerKeyError as error:
+            remedy = "give the provisioner's private key, unencrypted: docs/configuration.md, `bootstrap.key_secret`"
+            problem = self._asker.problem("--provisioner-key", f"{path} {error}", remedy)
+            raise ConfigurationError([problem]) from error
+        return text
 
     def _secrets_folder(self) -> tuple[MakeFolder, Owner | None]:
         """The folder, and whose a secret in it is: root's where systemd hands it on, else the broker's user's."""
@@ -184,7 +195,10 @@ class _Init:
         wanted = self._wanted
         config = "" if wanted.config == _USUAL else f" -c {wanted.config}"
         try:
-            self._as_user(lambda: _checked(self._settings, offline=self._options.offline), _load_checking)
+            handed = self._handed()
+            self._as_user(
+                lambda: _checked(self._settings, offline=self._options.offline, handed=handed), _load_checking
+            )
         except _EndedError:
             say(f"{PROGRAM}: the files are in place; mend that, and run `certplane-broker{config} check`")
             return FAILED
@@ -199,6 +213,14 @@ class _Init:
         else:
             print(f"next: certplane-broker{config} serve; and once an hour: certplane-broker{config} renew-certificate")
         return OK
+
+    def _handed(self) -> Mapping[str, str]:
+        """The secrets that the unit will hand to the broker, whose user can't read their files."""
+        wanted = self._wanted
+        if not wanted.by_unit or self._who.owner is None:
+            return {}
+        files = {CREDENTIAL: wanted.dns_secret, BOOTSTRAP_KEY: wanted.bootstrap_key}
+        return {name: read_file(path).decode(errors="replace") for name, path in files.items() if path.exists()}
 
     def _as_user(
         self, work: Callable[[], Mapping[str, Any]], load: Callable[[], None] = lambda: None
@@ -232,10 +254,10 @@ def _get_certificate(wanted: Wanted, internal_ca: str, token: str) -> Mapping[st
     return {"done": True}
 
 
-def _checked(settings: BrokerSettings, *, offline: bool) -> Mapping[str, Any]:
+def _checked(settings: BrokerSettings, *, offline: bool, handed: Mapping[str, str]) -> Mapping[str, Any]:
     from certplane.broker.checking import check  # noqa: PLC0415 - loaded by `_load_checking`
 
-    _, doubts = asyncio.run(check(settings, offline=offline))
+    _, doubts = asyncio.run(check(settings, offline=offline, handed=handed))
     for notice in (*settings.notices, *doubts):
         say(notice)
     return {"done": True}

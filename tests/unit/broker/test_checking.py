@@ -397,3 +397,13 @@ async def test_new_hosts_know_the_ca_by_its_root(files: BrokerFiles) -> None:
     assert prepared.identity_ca.root_fingerprint == root.fingerprint(hashes.SHA256()).hex()
     files.settings["bootstrap"]["root_ca_bundle"] = str(files.directory / "nowhere.pem")
     assert re.search(rf"{files.config}:\d+: bootstrap\.root_ca_bundle: .*nowhere\.pem", await _problems(files))
+
+
+async def test_a_secret_that_the_service_will_be_handed_is_judged_and_not_doubted(files: BrokerFiles) -> None:
+    """Whom its file is closed to gets no notice of it, if somebody read it for him; and one of no use is a problem."""
+    _bootstrap(files, "")
+    key = json.dumps(ProvisionerKey.generate().private_jwk)
+    _, notices = await check(_settings(files), offline=True, handed={"bootstrap-key": key})
+    assert not [notice for notice in notices if "bootstrap" in notice]
+    with pytest.raises(ConfigurationError, match="the secret 'bootstrap-key' can't be used"):
+        await check(_settings(files), offline=True, handed={"bootstrap-key": "tell"})

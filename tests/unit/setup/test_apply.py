@@ -177,6 +177,19 @@ def test_what_root_makes_belongs_to_its_owner_from_its_first_moment(tmp_path: Pa
     assert (finding.state, finding.why) == (State.DIFFERS, "belongs to root:0 instead of nobody:65534")
 
 
+@ROOT_ONLY
+def test_a_folder_that_root_may_not_write_in_is_told_before_anything_is_made(tmp_path: Path) -> None:
+    """Another user's: a dry run says what a run would, and no step before it is done."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    os.chown(theirs, NOBODY.uid, NOBODY.gid)
+    plan = Plan((MakeFolder(tmp_path / "new", 0o755), MakeFolder(theirs / "below", 0o755)))
+    for each in (look, lambda it: apply(it, lambda _: None)):
+        with pytest.raises(OperationError, match="root writes keys only where nobody else may"):
+            each(plan)
+    assert [*tmp_path.iterdir()] == [theirs]
+
+
 def test_a_folder_left_half_made_is_made_anew(tmp_path: Path) -> None:
     """What a killed run left under the hidden name is in nobody's way."""
     (tmp_path / ".new.certplane-new").mkdir()
