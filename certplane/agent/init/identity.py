@@ -142,8 +142,8 @@ def _not_told(name: str, error: CertplaneError) -> OperationError:
     if isinstance(error, RefusalError) and error.refusal.reason is Reason.IDENTITY_UNKNOWN:
         return OperationError(
             f"this host is enrolled as {name}, but the broker's policy has no such host",
-            remedy=f"have it added: `certplanectl host add {name} --profile PROFILE` shows the line for policy.yml; then "
-            "run the same command again; it needs no new token",
+            remedy=f"have it added: `certplanectl host add {name} --profile PROFILE` shows the line for policy.yml; "
+            "then run the same command again; it needs no new token",
         )
     return OperationError(
         f"this host is enrolled as {name}, but the broker doesn't say what it may have: {error}",
