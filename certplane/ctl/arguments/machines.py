@@ -43,6 +43,15 @@ def _lifetime(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _fingerprint(text: str) -> str:
+    from certplane.config.values import Fingerprint  # noqa: PLC0415 - `--help` doesn't wait for it
+
+    try:
+        return Fingerprint.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _dry_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="check all of it and show it; change and make nothing")
 
@@ -61,7 +70,9 @@ def _machine(parser: argparse.ArgumentParser) -> None:
     )
     repeated(group, "--broker", "URL", "where it calls the brokers; without any, where this command does")
     group.add_argument("--ca-url", default="", metavar="URL", help="where the identity CA is, if the broker can't say")
-    group.add_argument("--ca-fingerprint", default="", metavar="SHA256", help="of its root, if the broker can't say")
+    group.add_argument(
+        "--ca-fingerprint", type=_fingerprint, metavar="SHA256", help="of its root, if the broker can't say"
+    )
     _lifetime(group)  # type: ignore[arg-type]  # a group takes arguments as a parser does
 
 

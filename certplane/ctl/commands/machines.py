@@ -124,11 +124,11 @@ async def retire(options: argparse.Namespace, session: Session) -> int:
             "denied": [*map(members_of, answer.denied)],
             "validCertificateCount": answer.valid_certificate_count,
         }
-        lines += _left(options, identity, answer, known)
+        lines += _left(options, session, identity, answer, known)
         if holder is not None:
             edit = policy.edit(policy.places.without(holder))
             members = {"host": holder.label, **members, "state": State.POLICY_FIRST, **edit.members()}
-            command = session.command(f"host retire {identity} --reason TEXT")
+            command = session.command(shlex.join(["host", "retire", identity, "--reason", options.reason]))
             told = edit.told(f"the policy still has {holder.label}", session.command("policy reload"), command)
             _told(session, members, [*lines, *told])
             return POLICY_FIRST
@@ -298,6 +298,7 @@ async def _forget(client: Client, session: Session, identity: str, reason: str) 
 
 def _left(
     options: argparse.Namespace,
+    session: Session,
     identity: str,
     answer: enrollment_pb2.DenyIdentityResponse,
     known: renewal_pb2.Host | None,
@@ -309,7 +310,7 @@ def _left(
     return [
         *on_the_old_machine(identity),
         *at_the_ca_lines(answer),
-        *left_lines(identity, ids, answer.valid_certificate_count, options.reason),
+        *left_lines(identity, ids, answer.valid_certificate_count, options.reason, session.command("revoke")),
     ]
 
 

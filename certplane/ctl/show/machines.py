@@ -130,13 +130,11 @@ def at_the_ca_lines(answer: enrollment_pb2.DenyIdentityResponse) -> list[str]:
     return ["at the CA, so that its identity isn't renewed there:", "", *lines, ""]
 
 
-def left_lines(name: str, certificates: Sequence[str], count: int, why: str) -> list[str]:
-    """What is still valid of a machine that is gone."""
+def left_lines(name: str, certificates: Sequence[str], count: int, why: str, revoke: str) -> list[str]:
+    """What is still valid of a machine that is gone; `revoke` is how that command is called here."""
     if not count:
         return []
-    lines = [
-        f"  certplanectl revoke {each} --as cessationOfOperation --reason {shlex.quote(why)}" for each in certificates
-    ]
+    lines = [f"  {revoke} {each} --as cessationOfOperation --reason {shlex.quote(why)}" for each in certificates]
     head = (
         f"{count} of its certificates are valid until they end" if count > 1 else "1 certificate of it is valid still"
     )

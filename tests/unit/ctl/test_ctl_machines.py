@@ -169,6 +169,18 @@ async def test_add_where_the_broker_makes_no_tokens(broker: OperatorsBroker, ctl
     assert "token" not in members
 
 
+@pytest.mark.parametrize("command", [("host", "add", "web1"), ("host", "replace", "web1", "--reason", "x", "--yes")])
+async def test_a_fingerprint_that_is_none_is_told_before_anybody_is_asked(
+    broker: OperatorsBroker, ctl: Ctl, command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The new machine would refuse the line, after the old one is shut out."""
+    with pytest.raises(SystemExit) as ended:
+        await ctl(*command, "--ca-fingerprint", "ab")
+    assert ended.value.code == 2
+    assert "argument --ca-fingerprint: must be a SHA-256 in hexadecimal" in capsys.readouterr().err
+    assert broker.requests("DenyIdentity") == []
+
+
 async def test_add_what_the_policy_lacks(broker: OperatorsBroker, ctl: Ctl) -> None:
     """Its lines are shown as a diff, once the broker has said that they load; no token is made yet."""
     ran = await ctl("host", "add", "web3.example.net", "--profile", "web")
@@ -361,7 +373,7 @@ async def test_retire_who_is_in_the_policy(broker: OperatorsBroker, ctl: Ctl) ->
     assert "-  web1: {identity: web1.example.net, profiles: [web, mail]}" in ran.lines
     assert "  step ca revoke 31" in ran.lines
     assert "  certplanectl revoke c-1 --as cessationOfOperation --reason 'it was sold'" in ran.lines
-    assert ran.lines[-1].endswith(f"then `certplanectl host retire {WEB1} --reason TEXT` again")
+    assert ran.lines[-1].endswith(f"then `certplanectl host retire {WEB1} --reason 'it was sold'` again")
     assert [request.dry_run for request in broker.requests("DenyIdentity")] == [True, False]
     assert broker.requests("DenyIdentity")[-1].scope == pb.DenyIdentityRequest.SCOPE_NAME
     assert broker.requests("ForgetHost") == []
