@@ -60,7 +60,9 @@ class Agents:
         folder = self._deployment.folder
         tls = folder / "hosts" / name / "tls"
         outputs = Outputs(key=tls / "web.key", fullchain=tls / "web.pem")
-        standing_pair(LocalIssuer(now=SystemClock().now().replace(microsecond=0)), outputs, name)
+        standing_pair(
+            LocalIssuer(now=SystemClock().now().replace(microsecond=0)), outputs, "placeholder.certplane.test"
+        )
         service = Nginx(self._nginx, folder / f"nginx-{name}", tls)
         await service.start()
         self._stack.push_async_callback(service.stop)

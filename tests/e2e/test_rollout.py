@@ -135,11 +135,11 @@ async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene
 
 
 async def _host(deployment: Deployment, name: str, service: Nginx) -> Host:
-    """A host whose nginx serves another tool's pair so far."""
+    """A host whose nginx serves a placeholder so far."""
     identity = f"{name}.certplane.test"
     tls = deployment.folder / "hosts" / identity / "tls"
     outputs = Outputs(key=tls / "web.key", fullchain=tls / "web.pem")
-    standing_pair(LocalIssuer(now=SystemClock().now().replace(microsecond=0)), outputs, identity)
+    standing_pair(LocalIssuer(now=SystemClock().now().replace(microsecond=0)), outputs, "placeholder.certplane.test")
     await service.start()
     certificate = {
         "name": "web",

@@ -127,7 +127,7 @@ async def scene(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     standing_pair(
         LocalIssuer(now=now),
         Outputs(key=tls / "web.key", fullchain=tls / "web.pem", combined=tls / "web.combined"),
-        "web.example",
+        "placeholder.example",  # one of its own names would be kept until it is due
     )
     service = KINDS[request.param](part, tmp_path / "service", tls)
     await service.start()
