@@ -15,9 +15,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from certplane.errors import OperationError
+from certplane.errors import CertplaneError, OperationError
+from certplane.runtime.command import exit_status
 from certplane.runtime.failpoints import belong_to
 from certplane.runtime.files import Owner
+from certplane.setup.internal_ca import as_flags
+
+
+class EndedError(Exception):
+    """The part of the program's user has failed, and has said why; `status` is the program's, never 0."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +64,18 @@ def account(name: str | None, usual: str, *, remedy: str) -> Account:
 
 
 def as_account(
-    who: Account,
-    load: Callable[[], None],
-    work: Callable[[], Mapping[str, Any]],
-    run: Callable[[Callable[[], int]], int],
-) -> Mapping[str, Any] | int:
-    """Do some work as the program's user, in a process of its own.
+    who: Account, program: str, work: Callable[[], Mapping[str, Any]], load: Callable[[], None] = lambda: None
+) -> Mapping[str, Any]:
+    """Do some work as the program's user, in a process of its own; returns what it returned.
 
     Args:
         who: the user.
-        load: imports what `work` needs, which that user may have no way to in root's virtual environment.
+        program: how a failure is told on standard error: `certplane-agent`.
         work: returns what the caller needs, as JSON's values. It says itself what it has to say.
-        run: runs something that returns a status, and tells on standard error what it raises.
+        load: imports what `work` needs, which that user may have no way to in root's virtual environment.
 
-    Returns:
-        What `work` returned, or the status that `run` made of its failure, never 0.
+    Raises:
+        EndedError: it failed, which was told in the words of somebody who has typed arguments.
     """
     sys.stdout.flush()  # or both would write it
     sys.stderr.flush()
@@ -77,7 +84,7 @@ def as_account(
     child = os.fork()
     if child == 0:
         os.close(reader)
-        _in_child(parent, writer, lambda: _worked(who, load, work), run)
+        _in_child(parent, writer, lambda: _worked(who, load, work), program)
     os.close(writer)
     answer = b""
     try:
@@ -86,7 +93,7 @@ def as_account(
     finally:  # Ctrl-C reaches the child too, which may have something to finish
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status != 0 or not answer:
-        return status if status > 0 else 128 - status if status < 0 else 1
+        raise EndedError(status if status > 0 else 128 - status if status < 0 else 1)
     result: Mapping[str, Any] = json.loads(answer)
     return result
 
@@ -94,12 +101,13 @@ def as_account(
 def _worked(who: Account, load: Callable[[], None], work: Callable[[], Mapping[str, Any]]) -> bytes:
     load()
     _become(who)
-    return json.dumps(work()).encode()
+    try:
+        return json.dumps(work()).encode()
+    except CertplaneError as error:
+        raise as_flags(error) from error
 
 
-def _in_child(
-    parent: int, writer: int, worked: Callable[[], bytes], run: Callable[[Callable[[], int]], int]
-) -> NoReturn:
+def _in_child(parent: int, writer: int, worked: Callable[[], bytes], program: str) -> NoReturn:
     """What the caller's process has begun, such as a display, isn't ended here a second time."""
     status = 1
     try:
@@ -111,7 +119,7 @@ def _in_child(
                 pipe.write(answer)
             return 0
 
-        status = run(working)
+        status = exit_status(program, working)
     finally:
         os._exit(status)
 

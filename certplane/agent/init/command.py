@@ -26,17 +26,15 @@ from certplane.agent.settings import AgentSettings, settings_of
 from certplane.config.document import Document
 from certplane.config.files import read_file
 from certplane.errors import CertplaneError, OperationError
-from certplane.runtime import command
 from certplane.runtime.clock import SystemClock
 from certplane.runtime.command import OK
 from certplane.runtime.failpoints import failpoint
 from certplane.runtime.progress import open_progress
-from certplane.setup.account import Account, account, as_account
+from certplane.setup.account import Account, EndedError, account, as_account
 from certplane.setup.apply import apply, refuse_differences, would
 from certplane.setup.asking import Asker
 from certplane.setup.internal_ca import (
     Pin,
-    as_flags,
     bundle_text,
     discard_token,
     fingerprints,
@@ -59,19 +57,11 @@ _SYSTEMD = Path("/run/systemd/system")
 """There while systemd runs this machine (sd_booted(3))."""
 
 
-class _EndedError(Exception):
-    """The part of the agent's user has told why it failed; `status` is the program's."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(status)
-        self.status = status
-
-
 def run(options: Namespace, config: Path) -> int:
     """Set this host up; returns the exit status."""
     try:
         return _Init(options, config).run()
-    except _EndedError as ended:
+    except EndedError as ended:
         return ended.status
 
 
@@ -217,18 +207,7 @@ class _Init:
         return lines
 
     def _as_user(self, work: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
-        def told() -> Mapping[str, Any]:
-            try:
-                return work()
-            except CertplaneError as error:
-                raise as_flags(error) from error
-
-        result = as_account(
-            self._who, identity.load, told, lambda working: command.exit_status("certplane-agent", working)
-        )
-        if isinstance(result, int):
-            raise _EndedError(result)
-        return result
+        return as_account(self._who, "certplane-agent", work, identity.load)
 
     def _end(self, certificates: Sequence[Certificate], taken_over: Taken | None, *, changed: bool) -> None:
         wanted = self._wanted

@@ -21,19 +21,17 @@ from certplane.broker.init.wanted import BOOTSTRAP_KEY, CREDENTIAL, DIRECTORIES,
 from certplane.broker.settings import BrokerSettings, parse_settings
 from certplane.config.files import read_file, read_private_file
 from certplane.config.values import DnsName, HttpsUrl, IdentityName, ListenAddress
-from certplane.errors import CertplaneError, ConfigurationError
-from certplane.runtime import command
+from certplane.errors import ConfigurationError
 from certplane.runtime.clock import SystemClock
 from certplane.runtime.command import FAILED, OK, say
 from certplane.runtime.failpoints import failpoint
 from certplane.runtime.files import Owner
-from certplane.setup.account import Account, account, as_account
+from certplane.setup.account import Account, EndedError, account, as_account
 from certplane.setup.apply import apply, refuse_differences, would
 from certplane.setup.asking import Asker
 from certplane.setup.internal_ca import (
     CA_TIME,
     Pin,
-    as_flags,
     asked_ca,
     bundle_text,
     certificates_in,
@@ -62,19 +60,11 @@ _USUAL = Path("/etc/certplane/broker.yml")
 _TIMER = "certplane-broker-certificate.timer"
 
 
-class _EndedError(Exception):
-    """The part of the broker's user has told why it failed; `status` is the program's."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(status)
-        self.status = status
-
-
 def run(options: Namespace, config: Path) -> int:
     """Set this machine up; returns the exit status."""
     try:
         return _Init(options, config).run()
-    except _EndedError as ended:
+    except EndedError as ended:
         return ended.status
 
 
@@ -199,7 +189,7 @@ class _Init:
             self._as_user(
                 lambda: _checked(self._settings, offline=self._options.offline, handed=handed), _load_checking
             )
-        except _EndedError:
+        except EndedError:
             say(f"{PROGRAM}: the files are in place; mend that, and run `certplane-broker{config} check`")
             return FAILED
         print("checked: a start would get as far as its port")
@@ -225,16 +215,7 @@ class _Init:
     def _as_user(
         self, work: Callable[[], Mapping[str, Any]], load: Callable[[], None] = lambda: None
     ) -> Mapping[str, Any]:
-        def told() -> Mapping[str, Any]:
-            try:
-                return work()
-            except CertplaneError as error:
-                raise as_flags(error) from error
-
-        result = as_account(self._who, load, told, lambda working: command.exit_status("certplane-broker", working))
-        if isinstance(result, int):
-            raise _EndedError(result)
-        return result
+        return as_account(self._who, "certplane-broker", work, load)
 
 
 def _load_checking() -> None:

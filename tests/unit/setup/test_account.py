@@ -15,13 +15,15 @@ ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes anot
 SCRIPT = """
 import os, sys
 from certplane.errors import OperationError
-from certplane.runtime.command import exit_status
-from certplane.setup.account import account, as_account
+from certplane.setup.account import EndedError, account, as_account
 who = account(sys.argv[1] or None, "no-such-user", remedy="")
 def work():
     {work}
 print("told once")
-result = as_account(who, lambda: None, work, lambda working: exit_status("certplane-x", working))
+try:
+    result = as_account(who, "certplane-x", work)
+except EndedError as ended:
+    result = ended.status
 print(result, os.geteuid())
 """
 
