@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -308,6 +310,9 @@ async def test_another_operator_approves(scene: Scene) -> None:
 async def test_a_broker_that_is_killed_meanwhile(scene: Scene) -> None:
     """The rollout goes on where it was, and whoever waits for it waits on: each host is new, once."""
     before = await scene.serials()
+    last = list(scene.hosts.values())[-1].host._agent
+    assert last is not None
+    os.kill(last.pid, signal.SIGSTOP)  # or all could be over before it is looked at
     starting = asyncio.create_task(
         scene.bob.run(
             "rollout", "start", "--profile", "web", "--rings", "canary,rest", "--reason", "a drill", "--yes", *_WAIT
@@ -317,8 +322,11 @@ async def test_a_broker_that_is_killed_meanwhile(scene: Scene) -> None:
     async def begun() -> bool:
         return bool(await scene.lines("rollout", "list", "--state", "running"))
 
-    await until(begun, poll=0.2, by=starting, what="a rollout that runs")
-    scene.deployment.broker_process.kill()
+    try:
+        await until(begun, poll=0.2, by=starting, what="a rollout that runs")
+        scene.deployment.broker_process.kill()
+    finally:
+        os.kill(last.pid, signal.SIGCONT)
     await scene.deployment.start_broker()
     async with no_hang():
         finished = await starting

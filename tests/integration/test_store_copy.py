@@ -220,7 +220,7 @@ async def test_a_copy_that_is_not_the_same_is_undone(copies: Copies, monkeypatch
 
     monkeypatch.setattr(copying.PostgresqlDatabase, "add", losing)
     said = await copies.refusal(copies.sqlite, copies.postgresql)
-    assert said.startswith("keys: 6 rows were read")
+    assert said.startswith("keys: 6 rows read, SHA-256")
     assert is_empty(copies.postgresql.url)
 
 
