@@ -57,7 +57,7 @@ async def test_zones_that_validate(tmp_path: Path) -> None:
         assert found.detail == "signed, and validated by the resolver 127.0.0.1"
         found = await look(zones, zones.plain_resolver)
         assert found.result is OK
-        assert "nothing wrong at 1 of 1 servers; the resolver doesn't validate" in found.detail
+        assert "nothing wrong at 1 of 1 server; the resolver doesn't validate" in found.detail
         assert (await look(zones, name=CHILD)).result is OK
 
 

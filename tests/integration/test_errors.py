@@ -37,7 +37,7 @@ from certplane.sandbox.cloudflare_api import CloudflareApi, Fault
 from certplane.sandbox.pebble import Pebble, PebbleOptions
 from certplane.sandbox.ports import DnsServer
 from certplane.v1 import certificate_pb2 as pb
-from certplane.v1 import fleet_pb2, fleet_pb2_grpc
+from certplane.v1 import enrollment_pb2, enrollment_pb2_grpc, fleet_pb2, fleet_pb2_grpc
 from tests.support.broker_files import BrokerFiles
 from tests.support.ca import Leaf
 from tests.support.calls import Refused, refused, refused_order
@@ -64,6 +64,7 @@ hosts:
   web2: {identity: web2.certplane.test, profiles: [web, other]}
 operators:
   admin: {identity: admin.certplane.test, roles: [guest, viewer]}
+  owner: {identity: owner.certplane.test, roles: [admin]}
 """
 HOUR = timedelta(hours=1)
 LATER = (("Retry-After", "3600"),)
@@ -478,6 +479,14 @@ async def viewer_asks_for_renewals(scene: Scene) -> Refused:
         return await refused(stub.RequestRenewal(fleet_pb2.RequestRenewalRequest(reason="x"), timeout=HANG))
 
 
+async def token_of_a_broker_that_makes_none(scene: Scene) -> Refused:
+    await scene.start()
+    async with scene.channel("owner.certplane.test") as channel:
+        stub: Any = enrollment_pb2_grpc.EnrollmentServiceStub(channel)
+        request = enrollment_pb2.CreateBootstrapTokenRequest(identity=HOST)
+        return await refused(stub.CreateBootstrapToken(request, timeout=HANG))
+
+
 async def second_stream_of_an_identity(scene: Scene) -> Refused:
     await scene.start()
     identity = scene.identity()
@@ -533,6 +542,7 @@ CAUSES: list[tuple[Reason, Callable[[Scene], Awaitable[Refused]], str]] = [
     (Reason.STREAM_DISPLACED, second_stream_of_an_identity, ""),
     (Reason.STREAM_TIMED_OUT, host_that_falls_silent, ""),
     (Reason.ROLE_REQUIRED, viewer_asks_for_renewals, ""),
+    (Reason.BOOTSTRAP_NOT_CONFIGURED, token_of_a_broker_that_makes_none, ""),
     (Reason.INTERNAL, certificate_missing_from_the_database, ""),
 ]
 """Reason, what brings it about, and that cause's name where the function's own doesn't say it."""

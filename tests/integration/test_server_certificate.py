@@ -20,6 +20,7 @@ from certplane.sandbox.ports import IdentityCa
 from certplane.stepca.errors import EnrollmentError, RefusedError, UnreachableError
 from certplane.stepca.exchange import Endpoint
 from certplane.stepca.trust import PinnedRoots
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration
 
@@ -96,6 +97,8 @@ async def test_a_used_token_leaves_the_key_for_the_next_one(
 ) -> None:
     """The refusal says that a new token is needed; no certificate is written."""
     token = any_identity_ca.mint_token(NAME)
+    minted = now()
+    await until(lambda: now() - minted > timedelta(seconds=1), what="the next second")  # a token knows seconds alone
     await any_identity_ca.restart()  # which makes it too old
     with pytest.raises(RefusedError, match="get a new token"):
         await pool.run(lambda: own.get(NAME, token, now()))
